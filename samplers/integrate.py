@@ -1,0 +1,152 @@
+"""The one loop that touches samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .phi import Scalar
+from .plan import _START, _X, Combination, Stage
+
+Model = Callable[..., Tensor]
+"""A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
+
+NoiseSampler = Callable[[float, float], Tensor]
+"""noise_sampler(sigma, sigma_next) -> unit noise shaped like x."""
+
+
+class NonFiniteError(ValueError):
+    """The model returned NaN or infinity."""
+
+
+def integrate(
+    model: Model,
+    x: Tensor,
+    plan: Sequence[Stage],
+    *,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    history: Iterable[Tensor] = (),
+) -> Tensor:
+    """Carry out a plan: evaluate the model, combine, repeat.
+
+    Each stage costs one evaluation and one pass over memory per operand. Nothing is read back from the device
+    until the end, where the predictions are checked to have been finite. `x` is not written to, and neither is
+    a tensor that was handed to the model or to the callback.
+
+    Args:
+        model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
+        x: the sample at the first level, [B, C, ...], 3-D to 5-D, any floating dtype; the result has its dtype.
+        plan: the stages of a solver.
+        extra_args: passed on to the model.
+        callback: called once a step with `x`, `i`, `sigma`, `sigma_hat` and `denoised`, before the update.
+        disable: hides the progress bar, as in tqdm.
+        noise_sampler: source of noise for the stages that add some.
+        history: predictions from before the first stage, newest first, for a run that goes on from another.
+
+    Raises:
+        ValueError: if x has the wrong rank or dtype.
+        NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma.
+    """
+    check_sample(x)
+    extra_args = extra_args or {}
+    depth = 1 + max((max(stage.update.terms, default=0) for stage in plan), default=0)
+    predictions = deque(history, maxlen=max(depth, 1))
+    sigma_dtype = torch.promote_types(x.dtype, torch.float32)
+    checksums: list[Tensor] = []
+    start, step = x, -1
+
+    with progress_bar(plan, disable) as bar:
+        for stage in plan:
+            sigma = level_tensor(stage.sigma, x, sigma_dtype)
+            denoised = model(x, sigma, **extra_args)
+            predictions.appendleft(denoised)
+            # A sum is finite only if its terms are: the cheapest check that needs no answer now.
+            checksums.append(denoised.detach().sum(dtype=sigma_dtype))
+            if stage.step != step:
+                step = stage.step
+                bar.update(step - bar.n)
+                if callback is not None:
+                    level = sigma[0]
+                    callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": denoised})
+
+            operands = {_X: x, _START: start, **dict(enumerate(predictions))}
+            x = combine(stage.update, operands, x.dtype)
+            if stage.noise is not None:
+                noise = noise_sampler(stage.noise.sigma, stage.noise.sigma_next)
+                x = x.add_(noise, alpha=stage.noise.scale)
+            if stage.completes:
+                start = x
+        bar.update(step + 1 - bar.n)
+
+    check_finite(checksums, plan)
+    return x
+
+
+def combine(update: Combination, operands: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
+    """The sum of coefficient times operand, in a new tensor of the given dtype, one pass per operand."""
+    terms = [(c, operands[key]) for key, c in update.terms.items() if isinstance(c, Tensor) or c != 0]
+    if any(isinstance(c, Tensor) for c, _ in terms):  # a plan with gradients
+        return sum(c * operand for c, operand in terms).to(dtype)
+    (c, first), *rest = terms
+    total = first.to(dtype) * c
+    for c, operand in rest:
+        total.add_(operand, alpha=c)
+    return total
+
+
+def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(sigma, Tensor):
+        return sigma.to(x.device, dtype).expand(x.shape[0])
+    return torch.full((x.shape[0],), sigma, dtype=dtype, device=x.device)
+
+
+def check_sample(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not 3 <= x.ndim <= 5:
+        raise ValueError(
+            f"x must be a batch of latents with 3 to 5 dimensions ([B, C, ...]), got shape {list(x.shape)}"
+        )
+
+
+def check_finite(checksums: Sequence[Tensor], plan: Sequence[Stage]) -> None:
+    """The one read-back: were all predictions finite? Names the first that was not."""
+    if not checksums:
+        return
+    for finite, stage in zip(torch.stack(checksums).isfinite().tolist(), plan, strict=True):
+        if not finite:
+            steps = plan[-1].step + 1
+            raise NonFiniteError(
+                f"the model returned NaN or infinity at step {stage.step + 1} of {steps} "
+                f"(sigma = {float(stage.sigma):.6g}); try a higher precision for the model or VAE, a lower guidance "
+                "scale, or look for a broken LoRA or checkpoint"
+            )
+
+
+def progress_bar(plan: Sequence[Stage], disable: bool | None):
+    """A tqdm bar over the steps, where tqdm is installed."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=plan[-1].step + 1 if plan else 0, disable=disable)
+
+
+class _NoBar:
+    n = 0
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, steps: int) -> None:
+        pass

@@ -1,0 +1,94 @@
+"""Noise levels: x_t = alpha x_0 + sigma noise, and lambda = log(alpha / sigma), half the log-SNR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .phi import Scalar, exp, log
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One noise level. `lam` is lambda = log(alpha / sigma): +inf on clean data, -inf on pure noise."""
+
+    alpha: Scalar
+    sigma: Scalar
+    lam: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Levels(Sequence[Level]):
+    """The levels of a run, first to last, in Karras/EDM space (alpha = 1) or rectified flow (alpha = 1 - sigma).
+
+    Indexing gives a `Level`; `between` gives a level that no step ends on.
+    """
+
+    sigmas: tuple[Scalar, ...]
+    flow: bool = False
+    _levels: tuple[Level, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_levels", tuple(self.at_sigma(sigma) for sigma in self.sigmas))
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __getitem__(self, i):
+        return self._levels[i]
+
+    def at_sigma(self, sigma: Scalar) -> Level:
+        alpha = 1 - sigma if self.flow else 1.0
+        return Level(alpha, sigma, log(alpha) - log(sigma))
+
+    def at_lambda(self, lam: Scalar) -> Level:
+        """The level with log(alpha / sigma) = lam: sigma = e^-lam, or 1 / (1 + e^lam) in flow space."""
+        sigma = 1 / (1 + exp(lam)) if self.flow else exp(-lam)
+        return Level(1 - sigma if self.flow else 1.0, sigma, lam)
+
+    def between(self, s: Level, t: Level, r: Scalar) -> Level:
+        """The level at lambda_s + r (lambda_t - lambda_s)."""
+        return self.at_lambda(s.lam + r * (t.lam - s.lam))
+
+
+def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:
+    """Check the sigmas of a run and read them, once, to the host as float64.
+
+    `sigmas` is a 1-D tensor (or sequence) of two or more levels, strictly descending for sampling or strictly
+    ascending for inversion; only the last of a descending run may be 0. A tensor that requires gradients is
+    kept as scalars of torch, so that the plan made from it is differentiable in the levels.
+
+    Raises:
+        ValueError: naming the sigma at fault.
+    """
+    tensor = torch.as_tensor(sigmas, dtype=None if isinstance(sigmas, torch.Tensor) else torch.float64)
+    if tensor.ndim != 1:
+        raise ValueError(f"sigmas must be a 1-D tensor, got shape {list(tensor.shape)}")
+    values: list[float] = tensor.detach().to(torch.float64).tolist()
+    if len(values) < 2:
+        raise ValueError(f"sigmas must hold at least two levels (one step), got {values}: raise the number of steps")
+    for i, value in enumerate(values):
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"sigmas[{i}] = {value}: noise levels must be finite and not negative")
+        if flow and value > 1:
+            raise ValueError(
+                f"sigmas[{i}] = {value:g}: a rectified-flow model has levels between 0 and 1; "
+                "was this schedule made for another model?"
+            )
+    ascending = values[1] > values[0]
+    for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
+        if a == b:
+            raise ValueError(f"sigmas[{i}] and sigmas[{i + 1}] are equal ({a:g}): a step needs two different levels")
+        if (b > a) != ascending:
+            raise ValueError(
+                f"sigmas[{i}] = {a:g} and sigmas[{i + 1}] = {b:g}: levels must run in one direction, "
+                "descending to sample or ascending to invert"
+            )
+    if ascending and values[0] == 0:
+        raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
+    if tensor.requires_grad:
+        return Levels(tuple(tensor.to("cpu", torch.float64).unbind()), flow)
+    return Levels(tuple(values), flow)

@@ -1,0 +1,87 @@
+"""What a solver produces: stages, each a linear combination of things already known.
+
+A solver writes its update as the paper does, on symbols:
+
+    yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + t.alpha * -expm1(-h) * D[0])
+
+and `integrate` later puts tensors in the place of the symbols.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .phi import Scalar
+
+_X, _START = -1, -2  # keys of a Combination; a key k >= 0 is the k-th last prediction
+
+
+class Combination:
+    """A linear combination of symbols: adds, subtracts, scales. `terms` maps a symbol's key to its coefficient."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: dict[int, Scalar]):
+        self.terms = terms
+
+    def __add__(self, other: Combination) -> Combination:
+        terms = dict(self.terms)
+        for key, c in other.terms.items():
+            terms[key] = terms[key] + c if key in terms else c
+        return Combination(terms)
+
+    def __sub__(self, other: Combination) -> Combination:
+        return self + other * -1.0
+
+    def __mul__(self, scale: Scalar) -> Combination:
+        return Combination({key: scale * c for key, c in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: Scalar) -> Combination:
+        return Combination({key: c / scale for key, c in self.terms.items()})
+
+    def __repr__(self) -> str:
+        names = {_X: "x", _START: "start"}
+        return " + ".join(f"{float(c):.6g} {names.get(k, f'D[{k}]')}" for k, c in self.terms.items())
+
+
+X = Combination({_X: 1.0})
+"""The current sample: the one the model was last evaluated on."""
+
+START = Combination({_START: 1.0})
+"""The sample at the start of the step."""
+
+D = tuple(Combination({k: 1.0}) for k in range(4))
+"""The last predictions of the clean sample, newest first: D[0] is of this stage."""
+
+
+class Noise(NamedTuple):
+    """Fresh noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
+
+    scale: float
+    sigma: float
+    sigma_next: float
+
+
+class Stage(NamedTuple):
+    """Evaluate the model at `sigma`, then set the sample to `update`."""
+
+    step: int
+    """Index of the step that this stage belongs to, 0 ... len(sigmas) - 2."""
+
+    sigma: Scalar
+    """Noise level at which the model is evaluated on the current sample."""
+
+    update: Combination
+    """The next sample."""
+
+    completes: bool = True
+    """Whether `update` is the START of the stages that follow; within a step START stays where it was."""
+
+    noise: Noise | None = None
+    """Noise added after the update."""
+
+
+Plan = tuple[Stage, ...]
+"""All stages of a run. Plain numbers, made before the first evaluation."""

@@ -1,0 +1,335 @@
+"""The one list of samplers and schedules. Nodes, dropdowns, tests, benchmarks and tables follow from it.
+
+Adding a sampler is one function and one row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import dpmpp, schedules
+from .integrate import Model, NoiseSampler, check_sample, integrate
+from .levels import Levels, read_levels
+from .plan import Plan, Stage
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a sampler or schedule: its default (whose type is the option's), bounds and help text."""
+
+    name: str
+    default: float | int | bool | str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, owner: str, value: Any) -> Any:
+        """The value, of the option's type; raises ValueError naming the option if it does not fit."""
+        where = f"{owner}: option {self.name} = {value!r}"
+        if isinstance(self.default, bool):
+            if not isinstance(value, (bool, int)) or value not in (0, 1):
+                raise ValueError(f"{where} must be true or false")
+            return bool(value)
+        if isinstance(self.default, str):
+            if value not in self.choices:
+                raise ValueError(f"{where} must be one of {', '.join(self.choices)}")
+            return value
+        try:
+            number = operator.index(value) if isinstance(self.default, int) else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where} must be a number") from None
+        low, high = self.minimum, self.maximum
+        if math.isnan(number) or (low is not None and number < low) or (high is not None and number > high):
+            raise ValueError(f"{where} must lie between {low:g} and {high:g}")
+        return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spec:
+    id: str
+    label: str
+    paper: str
+    help: str
+    options: tuple[Option, ...] = ()
+    curated: bool = True
+    """Whether the host's dropdowns show it; the nodes show all."""
+
+    def check_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, defaults filled in.
+
+        Raises:
+            ValueError: naming an option that is unknown or out of bounds.
+        """
+        known = {option.name: option for option in self.options}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{self.id} has no option {name!r}; its options are: {', '.join(known) or 'none'}")
+        return {name: o.check(self.id, given.get(name, o.default)) for name, o in known.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSpec(_Spec):
+    """A sampler: its solver, what it is called, what it costs."""
+
+    solver: Callable[..., Iterator[Stage]]
+    """The mathematics: levels and options in, stages out."""
+
+    order: int
+    """Order of convergence in the largest step of lambda."""
+
+    def plan(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> Plan:
+        """The stages for these sigmas. With sigmas that require gradients, so do the coefficients.
+
+        Raises:
+            ValueError: naming the sigma or the option at fault.
+        """
+        return self._plan(read_levels(sigmas, flow), options)
+
+    def _plan(self, levels: Levels, options: Mapping[str, Any]) -> Plan:
+        return tuple(self.solver(levels, **self.check_options(options)))
+
+    def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
+        """The number of model evaluations (NFE) that `function` makes for these sigmas."""
+        return len(self.plan(sigmas, flow=flow, **options))
+
+    @torch.no_grad()
+    def function(
+        self,
+        model: Model,
+        x: Tensor,
+        sigmas: Tensor | Sequence[float],
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+        *,
+        noise_sampler: NoiseSampler | None = None,
+        flow: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        """Sample, with the signature of k-diffusion.
+
+        Args:
+            model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
+            x: noise of the first level, [B, C, ...], 3-D to 5-D: sigmas[0] times unit noise (plus alpha x_0).
+            sigmas: 1-D, descending, n + 1 levels for n steps, ending in 0 for a clean image; ascending inverts.
+            extra_args: passed on to the model.
+            callback: called once a step with a dict of `x`, `i`, `sigma`, `sigma_hat`, `denoised`.
+            disable: hides the progress bar.
+            noise_sampler: `noise_sampler(sigma, sigma_next)` gives the noise of a stochastic sampler.
+            flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
+            options: those of this sampler.
+
+        Returns:
+            The sample at sigmas[-1], shaped and typed like x.
+
+        Raises:
+            ValueError: naming the argument at fault.
+            NonFiniteError: if the model returned NaN or infinity, naming the step.
+        """
+        check_sample(x)
+        plan = self.plan(sigmas, flow=flow, **options)
+        return integrate(
+            model, x, plan, extra_args=extra_args, callback=callback, disable=disable, noise_sampler=noise_sampler
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec(_Spec):
+    """A schedule of noise levels."""
+
+    levels: Callable[..., Tensor]
+    """The mathematics: n levels from sigma_max to sigma_min."""
+
+    def function(self, n: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **options: Any) -> Tensor:
+        """n + 1 descending sigmas, [n + 1] in float64, from sigma_max (exactly) over sigma_min to 0.
+
+        With n = 1 they are sigma_max and 0. `flow`: levels of a rectified-flow model, at most 1.
+
+        Raises:
+            ValueError: naming the argument at fault.
+        """
+        try:
+            steps = operator.index(n)
+        except TypeError:
+            raise ValueError(f"{self.id}: steps = {n!r} must be a whole number") from None
+        if steps < 1:
+            raise ValueError(f"{self.id}: steps = {steps} must be at least 1")
+        low, high = float(sigma_min), float(sigma_max)
+        if not 0 < low < high < math.inf:
+            raise ValueError(
+                f"{self.id}: sigma_min = {low:g} and sigma_max = {high:g} must be finite with 0 < sigma_min < sigma_max"
+            )
+        if flow and high > 1:
+            raise ValueError(f"{self.id}: sigma_max = {high:g}: the levels of a rectified-flow model end at 1")
+        sigmas = self.levels(steps, low, high, flow=flow, **self.check_options(options))
+        sigmas[0] = high
+        if steps > 1:
+            sigmas[-1] = low
+        return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+SpecT = TypeVar("SpecT", bound=_Spec)
+
+
+class Registry(Mapping[str, SpecT], Generic[SpecT]):
+    """Specs by id, in order. An unknown id is an error that says which are meant."""
+
+    def __init__(self, kind: str, specs: Sequence[SpecT]):
+        self._kind = kind
+        self._specs = {spec.id: spec for spec in specs}
+
+    def __getitem__(self, key: str) -> SpecT:
+        try:
+            return self._specs[key]
+        except KeyError:
+            near = difflib.get_close_matches(str(key), self._specs, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
+            raise KeyError(f"unknown {self._kind} {key!r}; {hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+def _lower_order_final(default: bool) -> Option:
+    return Option(
+        "lower_order_final",
+        default,
+        "Lower the order over the last steps. Steadier with few steps; no effect on the step to sigma 0, "
+        "which always has order 1.",
+    )
+
+
+_CORRECTED_START = Option(
+    "corrected_start",
+    False,
+    "Take the first step again, with a higher order, once the second prediction is known. Costs no evaluation.",
+)
+_DPMPP = "Lu et al. 2022, arXiv 2211.01095"
+
+SAMPLERS: Mapping[str, SamplerSpec] = Registry(
+    "sampler",
+    [
+        SamplerSpec(
+            id="ddim",
+            label="DDIM (DPM-Solver++ 1)",
+            paper="Song et al. 2020, arXiv 2010.02502",
+            help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
+            solver=dpmpp.ddim,
+            order=1,
+        ),
+        SamplerSpec(
+            id="dpmpp_2s",
+            label="DPM-Solver++ 2S",
+            paper=_DPMPP,
+            help="Second order, two evaluations a step. Remembers nothing between steps, so it forgives strong guidance.",
+            solver=dpmpp.dpmpp_2s,
+            order=2,
+            options=(
+                Option("r", 0.5, "Where in the step (in log-SNR) the second evaluation lies.", 0.05, 1.0),
+                Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun")),
+                _lower_order_final(False),
+            ),
+        ),
+        SamplerSpec(
+            id="dpmpp_3s",
+            label="DPM-Solver++ 3S",
+            paper=_DPMPP,
+            help="Third order, three evaluations a step. For exact results with many evaluations and low guidance.",
+            solver=dpmpp.dpmpp_3s,
+            order=3,
+            options=(
+                Option("r1", 1 / 3, "Where in the step the second evaluation lies; smaller than r2.", 0.05, 0.95),
+                Option("r2", 2 / 3, "Where in the step the third evaluation lies.", 0.1, 1.0),
+                Option(
+                    "solver_type",
+                    "midpoint",
+                    "Form of the update; midpoint is the published one, heun keeps order 3 for any r1 and r2.",
+                    choices=("midpoint", "heun"),
+                ),
+                _lower_order_final(False),
+            ),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpmpp_2m",
+            label="DPM-Solver++ 2M",
+            paper=_DPMPP,
+            help="Second order at one evaluation a step. The best all-rounder from 8 steps on.",
+            solver=dpmpp.dpmpp_2m,
+            order=2,
+            options=(
+                Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun")),
+                _lower_order_final(True),
+                _CORRECTED_START,
+            ),
+        ),
+        SamplerSpec(
+            id="dpmpp_3m",
+            label="DPM-Solver++ 3M",
+            paper=_DPMPP,
+            help="Parabola through three predictions, one evaluation a step. For 15 steps and more at low guidance.",
+            solver=dpmpp.dpmpp_3m,
+            order=3,
+            options=(
+                Option(
+                    "solver_type",
+                    "published",
+                    "published: the formula of every implementation, which takes half the curvature (order 2 in the "
+                    "limit of many steps); exact: all of it (order 3).",
+                    choices=("published", "exact"),
+                ),
+                _lower_order_final(True),
+                _CORRECTED_START,
+            ),
+        ),
+    ],
+)
+"""Every sampler, by id. The ids and option names are saved in workflows: they stay."""
+
+SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
+    "schedule",
+    [
+        ScheduleSpec(
+            id="karras",
+            label="Karras",
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            help="Many steps at low noise. The usual choice from 15 steps on.",
+            levels=schedules.karras,
+            options=(Option("rho", 7.0, "Warp: larger puts more steps at low noise; 1 is uniform in sigma.", 1.0, 100.0),),
+        ),
+        ScheduleSpec(
+            id="exponential",
+            label="Exponential (uniform log-SNR)",
+            paper="Lu et al. 2022, arXiv 2206.00927",
+            help="Equal steps in log-SNR, the solvers' own time.",
+            levels=schedules.exponential,
+        ),
+        ScheduleSpec(
+            id="time_uniform",
+            label="Time uniform (VP)",
+            paper="Song et al. 2021, arXiv 2011.13456",
+            help="Equal steps in diffusion time: few at low noise. Good for 5 to 12 steps on large latents.",
+            levels=schedules.time_uniform,
+        ),
+        ScheduleSpec(
+            id="time_quadratic",
+            label="Time quadratic (VP)",
+            paper="Song et al. 2020, arXiv 2010.02502",
+            help="Equal steps in the square root of diffusion time: between uniform time and log-SNR.",
+            levels=schedules.time_quadratic,
+        ),
+    ],
+)
+"""Every schedule, by id."""
