@@ -71,8 +71,8 @@ def step_2s(levels: Levels, i: int, r: float, solver_type: str) -> Iterator[Stag
 
     d_u, d_s = D[0], D[1]
     slope = (d_u - d_s) / r
-    d = (d_s + slope / 2,) if solver_type == "midpoint" else (d_s, slope)
-    yield Stage(i, u.sigma, taylor(START, s, t, *d))
+    x_t = taylor(START, s, t, d_s + slope / 2) if solver_type == "midpoint" else taylor(START, s, t, d_s, slope)
+    yield Stage(i, u.sigma, x_t)
 
 
 def step_3s(levels: Levels, i: int, r1: float, r2: float, solver_type: str) -> Iterator[Stage]:
@@ -86,12 +86,10 @@ def step_3s(levels: Levels, i: int, r1: float, r2: float, solver_type: str) -> I
     d_v, d_u, d_s = D[0], D[1], D[2]
     slope_u, slope_v = (d_u - d_s) / r1, (d_v - d_s) / r2
     if solver_type == "midpoint":
-        d = (d_s, slope_v)
+        derivatives = [slope_v]
     else:
-        d = (d_s, (r2 * slope_u - r1 * slope_v) / (r2 - r1), (slope_v - slope_u) * (2 / (r2 - r1)))
-    yield Stage(i, v.sigma, taylor(START, s, t, *d))
-
-
+        derivatives = [(r2 * slope_u - r1 * slope_v) / (r2 - r1), (slope_v - slope_u) * (2 / (r2 - r1))]
+    yield Stage(i, v.sigma, taylor(START, s, t, d_s, *derivatives))
 
 
 def ddim(levels: Levels) -> Iterator[Stage]:
@@ -215,12 +213,12 @@ def _multistep(
 
         order = multistep_order(levels, i, max_order, lower_order_final)
         if order == 1:
-            d = (D[0],)
+            x_t = taylor(x, s, t, D[0])
         elif order == 2 and solver_type in ("midpoint", "published"):
-            d = (D[0] + line(levels, i) / 2,)
+            x_t = taylor(x, s, t, D[0] + line(levels, i) / 2)
         elif order == 2:
-            d = (D[0], line(levels, i))
+            x_t = taylor(x, s, t, D[0], line(levels, i))
         else:
             slope, curvature = parabola(levels, i)
-            d = (D[0], slope, curvature / 2 if solver_type == "published" else curvature)
-        yield Stage(i, s.sigma, taylor(x, s, t, *d), completes=not (corrected_start and i == 0))
+            x_t = taylor(x, s, t, D[0], slope, curvature / 2 if solver_type == "published" else curvature)
+        yield Stage(i, s.sigma, x_t, completes=not (corrected_start and i == 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .phi import Scalar
-from .plan import _START, _X, Combination, Stage
+from .plan import Combination, Stage
 
 Model = Callable[..., Tensor]
 """A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
@@ -51,24 +52,26 @@ def integrate(
         history: predictions from before the first stage, newest first, for a run that goes on from another.
 
     Raises:
-        ValueError: if x has the wrong rank or dtype.
+        ValueError: if x has the wrong rank or dtype, or the plan adds noise and there is no noise sampler.
         NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma.
     """
     check_sample(x)
+    if noise_sampler is None and any(stage.noise for stage in plan):
+        raise ValueError("this plan adds noise: a noise_sampler is needed")
     extra_args = extra_args or {}
-    depth = 1 + max((max(stage.update.terms, default=0) for stage in plan), default=0)
-    predictions = deque(history, maxlen=max(depth, 1))
-    sigma_dtype = torch.promote_types(x.dtype, torch.float32)
+    keep = 1 + max((max(stage.update.terms) for stage in plan), default=0)
+    predictions = deque(history, maxlen=max(keep, 1))
+    wide = torch.promote_types(x.dtype, torch.float32)
     checksums: list[Tensor] = []
     start, step = x, -1
 
     with progress_bar(plan, disable) as bar:
         for stage in plan:
-            sigma = level_tensor(stage.sigma, x, sigma_dtype)
+            sigma = level_tensor(stage.sigma, x, wide)
             denoised = model(x, sigma, **extra_args)
-            predictions.appendleft(denoised)
             # A sum is finite only if its terms are: the cheapest check that needs no answer now.
-            checksums.append(denoised.detach().sum(dtype=sigma_dtype))
+            checksums.append(denoised.sum() if denoised.dtype == wide else denoised.sum(dtype=wide))
+            predictions.appendleft(denoised if denoised.dtype == x.dtype else denoised.to(x.dtype))
             if stage.step != step:
                 step = stage.step
                 bar.update(step - bar.n)
@@ -76,11 +79,9 @@ def integrate(
                     level = sigma[0]
                     callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": denoised})
 
-            operands = {_X: x, _START: start, **dict(enumerate(predictions))}
-            x = combine(stage.update, operands, x.dtype)
-            if stage.noise is not None:
-                noise = noise_sampler(stage.noise.sigma, stage.noise.sigma_next)
-                x = x.add_(noise, alpha=stage.noise.scale)
+            x = combine(stage.update, (*predictions, start, x))
+            if stage.noise is not None and noise_sampler is not None:
+                x = x.add(noise_sampler(stage.noise.sigma, stage.noise.sigma_next), alpha=stage.noise.scale)
             if stage.completes:
                 start = x
         bar.update(step + 1 - bar.n)
@@ -89,22 +90,32 @@ def integrate(
     return x
 
 
-def combine(update: Combination, operands: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
-    """The sum of coefficient times operand, in a new tensor of the given dtype, one pass per operand."""
-    terms = [(c, operands[key]) for key, c in update.terms.items() if isinstance(c, Tensor) or c != 0]
-    if any(isinstance(c, Tensor) for c, _ in terms):  # a plan with gradients
-        return sum(c * operand for c, operand in terms).to(dtype)
-    (c, first), *rest = terms
-    total = first.to(dtype) * c
-    for c, operand in rest:
-        total.add_(operand, alpha=c)
+def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
+    """The sum of coefficient times operand; at most one pass over memory per operand, none written to.
+
+    The keys of a combination are indices into `operands`: the predictions, newest first, then the sample at the
+    start of the step and the current sample.
+    """
+    if update.interpolation is not None:
+        first, chain = update.interpolation
+        total = operands[first]
+        for i, (key, weight) in enumerate(chain):
+            total = total.lerp_(operands[key], weight) if i else total.lerp(operands[key], weight)
+        return total
+    (key, c), *rest = update.terms.items()
+    total = operands[key] * c
+    for key, c in rest:
+        if isinstance(c, Tensor):  # a plan with gradients
+            total = total + c * operands[key]
+        else:
+            total.add_(operands[key], alpha=c)
     return total
 
 
 def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(sigma, Tensor):
         return sigma.to(x.device, dtype).expand(x.shape[0])
-    return torch.full((x.shape[0],), sigma, dtype=dtype, device=x.device)
+    return x.new_full((x.shape[0],), sigma, dtype=dtype)
 
 
 def check_sample(x: Tensor) -> None:
@@ -116,12 +127,10 @@ def check_sample(x: Tensor) -> None:
         )
 
 
-def check_finite(checksums: Sequence[Tensor], plan: Sequence[Stage]) -> None:
+def check_finite(checksums: list[Tensor], plan: Sequence[Stage]) -> None:
     """The one read-back: were all predictions finite? Names the first that was not."""
-    if not checksums:
-        return
-    for finite, stage in zip(torch.stack(checksums).isfinite().tolist(), plan, strict=True):
-        if not finite:
+    for checksum, stage in zip(torch.stack(checksums).tolist(), plan, strict=True):
+        if not math.isfinite(checksum):
             steps = plan[-1].step + 1
             raise NonFiniteError(
                 f"the model returned NaN or infinity at step {stage.step + 1} of {steps} "
@@ -130,8 +139,10 @@ def check_finite(checksums: Sequence[Tensor], plan: Sequence[Stage]) -> None:
             )
 
 
-def progress_bar(plan: Sequence[Stage], disable: bool | None):
+def progress_bar(plan: Sequence[Stage], disable: bool | None) -> Any:
     """A tqdm bar over the steps, where tqdm is installed."""
+    if disable:
+        return _NoBar()
     try:
         from tqdm.auto import tqdm
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Levels(Sequence[Level]):
 
     sigmas: tuple[Scalar, ...]
     flow: bool = False
-    _levels: tuple[Level, ...] = field(init=False, repr=False)
+    _levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_levels", tuple(self.at_sigma(sigma) for sigma in self.sigmas))
@@ -37,7 +38,7 @@ class Levels(Sequence[Level]):
     def __len__(self) -> int:
         return len(self._levels)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Level:  # type: ignore[override]  # no slices
         return self._levels[i]
 
     def at_sigma(self, sigma: Scalar) -> Level:
@@ -54,8 +55,21 @@ class Levels(Sequence[Level]):
         return self.at_lambda(s.lam + r * (t.lam - s.lam))
 
 
+def read_sigmas(sigmas: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
+    """The sigmas as floats on the host: the only read from the device before a run.
+
+    Raises:
+        ValueError: if they are not a 1-D tensor or sequence of numbers.
+    """
+    if isinstance(sigmas, torch.Tensor):
+        if sigmas.ndim != 1:
+            raise ValueError(f"sigmas must be a 1-D tensor, got shape {list(sigmas.shape)}")
+        return tuple(sigmas.tolist())
+    return tuple(float(sigma) for sigma in sigmas)
+
+
 def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:
-    """Check the sigmas of a run and read them, once, to the host as float64.
+    """The checked levels of a run, in float64.
 
     `sigmas` is a 1-D tensor (or sequence) of two or more levels, strictly descending for sampling or strictly
     ascending for inversion; only the last of a descending run may be 0. A tensor that requires gradients is
@@ -64,12 +78,11 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
     Raises:
         ValueError: naming the sigma at fault.
     """
-    tensor = torch.as_tensor(sigmas, dtype=None if isinstance(sigmas, torch.Tensor) else torch.float64)
-    if tensor.ndim != 1:
-        raise ValueError(f"sigmas must be a 1-D tensor, got shape {list(tensor.shape)}")
-    values: list[float] = tensor.detach().to(torch.float64).tolist()
+    values = read_sigmas(sigmas)
     if len(values) < 2:
-        raise ValueError(f"sigmas must hold at least two levels (one step), got {values}: raise the number of steps")
+        raise ValueError(
+            f"sigmas must hold at least two levels (one step), got {list(values)}: raise the number of steps"
+        )
     for i, value in enumerate(values):
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"sigmas[{i}] = {value}: noise levels must be finite and not negative")
@@ -79,7 +92,7 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
                 "was this schedule made for another model?"
             )
     ascending = values[1] > values[0]
-    for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(values)):
         if a == b:
             raise ValueError(f"sigmas[{i}] and sigmas[{i + 1}] are equal ({a:g}): a step needs two different levels")
         if (b > a) != ascending:
@@ -89,6 +102,6 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
             )
     if ascending and values[0] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
-    if tensor.requires_grad:
-        return Levels(tuple(tensor.to("cpu", torch.float64).unbind()), flow)
-    return Levels(tuple(values), flow)
+    if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
+        return Levels(tuple(sigmas.to("cpu", torch.float64).unbind()), flow)
+    return Levels(values, flow)

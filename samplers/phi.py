@@ -40,7 +40,7 @@ def phi(k: int, z: Scalar) -> Scalar:
     series sum_n z^n / (n + k)! replaces it for |z| < 1; the relative error stays below 1e-14.
     Hochbruck and Ostermann, Exponential integrators, Acta Numerica 2010.
     """
-    if abs(z) < _SERIES_BELOW:
+    if abs(float(z)) < _SERIES_BELOW:
         total: Scalar = 0.0
         for n in reversed(range(_SERIES_TERMS)):
             total = total * z + 1 / math.factorial(n + k)

@@ -9,7 +9,10 @@ and `integrate` later puts tensors in the place of the symbols.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
+
+import torch
 
 from .phi import Scalar
 
@@ -18,8 +21,6 @@ _X, _START = -1, -2  # keys of a Combination; a key k >= 0 is the k-th last pred
 
 class Combination:
     """A linear combination of symbols: adds, subtracts, scales. `terms` maps a symbol's key to its coefficient."""
-
-    __slots__ = ("terms",)
 
     def __init__(self, terms: dict[int, Scalar]):
         self.terms = terms
@@ -44,6 +45,33 @@ class Combination:
     def __repr__(self) -> str:
         names = {_X: "x", _START: "start"}
         return " + ".join(f"{float(c):.6g} {names.get(k, f'D[{k}]')}" for k, c in self.terms.items())
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the coefficients are scalars of torch, which may carry gradients."""
+        return any(isinstance(c, torch.Tensor) for c in self.terms.values())
+
+    @cached_property
+    def interpolation(self) -> tuple[int, tuple[tuple[int, float], ...]] | None:
+        """The same sum as a chain of interpolations, or None where the coefficients do not add up to 1.
+
+            y = first;  y <- y + weight (operand - y) for each further operand, weight_k = c_k / (c_1 + ... + c_k)
+
+        Every deterministic update adds up to 1 (a sample equal to its predictions stays). As a chain it takes
+        one pass less over memory and keeps a constant to the last bit. Positive coefficients come first, so that
+        no partial sum is small.
+        """
+        if self.differentiable:
+            return None
+        terms = sorted(((float(c), key) for key, c in self.terms.items() if c), reverse=True)
+        if abs(sum(c for c, _ in terms) - 1) > 1e-12:
+            return None
+        (partial, first), *rest = terms
+        chain = []
+        for c, key in rest:
+            partial += c
+            chain.append((key, c / partial))
+        return first, tuple(chain)
 
 
 X = Combination({_X: 1.0})

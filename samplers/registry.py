@@ -6,6 +6,7 @@ Adding a sampler is one function and one row.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from . import dpmpp, schedules
 from .integrate import Model, NoiseSampler, check_sample, integrate
-from .levels import Levels, read_levels
+from .levels import read_levels, read_sigmas
 from .plan import Plan, Stage
 
 
@@ -92,10 +93,10 @@ class SamplerSpec(_Spec):
         Raises:
             ValueError: naming the sigma or the option at fault.
         """
-        return self._plan(read_levels(sigmas, flow), options)
-
-    def _plan(self, levels: Levels, options: Mapping[str, Any]) -> Plan:
-        return tuple(self.solver(levels, **self.check_options(options)))
+        options = self.check_options(options)
+        if isinstance(sigmas, Tensor) and sigmas.requires_grad:
+            return tuple(self.solver(read_levels(sigmas, flow), **options))
+        return _cached_plan(self.solver, read_sigmas(sigmas), flow, tuple(options.items()))
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
         """The number of model evaluations (NFE) that `function` makes for these sigmas."""
@@ -140,6 +141,14 @@ class SamplerSpec(_Spec):
         return integrate(
             model, x, plan, extra_args=extra_args, callback=callback, disable=disable, noise_sampler=noise_sampler
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_plan(
+    solver: Callable[..., Iterator[Stage]], sigmas: tuple[float, ...], flow: bool, options: tuple[tuple[str, Any], ...]
+) -> Plan:
+    """Artists run the same few schedules over and over."""
+    return tuple(solver(read_levels(sigmas, flow), **dict(options)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +242,17 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="dpmpp_2s",
             label="DPM-Solver++ 2S",
             paper=_DPMPP,
-            help="Second order, two evaluations a step. Remembers nothing between steps, so it forgives strong guidance.",
+            help="Second order, two evaluations a step. Remembers nothing between steps: it forgives strong guidance.",
             solver=dpmpp.dpmpp_2s,
             order=2,
             options=(
                 Option("r", 0.5, "Where in the step (in log-SNR) the second evaluation lies.", 0.05, 1.0),
-                Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun")),
+                Option(
+                    "solver_type",
+                    "midpoint",
+                    "Form of the update; midpoint is the paper's.",
+                    choices=("midpoint", "heun"),
+                ),
                 _lower_order_final(False),
             ),
         ),
@@ -270,7 +284,12 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             solver=dpmpp.dpmpp_2m,
             order=2,
             options=(
-                Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun")),
+                Option(
+                    "solver_type",
+                    "midpoint",
+                    "Form of the update; midpoint is the paper's.",
+                    choices=("midpoint", "heun"),
+                ),
                 _lower_order_final(True),
                 _CORRECTED_START,
             ),
@@ -307,7 +326,9 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             paper="Karras et al. 2022, arXiv 2206.00364",
             help="Many steps at low noise. The usual choice from 15 steps on.",
             levels=schedules.karras,
-            options=(Option("rho", 7.0, "Warp: larger puts more steps at low noise; 1 is uniform in sigma.", 1.0, 100.0),),
+            options=(
+                Option("rho", 7.0, "Warp: larger puts more steps at low noise; 1 is uniform in sigma.", 1.0, 100.0),
+            ),
         ),
         ScheduleSpec(
             id="exponential",

@@ -1,0 +1,28 @@
+# Two commands for a newcomer: `make demo` renders an image in a real ComfyUI, `make test` runs the tests.
+PYTHON ?= python3
+HOST_PYTHON = .host/venv/bin/python
+
+.PHONY: demo test check serve setup bench-overhead train-demo
+
+demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
+	$(HOST_PYTHON) demo/run.py
+
+test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest
+
+check: setup
+	$(HOST_PYTHON) -m ruff format --check .
+	$(HOST_PYTHON) -m ruff check .
+	$(HOST_PYTHON) -m mypy
+
+serve: setup  ## ComfyUI with the pack and the demo nodes, to open in a browser
+	$(PYTHON) tools/host.py serve
+
+bench-overhead: setup  ## time per step beyond the model, ours and the host's
+	$(HOST_PYTHON) bench/overhead.py
+
+train-demo: setup  ## make the demo model's weights again (about two hours on two cores)
+	$(HOST_PYTHON) demo/train.py
+
+setup:
+	@$(PYTHON) tools/host.py

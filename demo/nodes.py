@@ -1,0 +1,128 @@
+"""Nodes of the demo: model and text, empty latent, and the way between latents and images."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import comfy.model_management
+import torch
+from comfy_api.latest import ComfyExtension, io
+from torch.nn.functional import interpolate
+
+from .model import fold, load, unfold
+
+SIDE = 32
+CATEGORY = "Few-Step demo"
+
+_load = functools.lru_cache(maxsize=1)(load)
+
+
+class FewStepDemoModel(io.ComfyNode):
+    """The demo model and the conditioning for a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepDemoModel",
+            display_name="Demo Model (emoji)",
+            category=CATEGORY,
+            description="A small text-to-emoji model that comes with Few-Step: nothing to download.",
+            inputs=[
+                io.String.Input(
+                    "prompt",
+                    default="cat face",
+                    tooltip="A few words: smileys, animals, food. The model knows the names of 459 emoji.",
+                ),
+                io.String.Input("negative", default="", tooltip="Words to steer away from; empty is usual."),
+            ],
+            outputs=[
+                io.Model.Output(),
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prompt: str, negative: str) -> io.NodeOutput:
+        model, words = _load(Path(__file__).with_name("weights.safetensors"))
+        return io.NodeOutput(model.clone(), _conditioning(words, prompt), _conditioning(words, negative))
+
+
+def _conditioning(words, text: str) -> list:
+    embedding, unknown = words.encode(text)
+    if unknown:
+        logging.warning("the demo model does not know: %s", ", ".join(unknown))
+    return [[embedding[:, None], {"pooled_output": embedding}]]
+
+
+class FewStepDemoLatent(io.ComfyNode):
+    """An empty latent of the demo model's size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepDemoLatent",
+            display_name="Demo Empty Latent",
+            category=CATEGORY,
+            inputs=[io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many images.")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, batch_size: int) -> io.NodeOutput:
+        device = comfy.model_management.intermediate_device()
+        return io.NodeOutput({"samples": fold(torch.zeros(batch_size, 3, SIDE, SIDE, device=device))})
+
+
+class FewStepDemoDecode(io.ComfyNode):
+    """Latents of the demo model to images: exact, there is no VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepDemoDecode",
+            display_name="Demo Decode",
+            category=CATEGORY,
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Int.Input(
+                    "upscale", default=8, min=1, max=32, tooltip="The images are 32 pixels wide: enlarge them."
+                ),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict, upscale: int) -> io.NodeOutput:
+        pixels = unfold(samples["samples"]).clamp(0, 1)
+        return io.NodeOutput(interpolate(pixels, scale_factor=upscale, mode="nearest").movedim(1, -1))
+
+
+class FewStepDemoEncode(io.ComfyNode):
+    """Images to latents of the demo model, for img2img."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepDemoEncode",
+            display_name="Demo Encode",
+            category=CATEGORY,
+            inputs=[io.Image.Input("pixels", tooltip="Any image; it is made 32x32.")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, pixels: torch.Tensor) -> io.NodeOutput:
+        small = interpolate(pixels[..., :3].movedim(-1, 1), size=(SIDE, SIDE), mode="area")
+        return io.NodeOutput({"samples": fold(small)})
+
+
+class Demo(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [FewStepDemoModel, FewStepDemoLatent, FewStepDemoDecode, FewStepDemoEncode]
+
+
+async def comfy_entrypoint() -> Demo:
+    return Demo()

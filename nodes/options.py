@@ -1,0 +1,52 @@
+"""Widgets for the options of the registry, and back again.
+
+A node offers every option of every sampler it can choose. An option on which they agree shows its default; one
+with different defaults starts at "default", which means that of the chosen sampler. Options that the chosen
+sampler does not have are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..samplers import Option
+
+DEFAULT = "default"
+_SWITCH = {"on": True, "off": False}
+
+
+def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
+    """One input per option name, in order of first appearance."""
+    uses: dict[str, list[tuple[str, Option]]] = {}
+    for spec in specs:
+        for option in spec.options:
+            uses.setdefault(option.name, []).append((spec.id, option))
+    return [_input(name, [o for _, o in used], [id for id, _ in used]) for name, used in uses.items()]
+
+
+def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
+    first = options[0]
+    default = first.default if all(o.default == first.default for o in options) else None
+    common = {"id": name, "tooltip": f"{first.help} Used by: {', '.join(ids)}.", "optional": True}
+    if isinstance(first.default, bool):
+        if default is None:
+            return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
+        return io.Boolean.Input(default=default, **common)
+    if isinstance(first.default, str):
+        choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
+        return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
+    if default is None:
+        raise NotImplementedError(f"option {name} is a number with different defaults in {', '.join(ids)}")
+    bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
+    if isinstance(first.default, int):
+        return io.Int.Input(**bounds, **common)
+    return io.Float.Input(step=0.01, round=False, **bounds, **common)
+
+
+def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the widgets that are options of `spec`; "default" leaves an option to the spec."""
+    values = {o.name: widgets[o.name] for o in spec.options if widgets.get(o.name, DEFAULT) != DEFAULT}
+    return {name: _SWITCH.get(value, value) if isinstance(value, str) else value for name, value in values.items()}

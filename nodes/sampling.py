@@ -1,0 +1,81 @@
+"""The nodes that choose a sampler and a schedule."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..samplers import SAMPLERS, SCHEDULES
+from .host import sampler_function, schedule_sigmas
+from .options import chosen_options, option_inputs
+
+CATEGORY = "sampling/Few-Step"
+
+
+def _choice(specs) -> str:
+    return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
+
+
+class FewStepSampler(io.ComfyNode):
+    """Any sampler of the registry with its options, as a SAMPLER for SamplerCustom and SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepSampler",
+            display_name="Few-Step Sampler",
+            category=CATEGORY,
+            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Options that the chosen "
+            "sampler does not have are ignored.",
+            inputs=[
+                io.Combo.Input("sampler", options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS)),
+                *option_inputs(SAMPLERS.values()),
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, sampler: str, **options) -> io.NodeOutput:
+        spec = SAMPLERS[sampler]
+        options = spec.check_options(chosen_options(spec, options))
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sampler_function(spec), options))
+
+
+class FewStepScheduler(io.ComfyNode):
+    """Any schedule of the registry over the model's own range of levels, as SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepScheduler",
+            display_name="Few-Step Scheduler",
+            category=CATEGORY,
+            description="Where the steps lie between full noise and the clean image, for the connected model.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be sampled: its range of noise levels is used."),
+                io.Combo.Input("schedule", options=list(SCHEDULES), default="karras", tooltip=_choice(SCHEDULES)),
+                io.Int.Input("steps", default=10, min=1, max=10000, tooltip="Number of steps."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 starts from pure noise. Less keeps more of the input latent (img2img): the schedule is "
+                    "made longer and only its last steps are run. 0 leaves the latent as it is.",
+                ),
+                *option_inputs(SCHEDULES.values()),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, steps + 1, descending to 0.")],
+        )
+
+    @classmethod
+    def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
+        if denoise <= 0:
+            return io.NodeOutput(torch.FloatTensor([]))  # the host's sign for "leave the latent as it is"
+        spec = SCHEDULES[schedule]
+        total = max(int(steps / denoise), steps)
+        model_sampling = model.get_model_object("model_sampling")
+        sigmas = schedule_sigmas(spec, model_sampling, total, **chosen_options(spec, options))
+        return io.NodeOutput(sigmas[-(steps + 1) :])

