@@ -8,7 +8,7 @@ demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the
 	$(HOST_PYTHON) demo/run.py
 
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
-	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests
 
 check: setup
 	$(HOST_PYTHON) -m ruff format --check .

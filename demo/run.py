@@ -18,21 +18,22 @@ import aiohttp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from host import BASE, SetupError, server, setup  # noqa: E402
+from host import SetupError, server, setup  # noqa: E402
 from workflow import to_prompt  # noqa: E402
 
 WORKFLOW = ROOT / "workflows" / "demo.json"
+OUTPUT = ROOT / "output"
 
 
-def change(prompt: dict, class_type: str, **inputs) -> None:
+def change(graph: dict, class_type: str, **inputs) -> None:
     """Set inputs of the nodes of a type, as an artist would in the graph."""
-    for node in prompt.values():
+    for node in graph.values():
         if node["class_type"] == class_type:
             node["inputs"] |= {name: value for name, value in inputs.items() if value is not None}
 
 
-async def run(url: str, prompt: dict) -> list[Path]:
-    """Queue the prompt, show its progress, and return the images that were saved.
+async def run(url: str, prompt: dict) -> list[str]:
+    """Queue the prompt, show its progress, and return the names of the images that were saved.
 
     Raises:
         SetupError: with the host's own message if it refuses the prompt or fails while running it.
@@ -57,11 +58,7 @@ async def run(url: str, prompt: dict) -> list[Path]:
         print()
         async with session.get(f"/history/{body['prompt_id']}") as answer:
             outputs = (await answer.json())[body["prompt_id"]]["outputs"]
-    return [
-        BASE / image["type"] / image["subfolder"] / image["filename"]
-        for output in outputs.values()
-        for image in output.get("images", [])
-    ]
+    return [image["filename"] for output in outputs.values() for image in output.get("images", [])]
 
 
 def main() -> None:
@@ -76,7 +73,8 @@ def main() -> None:
     try:
         setup()
         print("starting ComfyUI ...", flush=True)
-        with server() as host:
+        OUTPUT.mkdir(exist_ok=True)
+        with server(None, "--output-directory", str(OUTPUT)) as host:
             prompt = to_prompt(json.loads(WORKFLOW.read_text()), host.get("/object_info"))
             change(prompt, "FewStepDemoModel", prompt=options.prompt)
             change(prompt, "FewStepScheduler", steps=options.steps, schedule=options.schedule)
@@ -84,7 +82,7 @@ def main() -> None:
             change(prompt, "SamplerCustom", noise_seed=options.seed)
             print(f"rendering {WORKFLOW.relative_to(ROOT)} ...", flush=True)
             for image in asyncio.run(run(host.url, prompt)):
-                print(f"image: {image.relative_to(ROOT)}")
+                print(f"image: {(OUTPUT / image).relative_to(ROOT)}")
     except SetupError as error:
         sys.exit(f"the demo failed: {error}")
     print(f"done in {time.monotonic() - started:.1f} s")

@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from ..samplers import Option
 
 DEFAULT = "default"
+STEP = 0.01  # of numbers
 _SWITCH = {"on": True, "off": False}
 
 
@@ -43,10 +44,18 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
-    return io.Float.Input(step=0.01, round=False, **bounds, **common)
+    return io.Float.Input(step=STEP, round=False, **bounds, **common)
 
 
 def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the widgets that are options of `spec`; "default" leaves an option to the spec."""
-    values = {o.name: widgets[o.name] for o in spec.options if widgets.get(o.name, DEFAULT) != DEFAULT}
-    return {name: _SWITCH.get(value, value) if isinstance(value, str) else value for name, value in values.items()}
+    """The values of the widgets that are options of `spec`; those at their default are left to the spec.
+
+    The front end rounds numbers to the step of the widget: 0.33 is the default 1/3 again.
+    """
+    chosen = {}
+    for option in spec.options:
+        value = widgets.get(option.name, DEFAULT)
+        if value == DEFAULT or (isinstance(option.default, float) and abs(value - option.default) < STEP / 2):
+            continue
+        chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
+    return chosen

@@ -1,0 +1,105 @@
+"""What a step costs beside the model: our samplers and the host's own, in one run.
+
+    make bench-overhead
+
+The model returns a stored tensor, so that only the sampler is timed, as the host calls it (inference mode,
+float32 sigmas, no preview). Every figure is the median over interleaved repetitions of microseconds per step;
+the ratio is taken repetition by repetition.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / ".host" / "comfyui")]
+sys.argv = sys.argv[:1]  # the host reads it
+
+import comfy.cli_args  # noqa: E402
+import torch  # noqa: E402
+
+comfy.cli_args.args.cpu = not torch.cuda.is_available()
+
+import comfy.k_diffusion.sampling as k_diffusion  # noqa: E402
+import comfy.model_sampling  # noqa: E402
+
+from samplers import SAMPLERS, SCHEDULES  # noqa: E402
+
+LATENTS = {
+    "SD1.5 512x512": (1, 4, 64, 64),
+    "SDXL 1024x1024": (1, 4, 128, 128),
+    "SD1.5 batch 4": (4, 4, 64, 64),
+    "SDXL batch 4": (4, 4, 128, 128),
+    "video 81x480x832": (1, 16, 21, 60, 104),
+}
+HOST = {"dpmpp_2m": "sample_dpmpp_2m", "dpmpp_3m": "sample_dpmpp_3m_sde"}
+HOST_OPTIONS = {"dpmpp_3m": {"eta": 0.0}}  # the host's 3M is an SDE solver: without noise it is the same update
+STEPS, REPETITIONS, SECONDS = 20, 15, 0.05
+
+
+class StoredModel:
+    """Answers at once; carries what the host's samplers look up on a model."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device):
+        self.denoised = torch.randn(shape, device=device)
+        sampling = comfy.model_sampling.ModelSamplingDiscrete()
+        patcher = types.SimpleNamespace(get_model_object=lambda name: sampling)
+        self.inner_model = types.SimpleNamespace(model_patcher=patcher)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.denoised
+
+
+def time_per_step(run: Callable[[], object], repeats: int) -> float:
+    """Microseconds."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats / STEPS * 1e6
+
+
+def measure(shape: tuple[int, ...], device: torch.device) -> dict[str, list[float]]:
+    """Times per step of every sampler, ours as `id` and the host's as `host id`."""
+    model = StoredModel(shape, device)
+    x = torch.randn(shape, device=device) * 14.6146
+    sigmas = SCHEDULES["karras"].function(STEPS, 0.0292, 14.6146).float().to(device)
+    runs: dict[str, Callable[[], object]] = {}
+    for name, spec in SAMPLERS.items():
+        runs[name] = lambda spec=spec: spec.function(model, x, sigmas, disable=True)
+        if name in HOST:
+            function, options = getattr(k_diffusion, HOST[name]), HOST_OPTIONS.get(name, {})
+            runs[f"host {name}"] = lambda f=function, o=options: f(model, x, sigmas, disable=True, **o)
+    repeats = {name: max(1, int(SECONDS / (time_per_step(run, 1) * STEPS / 1e6))) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPETITIONS):
+        for name, run in runs.items():
+            times[name].append(time_per_step(run, repeats[name]))
+    return times
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {STEPS} steps")
+    print(f"{'latent':18} {'sampler':10} {'ours us/step':>13} {'host us/step':>13} {'ratio':>6} {'goal':>5}")
+    for latent, shape in LATENTS.items():
+        with torch.inference_mode():
+            times = measure(shape, device)
+        for name in SAMPLERS:
+            row = f"{latent:18} {name:10} {statistics.median(times[name]):13.1f}"
+            if name in HOST:
+                host = times[f"host {name}"]
+                ratio = statistics.median(a / b for a, b in zip(times[name], host, strict=True))
+                goal = 0.25 if shape[0] == 1 and len(shape) == 4 else 0.5
+                row += f" {statistics.median(host):13.1f} {ratio:6.2f} {goal:5.2f}"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""MODELs of a few thousand weights, of every kind the host samples."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+UNET = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "channel_mult": (1,),
+    "num_res_blocks": [1],
+    "transformer_depth": [0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0],
+    "use_spatial_transformer": True,
+    "context_dim": 16,
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "legacy": False,
+}
+
+
+def small_model(model_type: str):
+    """A MODEL of the given `comfy.model_base.ModelType`, with weights drawn from a fixed seed."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models_base
+
+    class Config(comfy.supported_models_base.BASE):
+        latent_format = partial(comfy.latent_formats.LatentFormat)
+        unet_extra_config = {}  # noqa: RUF012 - the host's own style
+
+    config = Config(UNET)
+    config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType[model_type])
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.diffusion_model.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.eval()
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def conditioning(seed: int) -> list:
+    return [[torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(seed)), {}]]

@@ -1,0 +1,114 @@
+"""Order of convergence, measured against the exact solution of the probability-flow ODE of a Gaussian mixture."""
+
+import math
+
+import pytest
+import torch
+from mixture import (
+    FLOW_MAX,
+    FLOW_MIN,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    denoiser,
+    each_sampler,
+    exact_options,
+    flow_denoiser,
+    levels,
+    relative_error,
+    solution,
+)
+
+from samplers import SAMPLERS, integrate
+
+STEPS = (128, 256, 512)
+
+
+def depth(plan) -> int:
+    """How many predictions of earlier steps a plan needs; 0 for a singlestep solver."""
+    earlier, within = 0, 0
+    for stage, before in zip(plan, (None, *plan), strict=False):
+        within = within + 1 if before and before.step == stage.step else 0
+        earlier = max(earlier, max(stage.update.terms) - within)
+    return earlier
+
+
+def error(spec, n: int, flow: bool = False, exact_start: bool = True, high: float | None = None, **options) -> float:
+    """Relative error of the last sample after n steps.
+
+    A multistep solver begins with steps of lower order, whose error hides its own: with `exact_start` it begins
+    instead on the exact solution, with exact predictions as its history.
+    """
+    model = flow_denoiser if flow else denoiser
+    low = FLOW_MIN if flow else SIGMA_MIN
+    high = high or (FLOW_MAX if flow else SIGMA_MAX)
+    plan = spec.plan(levels(n, high, low, flow), flow=flow, **options)
+
+    def prediction(sigma: float):
+        return model(solution(sigma, flow), torch.full((3,), sigma, dtype=torch.float64))
+
+    k = depth(plan) if exact_start else 0
+    history = [prediction(stage.sigma) for stage in reversed(plan[:k])]
+    x = integrate(model, solution(plan[k].sigma, flow), plan[k:], history=history, disable=True)
+    return relative_error(x, solution(low, flow))
+
+
+def measured_order(spec, steps=STEPS, **kwargs) -> float:
+    """Least-squares slope of log error over log steps; the steps double, so that their logarithms are uniform."""
+    log_n = torch.tensor([math.log(n) for n in steps])
+    log_e = torch.tensor([math.log(error(spec, n, **kwargs)) for n in steps])
+    centred = log_n - log_n.mean()
+    return -((centred * log_e).sum() / centred.square().sum()).item()
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
+@each_sampler
+def test_order_is_as_stated(spec, flow):
+    order = measured_order(spec, flow=flow, **exact_options(spec))
+    assert order == pytest.approx(spec.order, abs=0.25)
+
+
+@pytest.mark.parametrize("r", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_2s_has_order_2_in_both_forms_for_every_r(r, solver_type):
+    assert measured_order(SAMPLERS["dpmpp_2s"], r=r, solver_type=solver_type) == pytest.approx(2, abs=0.25)
+
+
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize(("r1", "r2", "order"), [(1 / 3, 2 / 3, 3), (0.2, 2 / 3, 3), (0.3, 0.9, 2), (0.5, 1.0, 2)])
+def test_3s_has_order_3_for_r2_two_thirds_only(solver_type, r1, r2, order):
+    """The sample at v carries an error of third order in the step, that at u one of second order.
+
+    For order 3 the prediction at u must drop out of the last line: the parabola's weight for it is
+    proportional to 1/3 - r2/2, and the line's has none.
+    """
+    measured = measured_order(SAMPLERS["dpmpp_3s"], r1=r1, r2=r2, solver_type=solver_type)
+    assert measured == pytest.approx(order, abs=0.25)
+
+
+def test_2m_has_order_2_in_both_forms():
+    for solver_type in ("midpoint", "heun"):
+        order = measured_order(SAMPLERS["dpmpp_2m"], solver_type=solver_type, lower_order_final=False)
+        assert order == pytest.approx(2, abs=0.25)
+
+
+def test_3m_as_published_has_order_2_and_exact_has_order_3():
+    """The formula of every public implementation takes half of the curvature: order 2 in the limit."""
+    spec, steps = SAMPLERS["dpmpp_3m"], (256, 512, 1024, 2048)
+    published = measured_order(spec, steps, lower_order_final=False)
+    exact = measured_order(spec, steps, lower_order_final=False, solver_type="exact")
+    assert published == pytest.approx(2, abs=0.25)
+    assert exact == pytest.approx(3, abs=0.25)
+
+
+@pytest.mark.parametrize(("corrected_start", "order"), [(False, 2), (True, 3)])
+def test_corrected_start_gives_3m_its_third_order_from_a_plain_start(corrected_start, order):
+    """Seen from a level where the prediction changes fast: where it is nearly constant, the first step costs little."""
+    options = {"solver_type": "exact", "lower_order_final": False, "corrected_start": corrected_start}
+    measured = measured_order(SAMPLERS["dpmpp_3m"], exact_start=False, high=2.0, **options)
+    assert measured == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2s", "dpmpp_2m"])
+def test_lower_order_final_keeps_order_2(name):
+    """One step of order 1 has a local error of second order in the step: not worse than all other steps together."""
+    assert measured_order(SAMPLERS[name], lower_order_final=True) == pytest.approx(2, abs=0.25)

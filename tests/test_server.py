@@ -1,0 +1,146 @@
+"""The pack in a running ComfyUI, used over HTTP as a client does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host import ROOT, SetupError
+from PIL import Image
+from samplers import SAMPLERS, SCHEDULES
+from workflow import to_prompt
+
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+def demo_run():
+    """demo/run.py, which is a script and not in a package."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("demo_run", ROOT / "demo" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def prompt(running_host, demo_workflow) -> dict:
+    return to_prompt(demo_workflow, running_host.get("/object_info"))
+
+
+def images(running_host, prompt: dict) -> list[np.ndarray]:
+    names = asyncio.run(demo_run().run(running_host.url, prompt))
+    folder = running_host.log.parent
+    return [np.asarray(Image.open(folder / name)) for name in names]
+
+
+def node(prompt: dict, class_type: str) -> dict:
+    return next(n["inputs"] for n in prompt.values() if n["class_type"] == class_type)
+
+
+def test_log_is_clean(running_host):
+    """The host logs an import that failed and goes on: nothing of the kind, and no warning, may name the pack."""
+    log = running_host.log.read_text().splitlines()
+    loaded = [line for line in log if "custom_nodes/fewstep" in line]
+    assert len(loaded) == 2  # the pack and the demo, in the list of import times
+    assert not [line for line in loaded if "FAILED" in line]
+    assert not [line for line in log if "fewstep" in line.lower() and line not in loaded]
+
+
+def test_nodes_are_listed_with_tooltips(running_host):
+    info = running_host.get("/object_info")
+    for name in ("FewStepSampler", "FewStepScheduler", "FewStepDemoModel", "FewStepDemoDecode"):
+        assert name in info
+    for name in ("FewStepSampler", "FewStepScheduler"):
+        for group in info[name]["input"].values():
+            for kind, options in group.values():
+                assert options.get("tooltip"), f"{name}: an input of type {kind} has no tooltip"
+    assert info["FewStepSampler"]["input"]["required"]["sampler"][1]["options"] == list(SAMPLERS)
+    assert info["FewStepScheduler"]["input"]["required"]["schedule"][1]["options"] == list(SCHEDULES)
+
+
+def test_converter_agrees_with_the_front_end(prompt):
+    """demo_prompt.json is what ComfyUI's own front end sent for workflows/demo.json."""
+    theirs = json.loads((Path(__file__).parent / "demo_prompt.json").read_text())
+    assert prompt == theirs
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_fit_the_nodes(running_host, path):
+    """Every shipped workflow names nodes and values that the host accepts."""
+    status, body = running_host.post(
+        "/prompt", {"prompt": to_prompt(json.loads(path.read_text()), running_host.get("/object_info"))}
+    )
+    assert status == 200 and not body["node_errors"]
+
+
+def test_workflows_are_offered_as_templates(running_host):
+    templates = running_host.get("/api/workflow_templates")
+    assert [path.stem for path in WORKFLOWS] == sorted(templates["fewstep"])
+
+
+def test_demo_workflow_renders(running_host, prompt):
+    """The default demo: four different images with something on white, and the same ones from the same seed."""
+    first = images(running_host, prompt)
+    assert [image.shape for image in first] == [(256, 256, 3)] * 4
+    for image in first:
+        assert image.std() > 20  # a picture, not a flat or black field
+        assert np.median(image[:8]) > 200  # the white border of an emoji
+    node(prompt, "FewStepDemoDecode")["upscale"] = 4  # so that the host does not answer from its cache
+    again = images(running_host, prompt)
+    assert all(np.array_equal(a[::2, ::2], b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], first[1])
+    node(prompt, "SamplerCustom")["noise_seed"] = 2
+    assert not np.array_equal(images(running_host, prompt)[0], again[0])
+
+
+def test_ksampler_dropdown_over_http(running_host, prompt):
+    """KSampler with our names: accepted, and the same image as the nodes give."""
+    by_nodes = images(running_host, prompt)
+    latent = next(key for key, n in prompt.items() if n["class_type"] == "FewStepDemoLatent")
+    custom = next(key for key, n in prompt.items() if n["class_type"] == "SamplerCustom")
+    old = prompt[custom]["inputs"]
+    inputs = {"seed": old["noise_seed"], "steps": 10, "cfg": old["cfg"], "denoise": 1.0, "latent_image": [latent, 0]}
+    inputs |= {name: old[name] for name in ("model", "positive", "negative")}
+    inputs |= {"sampler_name": "fewstep_dpmpp_2m", "scheduler": "fewstep_karras"}
+    prompt[custom] = {"class_type": "KSampler", "inputs": inputs}
+    assert all(np.array_equal(a, b) for a, b in zip(by_nodes, images(running_host, prompt), strict=True))
+    inputs["sampler_name"] = "fewstep_no_such"
+    status, body = running_host.post("/prompt", {"prompt": prompt})
+    assert status == 400 and "fewstep_no_such" in json.dumps(body)
+
+
+def test_out_of_range_inputs_are_refused(running_host, prompt):
+    node(prompt, "FewStepScheduler")["steps"] = 0
+    status, body = running_host.post("/prompt", {"prompt": prompt})
+    assert status == 400 and "steps" in json.dumps(body)
+
+
+def test_an_error_while_sampling_reaches_the_client(running_host, prompt):
+    node(prompt, "FewStepSampler")["solver_type"] = "published"
+    with pytest.raises(SetupError, match="dpmpp_2m: option solver_type = 'published' must be one of midpoint, heun"):
+        asyncio.run(demo_run().run(running_host.url, prompt))
+
+
+def test_interrupt_over_http(running_host, prompt):
+    """Cancel from the interface ends a long run at once and leaves the host usable."""
+    node(prompt, "FewStepScheduler")["steps"] = 5000
+    status, queued = running_host.post("/prompt", {"prompt": prompt})
+    assert status == 200
+    deadline = time.monotonic() + 60
+    while queued["prompt_id"] not in {item[1] for item in running_host.get("/queue")["queue_running"]}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    running_host.post("/interrupt", {})
+    while queued["prompt_id"] not in (history := running_host.get(f"/history/{queued['prompt_id']}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    messages = [kind for kind, _ in history[queued["prompt_id"]]["status"]["messages"]]
+    assert "execution_interrupted" in messages
+    node(prompt, "FewStepScheduler")["steps"] = 2
+    assert len(images(running_host, prompt)) == 4
