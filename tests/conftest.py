@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from host import BASE, COMFYUI, ROOT, Server, server
+from host import ROOT, Server, import_comfyui, load_pack, server
 
 torch.set_num_threads(1)
 
@@ -23,21 +20,10 @@ def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     Gives `nodes` (classes by id), `load` (loads one more custom node folder) and `before` (the host's own
     sampler and scheduler names and functions, from before the pack was loaded).
     """
-    if not (COMFYUI / "main.py").exists():
-        pytest.fail("ComfyUI is not set up: run `make setup`", pytrace=False)
-    sys.path.insert(0, str(COMFYUI))  # first: the pack has a folder called nodes, too
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    args.base_directory = str(BASE)
-    folder = os.getcwd()
-    os.chdir(COMFYUI)
+    nodes = import_comfyui()
     import comfy.samplers
-    import nodes
     from comfy.k_diffusion import sampling
 
-    asyncio.run(nodes.init_builtin_extra_nodes())
     before = SimpleNamespace(
         samplers=list(comfy.samplers.KSampler.SAMPLERS),
         schedulers=dict(comfy.samplers.SCHEDULER_HANDLERS),
@@ -48,12 +34,10 @@ def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     def load(source: Path, name: str) -> bool:
         link = custom_nodes / name
         link.symlink_to(source, target_is_directory=True)
-        return asyncio.run(nodes.load_custom_node(str(link)))
+        return load_pack(nodes, link)
 
     assert load(ROOT, "ComfyUI few-step (my copy)")
     assert load(ROOT / "demo", "demo.v1")
-    os.chdir(folder)
-    sys.argv = arguments
     return SimpleNamespace(nodes=nodes.NODE_CLASS_MAPPINGS, load=load, before=before)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from host import ROOT, SetupError
 from PIL import Image
-from samplers import SAMPLERS, SCHEDULES
 from workflow import to_prompt
+
+from samplers import SAMPLERS, SCHEDULES
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 

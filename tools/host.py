@@ -11,6 +11,7 @@ needed; later steps run in `.host/venv`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -26,6 +27,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
@@ -118,6 +120,38 @@ def setup() -> None:
         link = BASE / "custom_nodes" / name
         if not link.is_symlink():
             link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+
+
+def import_comfyui() -> ModuleType:
+    """ComfyUI in this process, without a server: its `nodes` module, whose NODE_CLASS_MAPPINGS holds its nodes.
+
+    Only in a process of `.host/venv`, and after `samplers` where that is wanted on its own: the host puts a
+    folder with a module of that name on `sys.path`.
+    """
+    if not (COMFYUI / "main.py").exists():
+        raise SetupError("ComfyUI is not set up: run `make setup`")
+    arguments, folder = sys.argv, os.getcwd()
+    sys.argv = sys.argv[:1]  # the host reads them
+    sys.path.insert(0, str(COMFYUI))  # first: the pack has a folder called nodes, too
+    os.chdir(COMFYUI)
+    try:
+        import torch
+        from comfy.cli_args import args
+
+        args.cpu = not torch.cuda.is_available()
+        args.base_directory = str(BASE)
+        import nodes
+
+        asyncio.run(nodes.init_builtin_extra_nodes())
+    finally:
+        sys.argv = arguments
+        os.chdir(folder)
+    return nodes
+
+
+def load_pack(nodes: ModuleType, folder: Path) -> bool:
+    """Load a custom node folder as the host does at start; whether that worked."""
+    return asyncio.run(nodes.load_custom_node(str(folder)))
 
 
 @contextlib.contextmanager

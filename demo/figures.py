@@ -1,0 +1,90 @@
+"""The pictures of README.md and demo/README.md, sampled by the real host.
+
+.host/venv/bin/python demo/figures.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import torch  # noqa: E402
+from host import import_comfyui, load_pack, setup  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+GUIDANCE = 3.0
+SCALE = 2
+TEXT = 22  # height of a line of labels
+
+
+class Painter:
+    """Samples prompts with the host's own KSampler."""
+
+    def __init__(self) -> None:
+        setup()
+        host = import_comfyui()
+        for folder in (ROOT, ROOT / "demo"):
+            if not load_pack(host, folder):
+                raise RuntimeError(f"{folder.name} did not load")
+        self.nodes = host.NODE_CLASS_MAPPINGS
+
+    @torch.inference_mode()
+    def paint(
+        self, prompt: str, sampler: str, scheduler: str, steps: int, count: int = 1, seed: int = 1
+    ) -> torch.Tensor:
+        """`count` images [count, H, W, 3] in 0 ... 1."""
+        model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "").result
+        (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
+        (out,) = self.nodes["KSampler"]().sample(
+            model, seed, steps, GUIDANCE, sampler, scheduler, positive, negative, latent, 1.0
+        )
+        return self.nodes["FewStepDemoDecode"].execute(out, SCALE).result[0]
+
+
+def grid(rows: list[list[torch.Tensor]], top: list[str], left: list[str], margin: int) -> Image.Image:
+    """Images in rows, with labels over the columns and before the rows."""
+    height, width, _ = rows[0][0].shape
+    sheet = Image.new("RGB", (margin + width * len(rows[0]), TEXT + height * len(rows)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for i, label in enumerate(top):
+        pen.text((margin + i * width + width / 2, TEXT / 2), label, "black", font, anchor="mm")
+    for j, (label, images) in enumerate(zip(left, rows, strict=True)):
+        pen.text((6, TEXT + j * height + height / 2), label, "black", font, anchor="lm")
+        for i, image in enumerate(images):
+            tile = Image.fromarray((image * 255).round().byte().numpy())
+            sheet.paste(tile, (margin + i * width, TEXT + j * height))
+    return sheet
+
+
+def by_steps(painter: Painter) -> Image.Image:
+    """Prompts and samplers down, steps across; the last column is a run of many steps."""
+    counts = (4, 6, 8, 12, 20)
+    rows, labels = [], []
+    for prompt in ("red apple", "cat face", "grinning face", "red heart"):
+        exact = painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 100)[0]
+        for label, sampler, scheduler in (
+            ("Euler, normal", "euler", "normal"),
+            ("2M, Karras", "fewstep_dpmpp_2m", "fewstep_karras"),
+        ):
+            rows.append([painter.paint(prompt, sampler, scheduler, n)[0] for n in counts] + [exact])
+            labels.append(label)
+    return grid(rows, [f"{n} steps" for n in counts] + ["100"], labels, 110)
+
+
+def samples(painter: Painter) -> Image.Image:
+    """What the demo model can do: six seeds of each prompt, 20 steps."""
+    prompts = (
+        "cat face", "dog face", "grinning face", "smiling face with sunglasses", "red heart", "red apple", "banana",
+        "pizza", "tulip", "frog", "penguin", "octopus", "hamburger", "strawberry",
+    )  # fmt: skip
+    rows = [list(painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 20, 6)) for prompt in prompts]
+    return grid(rows, [f"seed {i + 1}" for i in range(6)], list(prompts), 190)
+
+
+if __name__ == "__main__":
+    painter = Painter()
+    by_steps(painter).save(ROOT / "docs" / "steps.png", optimize=True)
+    samples(painter).save(ROOT / "demo" / "samples.png", optimize=True)
