@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -140,10 +141,13 @@ def import_comfyui() -> ModuleType:
 
         args.cpu = not torch.cuda.is_available()
         args.base_directory = str(BASE)
-        import nodes
+        import utils.extra_config  # noqa: F401 - before `nodes`, which hides it behind another `utils`
+        import nodes  # isort: skip
 
+        logging.disable(logging.WARNING)  # node files whose requirements are left out: audio, kornia, spandrel
         asyncio.run(nodes.init_builtin_extra_nodes())
     finally:
+        logging.disable(logging.NOTSET)
         sys.argv = arguments
         os.chdir(folder)
     return nodes

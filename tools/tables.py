@@ -1,6 +1,6 @@
 """The tables of README.md, made from the registry.
 
-    python tools/tables.py          writes them anew between their markers
+python tools/tables.py          writes them anew between their markers
 """
 
 from __future__ import annotations
