@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -162,6 +163,8 @@ def load_pack(nodes: ModuleType, folder: Path) -> bool:
 def server(log: Path | None = None, *arguments: str) -> Iterator[Server]:
     """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens."""
     log = log or HOST / "server.log"
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that leaving happens, too
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -183,7 +186,7 @@ def server(log: Path | None = None, *arguments: str) -> Iterator[Server]:
             running.wait_until_ready()
             yield running
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
