@@ -10,20 +10,21 @@
 
 from .integrate import NonFiniteError, integrate
 from .levels import Level, Levels, read_levels
-from .plan import START, Combination, D, Noise, Plan, Stage, X
+from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
 from .registry import SAMPLERS, SCHEDULES, Option, SamplerSpec, ScheduleSpec
 
 __all__ = [
+    "DENOISED",
     "SAMPLERS",
     "SCHEDULES",
     "START",
     "Combination",
-    "D",
     "Level",
     "Levels",
     "Noise",
     "NonFiniteError",
     "Option",
+    "P",
     "Plan",
     "SamplerSpec",
     "ScheduleSpec",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .phi import Scalar
-from .plan import Combination, Stage
+from .plan import DENOISED, Combination, Stage
 
 Model = Callable[..., Tensor]
 """A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
@@ -63,23 +63,28 @@ def integrate(
     predictions = deque(history, maxlen=max(keep, 1))
     wide = torch.promote_types(x.dtype, torch.float32)
     checksums: list[Tensor] = []
-    start, step = x, -1
+    denoised = start = x  # denoised: until there is one
+    step = -1
 
     with progress_bar(plan, disable) as bar:
         for stage in plan:
-            sigma = level_tensor(stage.sigma, x, wide)
-            denoised = model(x, sigma, **extra_args)
-            # A sum is finite only if its terms are: the cheapest check that needs no answer now.
-            checksums.append(denoised.sum() if denoised.dtype == wide else denoised.sum(dtype=wide))
-            predictions.appendleft(denoised if denoised.dtype == x.dtype else denoised.to(x.dtype))
-            if stage.step != step:
-                step = stage.step
-                bar.update(step - bar.n)
-                if callback is not None:
-                    level = sigma[0]
-                    callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": denoised})
+            if stage.sigma is not None:
+                sigma = level_tensor(stage.sigma, x, wide)
+                denoised = model(x, sigma, **extra_args)
+                # A sum is finite only if its terms are: the cheapest check that needs no answer now.
+                checksums.append(denoised.sum() if denoised.dtype == wide else denoised.sum(dtype=wide))
+                if stage.step != step:
+                    step = stage.step
+                    bar.update(step - bar.n)
+                    if callback is not None:
+                        level = sigma[0]
+                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": denoised})
+                if denoised.dtype != x.dtype:
+                    denoised = denoised.to(x.dtype)
+                remember = stage.prediction
+                predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
-            x = combine(stage.update, (*predictions, start, x))
+            x = combine(stage.update, (*predictions, denoised, start, x))
             if stage.noise is not None and noise_sampler is not None:
                 x = x.add(noise_sampler(stage.noise.sigma, stage.noise.sigma_next), alpha=stage.noise.scale)
             if stage.completes:
@@ -93,8 +98,8 @@ def integrate(
 def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
     """The sum of coefficient times operand; at most one pass over memory per operand, none written to.
 
-    The keys of a combination are indices into `operands`: the predictions, newest first, then the sample at the
-    start of the step and the current sample.
+    The keys of a combination are indices into `operands`: the remembered predictions, newest first, then the
+    denoised sample, the sample at the start of the step and the current sample.
     """
     if update.interpolation is not None:
         first, chain = update.interpolation
@@ -129,12 +134,13 @@ def check_sample(x: Tensor) -> None:
 
 def check_finite(checksums: list[Tensor], plan: Sequence[Stage]) -> None:
     """The one read-back: were all predictions finite? Names the first that was not."""
-    for checksum, stage in zip(torch.stack(checksums).tolist(), plan, strict=True):
+    evaluated = [(stage.step, stage.sigma) for stage in plan if stage.sigma is not None]
+    for checksum, (step, sigma) in zip(torch.stack(checksums).tolist(), evaluated, strict=True):
         if not math.isfinite(checksum):
             steps = plan[-1].step + 1
             raise NonFiniteError(
-                f"the model returned NaN or infinity at step {stage.step + 1} of {steps} "
-                f"(sigma = {float(stage.sigma):.6g}); try a higher precision for the model or VAE, a lower guidance "
+                f"the model returned NaN or infinity at step {step + 1} of {steps} "
+                f"(sigma = {float(sigma):.6g}); try a higher precision for the model or VAE, a lower guidance "
                 "scale, or look for a broken LoRA or checkpoint"
             )
 

@@ -2,7 +2,7 @@
 
 A solver writes its update as the paper does, on symbols:
 
-    yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + t.alpha * -expm1(-h) * D[0])
+    yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + (t.alpha * -expm1(-h)) * DENOISED)
 
 and `integrate` later puts tensors in the place of the symbols.
 """
@@ -16,7 +16,7 @@ import torch
 
 from .phi import Scalar
 
-_X, _START = -1, -2  # keys of a Combination; a key k >= 0 is the k-th last prediction
+_X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
 
 
 class Combination:
@@ -43,8 +43,8 @@ class Combination:
         return Combination({key: c / scale for key, c in self.terms.items()})
 
     def __repr__(self) -> str:
-        names = {_X: "x", _START: "start"}
-        return " + ".join(f"{float(c):.6g} {names.get(k, f'D[{k}]')}" for k, c in self.terms.items())
+        names = {_X: "x", _START: "start", _DENOISED: "denoised"}
+        return " + ".join(f"{float(c):.6g} {names.get(k, f'P[{k}]')}" for k, c in self.terms.items())
 
     @property
     def differentiable(self) -> bool:
@@ -80,8 +80,11 @@ X = Combination({_X: 1.0})
 START = Combination({_START: 1.0})
 """The sample at the start of the step."""
 
-D = tuple(Combination({k: 1.0}) for k in range(4))
-"""The last predictions of the clean sample, newest first: D[0] is of this stage."""
+DENOISED = Combination({_DENOISED: 1.0})
+"""What the model returned for the current sample: its prediction of the clean one."""
+
+P = tuple(Combination({k: 1.0}) for k in range(4))
+"""The last predictions that were remembered, newest first: P[0] is of this stage."""
 
 
 class Noise(NamedTuple):
@@ -93,16 +96,19 @@ class Noise(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Evaluate the model at `sigma`, then set the sample to `update`."""
+    """Evaluate the model at `sigma`, remember a prediction, then set the sample to `update`."""
 
     step: int
     """Index of the step that this stage belongs to, 0 ... len(sigmas) - 2."""
 
-    sigma: Scalar
-    """Noise level at which the model is evaluated on the current sample."""
+    sigma: Scalar | None
+    """Noise level at which the model is evaluated on the current sample; None: no evaluation."""
 
     update: Combination
     """The next sample."""
+
+    prediction: Combination = DENOISED
+    """What is remembered of the evaluation, as P[0]: the denoised sample, or the noise in terms of it and X."""
 
     completes: bool = True
     """Whether `update` is the START of the stages that follow; within a step START stays where it was."""

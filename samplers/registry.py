@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from . import dpmpp, schedules
+from . import dpm_solver, schedules
 from .integrate import Model, NoiseSampler, check_sample, integrate
 from .levels import read_levels, read_sigmas
 from .plan import Plan, Stage
@@ -100,7 +100,7 @@ class SamplerSpec(_Spec):
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
         """The number of model evaluations (NFE) that `function` makes for these sigmas."""
-        return len(self.plan(sigmas, flow=flow, **options))
+        return sum(stage.sigma is not None for stage in self.plan(sigmas, flow=flow, **options))
 
     @torch.no_grad()
     def function(
@@ -237,6 +237,26 @@ _CORRECTED_START = Option(
     False,
     "Take the first step again, with a higher order, once the second prediction is known. Costs no evaluation.",
 )
+_R = Option("r", 0.5, "Where in the step (in log-SNR) the second evaluation lies.", 0.05, 1.0)
+_R1_R2 = (
+    Option("r1", 1 / 3, "Where in the step the second evaluation lies; smaller than r2.", 0.05, 0.95),
+    Option("r2", 2 / 3, "Where in the step the third evaluation lies.", 0.1, 1.0),
+)
+_FORM = Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun"))
+_FORM_3S = Option(
+    "solver_type",
+    "midpoint",
+    "Form of the update; midpoint is the published one, heun keeps order 3 for any r1 and r2.",
+    choices=("midpoint", "heun"),
+)
+_FORM_3M = Option(
+    "solver_type",
+    "published",
+    "published: the formula of every implementation, which takes half the curvature (order 2 in the limit of many "
+    "steps); exact: all of it (order 3).",
+    choices=("published", "exact"),
+)
+_DPM = "Lu et al. 2022, arXiv 2206.00927"
 _DPMPP = "Lu et al. 2022, arXiv 2211.01095"
 
 SAMPLERS: Mapping[str, SamplerSpec] = Registry(
@@ -247,7 +267,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="DDIM (DPM-Solver++ 1)",
             paper="Song et al. 2020, arXiv 2010.02502",
             help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
-            solver=dpmpp.ddim,
+            solver=dpm_solver.ddim,
             order=1,
         ),
         SamplerSpec(
@@ -255,37 +275,18 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="DPM-Solver++ 2S",
             paper=_DPMPP,
             help="Second order, two evaluations a step. Remembers nothing between steps: it forgives strong guidance.",
-            solver=dpmpp.dpmpp_2s,
+            solver=dpm_solver.dpmpp_2s,
             order=2,
-            options=(
-                Option("r", 0.5, "Where in the step (in log-SNR) the second evaluation lies.", 0.05, 1.0),
-                Option(
-                    "solver_type",
-                    "midpoint",
-                    "Form of the update; midpoint is the paper's.",
-                    choices=("midpoint", "heun"),
-                ),
-                _lower_order_final(False),
-            ),
+            options=(_R, _FORM, _lower_order_final(False)),
         ),
         SamplerSpec(
             id="dpmpp_3s",
             label="DPM-Solver++ 3S",
             paper=_DPMPP,
             help="Third order, three evaluations a step. For exact results with many evaluations and low guidance.",
-            solver=dpmpp.dpmpp_3s,
+            solver=dpm_solver.dpmpp_3s,
             order=3,
-            options=(
-                Option("r1", 1 / 3, "Where in the step the second evaluation lies; smaller than r2.", 0.05, 0.95),
-                Option("r2", 2 / 3, "Where in the step the third evaluation lies.", 0.1, 1.0),
-                Option(
-                    "solver_type",
-                    "midpoint",
-                    "Form of the update; midpoint is the published one, heun keeps order 3 for any r1 and r2.",
-                    choices=("midpoint", "heun"),
-                ),
-                _lower_order_final(False),
-            ),
+            options=(*_R1_R2, _FORM_3S, _lower_order_final(False)),
             curated=False,
         ),
         SamplerSpec(
@@ -293,37 +294,58 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="DPM-Solver++ 2M",
             paper=_DPMPP,
             help="Second order at one evaluation a step. The best all-rounder from 8 steps on.",
-            solver=dpmpp.dpmpp_2m,
+            solver=dpm_solver.dpmpp_2m,
             order=2,
-            options=(
-                Option(
-                    "solver_type",
-                    "midpoint",
-                    "Form of the update; midpoint is the paper's.",
-                    choices=("midpoint", "heun"),
-                ),
-                _lower_order_final(True),
-                _CORRECTED_START,
-            ),
+            options=(_FORM, _lower_order_final(True), _CORRECTED_START),
         ),
         SamplerSpec(
             id="dpmpp_3m",
             label="DPM-Solver++ 3M",
             paper=_DPMPP,
             help="Parabola through three predictions, one evaluation a step. For 15 steps and more at low guidance.",
-            solver=dpmpp.dpmpp_3m,
+            solver=dpm_solver.dpmpp_3m,
             order=3,
-            options=(
-                Option(
-                    "solver_type",
-                    "published",
-                    "published: the formula of every implementation, which takes half the curvature (order 2 in the "
-                    "limit of many steps); exact: all of it (order 3).",
-                    choices=("published", "exact"),
-                ),
-                _lower_order_final(True),
-                _CORRECTED_START,
-            ),
+            options=(_FORM_3M, _lower_order_final(True), _CORRECTED_START),
+        ),
+        SamplerSpec(
+            id="dpm_2s",
+            label="DPM-Solver 2S",
+            paper=_DPM,
+            help="Second order in the noise prediction, two evaluations a step. For low guidance.",
+            solver=dpm_solver.dpm_2s,
+            order=2,
+            options=(_R, _FORM, _lower_order_final(False)),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpm_3s",
+            label="DPM-Solver 3S",
+            paper=_DPM,
+            help="Third order in the noise prediction, three evaluations a step. For many evaluations, low guidance.",
+            solver=dpm_solver.dpm_3s,
+            order=3,
+            options=(*_R1_R2, _FORM_3S, _lower_order_final(False)),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpm_2m",
+            label="DPM-Solver 2M",
+            paper=_DPMPP,
+            help="Second order in the noise prediction, one evaluation a step. The base of AMED-Plugin.",
+            solver=dpm_solver.dpm_2m,
+            order=2,
+            options=(_FORM, _lower_order_final(True), _CORRECTED_START),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpm_3m",
+            label="DPM-Solver 3M",
+            paper=_DPMPP,
+            help="Parabola through three noise predictions, one evaluation a step. For low guidance.",
+            solver=dpm_solver.dpm_3m,
+            order=3,
+            options=(_FORM_3M, _lower_order_final(True), _CORRECTED_START),
+            curated=False,
         ),
     ],
 )

@@ -1,0 +1,71 @@
+"""Runge-Kutta methods in sigma: the classics that need no special functions.
+
+With the derivative d = (x - D(x, sigma)) / sigma the probability-flow ODE is dx / dsigma = d, in EDM space (where d is
+the predicted noise) and in rectified flow (where it is the velocity) alike. A step to sigma = 0 is an Euler step,
+x = D: there d has no value.
+
+    T. Karras, M. Aittala, T. Aila, S. Laine: Elucidating the Design Space of Diffusion-Based Generative Models.
+    2022, arXiv 2206.00364.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .levels import Level, Levels
+from .plan import DENOISED, START, Combination, P, Stage, X
+
+
+def derivative(s: Level) -> Combination:
+    """d = (x - D) / sigma."""
+    return (X - DENOISED) / s.sigma
+
+
+def euler_step(levels: Levels, i: int) -> Iterator[Stage]:
+    s, t = levels[i], levels[i + 1]
+    yield Stage(i, s.sigma, X + (t.sigma - s.sigma) * derivative(s), derivative(s))
+
+
+def euler(levels: Levels) -> Iterator[Stage]:
+    """Euler's method: x_t = x_s + (sigma_t - sigma_s) d_s. The same numbers as DDIM.
+
+    Karras et al. 2022, arXiv 2206.00364, eq. 5 with one evaluation; Song et al. 2020, arXiv 2010.02502.
+    """
+    for i in range(len(levels) - 1):
+        yield from euler_step(levels, i)
+
+
+def heun(levels: Levels) -> Iterator[Stage]:
+    """Heun's method: an Euler step to t, then the step again with the mean of the derivatives at both ends.
+
+        x' = x_s + (sigma_t - sigma_s) d_s,    x_t = x_s + (sigma_t - sigma_s) (d_s + d(x', sigma_t)) / 2
+
+    Karras et al. 2022, arXiv 2206.00364, Algorithm 1. Two evaluations a step, one in the step to 0.
+    """
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        if t.sigma == 0:
+            yield from euler_step(levels, i)
+            continue
+        h = t.sigma - s.sigma
+        yield Stage(i, s.sigma, X + h * derivative(s), derivative(s), completes=False)
+        yield Stage(i, t.sigma, START + (h / 2) * (P[0] + P[1]), derivative(t))
+
+
+def rk4(levels: Levels) -> Iterator[Stage]:
+    """The classical Runge-Kutta method of order 4, four evaluations a step, at s, twice in the middle m, and at t.
+
+        x_t = x_s + (sigma_t - sigma_s) (d_1 + 2 d_2 + 2 d_3 + d_4) / 6
+
+    W. Kutta 1901. One evaluation in the step to 0.
+    """
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        if t.sigma == 0:
+            yield from euler_step(levels, i)
+            continue
+        h, m = t.sigma - s.sigma, levels.at_sigma((s.sigma + t.sigma) / 2)
+        yield Stage(i, s.sigma, START + (h / 2) * P[0], derivative(s), completes=False)
+        yield Stage(i, m.sigma, START + (h / 2) * P[0], derivative(m), completes=False)
+        yield Stage(i, m.sigma, START + h * P[0], derivative(m), completes=False)
+        yield Stage(i, t.sigma, START + (h / 6) * (P[3] + 2 * P[2] + 2 * P[1] + P[0]), derivative(t))

@@ -1,0 +1,324 @@
+"""DPM-Solver and DPM-Solver++: exponential integrators of the noise and of the data prediction.
+
+In terms of lambda = log(alpha / sigma) the probability-flow ODE is solved exactly by either of
+
+    x_t = (sigma_t / sigma_s) x_s + sigma_t * integral from lambda_s to lambda_t of e^lambda D(lambda) dlambda
+    x_t = (alpha_t / alpha_s) x_s - alpha_t * integral from lambda_s to lambda_t of e^-lambda eps(lambda) dlambda,
+
+where D is the model's prediction of the clean sample and eps = (x - alpha D) / sigma that of the noise. Every
+solver here puts a polynomial in the place of D (DPM-Solver++) or of eps (DPM-Solver). So the two families are one
+set of functions, told apart by `DATA` and `NOISE`; solvers differ in which predictions the polynomial goes through.
+
+    C. Lu, Y. Zhou, F. Bao, J. Chen, C. Li, J. Zhu: DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model
+    Sampling in Around 10 Steps. 2022, arXiv 2206.00927.
+    C. Lu, Y. Zhou, F. Bao, J. Chen, C. Li, J. Zhu: DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
+    Probabilistic Models. 2022, arXiv 2211.01095.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .levels import Level, Levels
+from .phi import expm1, phi
+from .plan import DENOISED, START, Combination, P, Stage, X
+
+
+def taylor_data(x: Combination, s: Level, t: Level, d0: Combination, *derivatives: Combination) -> Combination:
+    """The exact step from s to t for D(lambda) = d0 + d1 rho + d2 rho^2 / 2 ..., rho = (lambda - lambda_s) / h:
+
+        x_t = (sigma_t / sigma_s) x + alpha_t h (phi_1(-h) d0 + phi_2(-h) d1 + phi_3(-h) d2 ...).
+
+    With d0 alone it holds at sigma_t = 0 and at alpha_s = 0 (h infinite) too.
+    """
+    h = t.lam - s.lam
+    x_t = (t.sigma / s.sigma) * x + (t.alpha * -expm1(-h)) * d0
+    for k, d in enumerate(derivatives, start=2):
+        x_t += (t.alpha * h * phi(k, -h)) * d
+    return x_t
+
+
+def taylor_noise(x: Combination, s: Level, t: Level, e0: Combination, *derivatives: Combination) -> Combination:
+    """The exact step from s to t for eps(lambda) = e0 + e1 rho + e2 rho^2 / 2 ..., rho = (lambda - lambda_s) / h:
+
+    x_t = (alpha_t / alpha_s) x - sigma_t h (phi_1(h) e0 + phi_2(h) e1 + phi_3(h) e2 ...).
+    """
+    h = t.lam - s.lam
+    x_t = (t.alpha / s.alpha) * x - (t.sigma * expm1(h)) * e0
+    for k, e in enumerate(derivatives, start=2):
+        x_t -= (t.sigma * h * phi(k, h)) * e
+    return x_t
+
+
+class Prediction(NamedTuple):
+    """What a solver takes for a polynomial in lambda."""
+
+    taylor: Callable[..., Combination]
+    """The exact step for such a polynomial."""
+
+    of: Callable[[Level], Combination]
+    """The prediction in terms of the sample and the denoised one."""
+
+
+DATA = Prediction(taylor_data, lambda s: DENOISED)
+NOISE = Prediction(taylor_noise, lambda s: (X - s.alpha * DENOISED) / s.sigma)
+
+
+def is_finite(s: Level, t: Level) -> bool:
+    """Whether the step has a finite length in lambda: neither into sigma = 0 nor out of alpha = 0."""
+    return math.isfinite(float(t.lam)) and math.isfinite(float(s.lam))
+
+
+def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
+    """Order of step i: rising from 1 as predictions become known, falling to 1 at the end if asked.
+
+    A step of infinite length in lambda is of order 1, its exact limit.
+    """
+    if not is_finite(levels[i], levels[i + 1]):
+        return 1
+    if i + 1 < order:
+        return i + 1
+    return min(order, len(levels) - 1 - i) if lower_order_final else order
+
+
+def singlestep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
+    """Order of step i: as asked, falling 3, 2, 1 at the end if asked, 1 where the step is infinite in lambda."""
+    if not is_finite(levels[i], levels[i + 1]):
+        return 1
+    return min(order, len(levels) - 1 - i) if lower_order_final else order
+
+
+def step_1s(levels: Levels, i: int, kind: Prediction) -> Iterator[Stage]:
+    """Order 1 is the same for both kinds; in terms of the denoised sample it holds where the step is infinite, too."""
+    s, t = levels[i], levels[i + 1]
+    yield Stage(i, s.sigma, taylor_data(X, s, t, DENOISED), kind.of(s))
+
+
+def step_2s(levels: Levels, i: int, kind: Prediction, r: float, solver_type: str) -> Iterator[Stage]:
+    s, t = levels[i], levels[i + 1]
+    u = levels.between(s, t, r)
+    yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
+
+    p_u, p_s = P[0], P[1]
+    slope = (p_u - p_s) / r
+    p = (p_s + slope / 2,) if solver_type == "midpoint" else (p_s, slope)
+    yield Stage(i, u.sigma, kind.taylor(START, s, t, *p), kind.of(u))
+
+
+def step_3s(levels: Levels, i: int, kind: Prediction, r1: float, r2: float, solver_type: str) -> Iterator[Stage]:
+    s, t = levels[i], levels[i + 1]
+    u, v = levels.between(s, t, r1), levels.between(s, t, r2)
+    yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
+
+    p_u, p_s = P[0], P[1]
+    yield Stage(i, u.sigma, kind.taylor(START, s, v, p_s, (p_u - p_s) * (r2 / r1)), kind.of(u), completes=False)
+
+    p_v, p_u, p_s = P[0], P[1], P[2]
+    slope_u, slope_v = (p_u - p_s) / r1, (p_v - p_s) / r2
+    if solver_type == "midpoint":
+        derivatives = [slope_v]
+    else:
+        derivatives = [(r2 * slope_u - r1 * slope_v) / (r2 - r1), (slope_v - slope_u) * (2 / (r2 - r1))]
+    yield Stage(i, v.sigma, kind.taylor(START, s, t, p_s, *derivatives), kind.of(v))
+
+
+def ddim(levels: Levels) -> Iterator[Stage]:
+    """DDIM, which is DPM-Solver++ of order 1 and, in sigma space, the Euler method:
+
+        x_t = (sigma_t / sigma_s) x_s + alpha_t (1 - e^-h) D_s.
+
+    Song, Meng, Ermon 2020, arXiv 2010.02502; Lu et al. 2022, arXiv 2211.01095, eq. 12.
+    """
+    for i in range(len(levels) - 1):
+        yield from step_1s(levels, i, DATA)
+
+
+def dpmpp_2s(
+    levels: Levels, *, r: float = 0.5, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver++(2S): two evaluations a step, at s and at lambda_u = lambda_s + r h.
+
+        x_t = (sigma_t / sigma_s) x_s + alpha_t (1 - e^-h) ((1 - 1/(2r)) D_s + 1/(2r) D_u)      (midpoint)
+        x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_s + phi_2(-h) (D_u - D_s) / r)   (heun)
+
+    Lu et al. 2022, arXiv 2211.01095, Algorithm 1 (midpoint). The official code calls the forms `dpmsolver` and
+    `taylor`. With `lower_order_final` the last step has order 1.
+    """
+    return _singlestep_2(levels, DATA, r, solver_type, lower_order_final)
+
+
+def dpm_2s(
+    levels: Levels, *, r: float = 0.5, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver-2: two evaluations a step, at s and at lambda_u = lambda_s + r h.
+
+        x_t = (alpha_t / alpha_s) x_s - sigma_t (e^h - 1) ((1 - 1/(2r)) eps_s + 1/(2r) eps_u)      (midpoint)
+        x_t = (alpha_t / alpha_s) x_s - sigma_t h (phi_1(h) eps_s + phi_2(h) (eps_u - eps_s) / r)   (heun)
+
+    Lu et al. 2022, arXiv 2206.00927, Algorithm 1 (midpoint, r = 1/2), and Algorithm 4 for other r.
+    """
+    return _singlestep_2(levels, NOISE, r, solver_type, lower_order_final)
+
+
+def _singlestep_2(
+    levels: Levels, kind: Prediction, r: float, solver_type: str, lower_order_final: bool
+) -> Iterator[Stage]:
+    for i in range(len(levels) - 1):
+        if singlestep_order(levels, i, 2, lower_order_final) == 2:
+            yield from step_2s(levels, i, kind, r, solver_type)
+        else:
+            yield from step_1s(levels, i, kind)
+
+
+def dpmpp_3s(
+    levels: Levels,
+    *,
+    r1: float = 1 / 3,
+    r2: float = 2 / 3,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Iterator[Stage]:
+    """DPM-Solver++(3S): three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
+
+        x_v = (sigma_v / sigma_s) x_s + alpha_v r2 h (phi_1(-r2 h) D_s + phi_2(-r2 h) (r2/r1) (D_u - D_s))
+        x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_s + phi_2(-h) (D_v - D_s) / r2)    (midpoint)
+
+    `heun` puts the parabola through all three predictions into the last line. The midpoint form has order 3
+    for r2 = 2/3 only, the heun form for every r1 < r2. Lu et al. 2022, arXiv 2211.01095, appendix; the official
+    code calls the forms `dpmsolver` and `taylor`. With `lower_order_final` the last two steps have order 2 (at
+    r = 1/2) and 1, as there.
+    """
+    return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final)
+
+
+def dpm_3s(
+    levels: Levels,
+    *,
+    r1: float = 1 / 3,
+    r2: float = 2 / 3,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Iterator[Stage]:
+    """DPM-Solver-3: three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
+
+        x_v = (alpha_v / alpha_s) x_s - sigma_v r2 h (phi_1(r2 h) eps_s + phi_2(r2 h) (r2/r1) (eps_u - eps_s))
+        x_t = (alpha_t / alpha_s) x_s - sigma_t h (phi_1(h) eps_s + phi_2(h) (eps_v - eps_s) / r2)    (midpoint)
+
+    Forms and options as in `dpmpp_3s`. Lu et al. 2022, arXiv 2206.00927, Algorithm 2 (midpoint).
+    """
+    return _singlestep_3(levels, NOISE, r1, r2, solver_type, lower_order_final)
+
+
+def _singlestep_3(
+    levels: Levels, kind: Prediction, r1: float, r2: float, solver_type: str, lower_order_final: bool
+) -> Iterator[Stage]:
+    if r1 >= r2:
+        raise ValueError(f"r1 = {r1:g} must be smaller than r2 = {r2:g}")
+    for i in range(len(levels) - 1):
+        order = singlestep_order(levels, i, 3, lower_order_final)
+        if order == 3:
+            yield from step_3s(levels, i, kind, r1, r2, solver_type)
+        elif order == 2:
+            yield from step_2s(levels, i, kind, 0.5, solver_type)
+        else:
+            yield from step_1s(levels, i, kind)
+
+
+def dpmpp_2m(
+    levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True, corrected_start: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver++(2M): one evaluation a step, a line through the last two predictions.
+
+        x_t = (sigma_t / sigma_s) x_s + alpha_t (1 - e^-h) (D_0 + d / 2)                   (midpoint)
+        x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_0 + phi_2(-h) d)            (heun)
+
+    with d = (h / h_1) (D_0 - D_1), h_1 the length of the step before. Lu et al. 2022, arXiv 2211.01095,
+    Algorithm 2 (midpoint). The first step has order 1, see `_multistep`.
+    """
+    return _multistep(levels, DATA, 2, solver_type, lower_order_final, corrected_start)
+
+
+def dpm_2m(
+    levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True, corrected_start: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver(2M): one evaluation a step, a line through the last two predictions of the noise.
+
+        x_t = (alpha_t / alpha_s) x_s - sigma_t (e^h - 1) (eps_0 + e / 2)                  (midpoint)
+        x_t = (alpha_t / alpha_s) x_s - sigma_t h (phi_1(h) eps_0 + phi_2(h) e)            (heun)
+
+    with e = (h / h_1) (eps_0 - eps_1). Lu et al. 2022, arXiv 2211.01095, appendix and official code.
+    """
+    return _multistep(levels, NOISE, 2, solver_type, lower_order_final, corrected_start)
+
+
+def dpmpp_3m(
+    levels: Levels, *, solver_type: str = "published", lower_order_final: bool = True, corrected_start: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver++(3M): one evaluation a step, a parabola through the last three predictions.
+
+        x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_0 + phi_2(-h) d_1 + phi_3(-h) d_2)
+
+    with d_1 the slope and d_2 the curvature of the parabola at s, in units of the step h. Lu et al. 2022,
+    arXiv 2211.01095, official code. That code, and every one after it (diffusers, k-diffusion, diff-sampler),
+    takes half the curvature, which leaves a method of order 2 with a small error constant: `published`, the
+    default, does the same and gives their images. `exact` takes all of it and has order 3; it is the better one
+    from about 30 steps on. The order rises over the first two steps, see `_multistep`.
+    """
+    return _multistep(levels, DATA, 3, solver_type, lower_order_final, corrected_start)
+
+
+def dpm_3m(
+    levels: Levels, *, solver_type: str = "published", lower_order_final: bool = True, corrected_start: bool = False
+) -> Iterator[Stage]:
+    """DPM-Solver(3M): one evaluation a step, a parabola through the last three predictions of the noise.
+
+        x_t = (alpha_t / alpha_s) x_s - sigma_t h (phi_1(h) eps_0 + phi_2(h) e_1 + phi_3(h) e_2)
+
+    Forms and options as in `dpmpp_3m`. Lu et al. 2022, arXiv 2211.01095, official code.
+    """
+    return _multistep(levels, NOISE, 3, solver_type, lower_order_final, corrected_start)
+
+
+def line(levels: Levels, i: int) -> Combination:
+    """The slope, per step h, of the line through the last two predictions."""
+    s, t, s1 = levels[i], levels[i + 1], levels[i - 1]
+    return (P[0] - P[1]) * ((t.lam - s.lam) / (s.lam - s1.lam))
+
+
+def parabola(levels: Levels, i: int) -> tuple[Combination, Combination]:
+    """Slope and curvature at s, per step h, of the parabola through the last three predictions."""
+    s, h = levels[i], levels[i + 1].lam - levels[i].lam
+    r1, r2 = (s.lam - levels[i - 1].lam) / h, (s.lam - levels[i - 2].lam) / h
+    bend = ((P[0] - P[1]) / r1 - (P[1] - P[2]) / (r2 - r1)) / r2
+    return (P[0] - P[1]) / r1 + r1 * bend, 2.0 * bend
+
+
+def _multistep(
+    levels: Levels, kind: Prediction, max_order: int, solver_type: str, lower_order_final: bool, corrected_start: bool
+) -> Iterator[Stage]:
+    """One evaluation a step; the order rises from 1 as predictions become known.
+
+    The first step, of order 1, leaves an error of second order in its length, which then limits a run of order
+    3. `corrected_start` mends that without another evaluation: when the second prediction is known the first
+    step is taken again, with the line through both, and the run goes on from there (the corrector of UniPC,
+    Zhao et al. 2023, arXiv 2302.04867, used once).
+    """
+    steps = len(levels) - 1
+    corrected_start = corrected_start and steps > 1 and is_finite(levels[0], levels[1])
+    for i in range(steps):
+        s, t = levels[i], levels[i + 1]
+        x = kind.taylor(START, levels[0], s, P[1], P[0] - P[1]) if corrected_start and i == 1 else X
+
+        order = multistep_order(levels, i, max_order, lower_order_final)
+        if order == 1:
+            x_t = taylor_data(x, s, t, DENOISED)
+        elif order == 2 and solver_type in ("midpoint", "published"):
+            x_t = kind.taylor(x, s, t, P[0] + line(levels, i) / 2)
+        elif order == 2:
+            x_t = kind.taylor(x, s, t, P[0], line(levels, i))
+        else:
+            slope, curvature = parabola(levels, i)
+            x_t = kind.taylor(x, s, t, P[0], slope, curvature / 2 if solver_type == "published" else curvature)
+        yield Stage(i, s.sigma, x_t, kind.of(s), completes=not (corrected_start and i == 0))

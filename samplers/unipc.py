@@ -1,0 +1,92 @@
+"""UniPC: a predictor and a corrector of any order on the predictions that are there.
+
+W. Zhao, L. Bai, Y. Rao, J. Zhou, J. Lu: UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of
+Diffusion Models. 2023, arXiv 2302.04867.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .dpm_solver import DATA, NOISE, Prediction, is_finite, multistep_order, taylor_data
+from .levels import Levels
+from .phi import Scalar, expm1, phi
+from .plan import DENOISED, START, Combination, P, Stage, X
+
+
+def unipc(
+    levels: Levels,
+    *,
+    max_order: int = 3,
+    variant: str = "bh2",
+    prediction: str = "data",
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Iterator[Stage]:
+    """UniPC-p, one evaluation a step. From s to t, with the last p predictions m_0, m_1 ... at r_k = (lambda_k - lambda_s)/h,
+
+        predictor   x_t = (exact step for m_0) - w_t B(h) sum over k = 1 ... p-1 of rho_k (m_k - m_0) / r_k
+        corrector   the same with m_t, evaluated at the predictor's x_t, as one more prediction at r = 1,
+
+    where w_t = alpha_t and z = -h for data, w_t = sigma_t and z = h for noise prediction, B = z (bh1) or e^z - 1
+    (bh2), and rho solves sum_k rho_k r_k^(i-1) = i! z phi_(i+1)(z) / B for i = 1 ... The predictor of order 2 and
+    the corrector of order 1 take rho = 1/2. The prediction at the corrected sample is the one at the predicted:
+    the corrector costs no evaluation, and the last step, at whose end there is none, has no corrector.
+    Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 to 8.
+    """
+    kind = DATA if prediction == "data" else NOISE
+    steps = len(levels) - 1
+    orders = [multistep_order(levels, i, max_order, lower_order_final) for i in range(steps)]
+    for i in range(steps):
+        s, last = levels[i], i == steps - 1
+        if corrector and i > 0 and is_finite(levels[i - 1], s):
+            yield Stage(
+                i, s.sigma, _update(START, levels, i - 1, orders[i - 1], kind, variant, corrects=True), kind.of(s)
+            )
+            yield Stage(i, None, _update(X, levels, i, orders[i], kind, variant), completes=last)
+        else:
+            yield Stage(i, s.sigma, _update(X, levels, i, orders[i], kind, variant), kind.of(s), completes=False)
+
+
+def _update(
+    x: Combination, levels: Levels, i: int, order: int, kind: Prediction, variant: str, corrects: bool = False
+) -> Combination:
+    """The step from levels[i] to levels[i + 1]; as a corrector it knows the prediction at its end, P[0]."""
+    s, t = levels[i], levels[i + 1]
+    if not is_finite(s, t):
+        return taylor_data(x, s, t, DENOISED)
+    h = t.lam - s.lam
+    z = -h if kind is DATA else h
+    m = P[1:] if corrects else P
+    nodes = [(levels[i - k].lam - s.lam) / h for k in range(1, order)]
+    differences = [(m[k] - m[0]) / r for k, r in enumerate(nodes, start=1)]
+    if corrects:
+        nodes.append(1.0)
+        differences.append(P[0] - m[0])
+
+    scale = z if variant == "bh1" else expm1(z)
+    if len(nodes) == 1:
+        rho: Sequence[Scalar] = (0.5,)
+    else:
+        moments = [math.factorial(k) * z * phi(k + 1, z) / scale for k in range(1, len(nodes) + 1)]
+        rho = solve([[r**power for r in nodes] for power in range(len(nodes))], moments)
+
+    x_t = kind.taylor(x, s, t, m[0])
+    weight = t.alpha if kind is DATA else t.sigma
+    for c, difference in zip(rho, differences, strict=True):
+        x_t -= (weight * scale * c) * difference
+    return x_t
+
+
+def solve(matrix: list[list[Scalar]], right: list[Scalar]) -> list[Scalar]:
+    """The solution of a small linear system by elimination, on floats or scalars of torch alike."""
+    rows = [[*row, b] for row, b in zip(matrix, right, strict=True)]
+    for j in range(len(rows)):
+        pivot = max(range(j, len(rows)), key=lambda i: abs(float(rows[i][j])))
+        rows[j], rows[pivot] = rows[pivot], rows[j]
+        rows[j] = [c / rows[j][j] for c in rows[j]]
+        for i in range(len(rows)):
+            if i != j:
+                rows[i] = [a - rows[i][j] * b for a, b in zip(rows[i], rows[j], strict=True)]
+    return [row[-1] for row in rows]
