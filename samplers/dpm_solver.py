@@ -31,9 +31,11 @@ def taylor_data(x: Combination, s: Level, t: Level, d0: Combination, *derivative
 
         x_t = (sigma_t / sigma_s) x + alpha_t h (phi_1(-h) d0 + phi_2(-h) d1 + phi_3(-h) d2 ...).
 
-    With d0 alone it holds at sigma_t = 0 and at alpha_s = 0 (h infinite) too.
+    With d0 alone it holds for an infinite h, too: at sigma_t = 0, and at an alpha of 0.
     """
     h = t.lam - s.lam
+    if not is_finite(s, t):  # the same coefficient, without lambda
+        return (t.sigma / s.sigma) * x + (t.alpha - s.alpha * (t.sigma / s.sigma)) * d0
     x_t = (t.sigma / s.sigma) * x + (t.alpha * -expm1(-h)) * d0
     for k, d in enumerate(derivatives, start=2):
         x_t += (t.alpha * h * phi(k, -h)) * d
@@ -74,12 +76,14 @@ def is_finite(s: Level, t: Level) -> bool:
 def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
     """Order of step i: rising from 1 as predictions become known, falling to 1 at the end if asked.
 
-    A step of infinite length in lambda is of order 1, its exact limit.
+    A step of infinite length in lambda is of order 1, its exact limit, and a prediction from lambda = -inf is of no
+    use to a polynomial in lambda.
     """
     if not is_finite(levels[i], levels[i + 1]):
         return 1
-    if i + 1 < order:
-        return i + 1
+    known = i + 1 if is_finite(levels[0], levels[1]) else i
+    if known < order:
+        return known
     return min(order, len(levels) - 1 - i) if lower_order_final else order
 
 
@@ -185,10 +189,10 @@ def dpmpp_3s(
         x_v = (sigma_v / sigma_s) x_s + alpha_v r2 h (phi_1(-r2 h) D_s + phi_2(-r2 h) (r2/r1) (D_u - D_s))
         x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_s + phi_2(-h) (D_v - D_s) / r2)    (midpoint)
 
-    `heun` puts the parabola through all three predictions into the last line. The midpoint form has order 3
-    for r2 = 2/3 only, the heun form for every r1 < r2. Lu et al. 2022, arXiv 2211.01095, appendix; the official
-    code calls the forms `dpmsolver` and `taylor`. With `lower_order_final` the last two steps have order 2 (at
-    r = 1/2) and 1, as there.
+    `heun` puts the parabola through all three predictions into the last line. Both forms have order 3 for
+    r2 = 2/3 only, where the prediction at u, whose sample has the largest error, drops out in the limit. Lu et al.
+    2022, arXiv 2211.01095, appendix; the official code calls the forms `dpmsolver` and `taylor`. With
+    `lower_order_final` the last two steps have order 2 (at r = 1/2) and 1, as there.
     """
     return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final)
 

@@ -240,15 +240,9 @@ _CORRECTED_START = Option(
 _R = Option("r", 0.5, "Where in the step (in log-SNR) the second evaluation lies.", 0.05, 1.0)
 _R1_R2 = (
     Option("r1", 1 / 3, "Where in the step the second evaluation lies; smaller than r2.", 0.05, 0.95),
-    Option("r2", 2 / 3, "Where in the step the third evaluation lies.", 0.1, 1.0),
+    Option("r2", 2 / 3, "Where in the step the third evaluation lies. Order 3 needs 2/3.", 0.1, 1.0),
 )
 _FORM = Option("solver_type", "midpoint", "Form of the update; midpoint is the paper's.", choices=("midpoint", "heun"))
-_FORM_3S = Option(
-    "solver_type",
-    "midpoint",
-    "Form of the update; midpoint is the published one, heun keeps order 3 for any r1 and r2.",
-    choices=("midpoint", "heun"),
-)
 _FORM_3M = Option(
     "solver_type",
     "published",
@@ -286,7 +280,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             help="Third order, three evaluations a step. For exact results with many evaluations and low guidance.",
             solver=dpm_solver.dpmpp_3s,
             order=3,
-            options=(*_R1_R2, _FORM_3S, _lower_order_final(False)),
+            options=(*_R1_R2, _FORM, _lower_order_final(False)),
             curated=False,
         ),
         SamplerSpec(
@@ -324,7 +318,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             help="Third order in the noise prediction, three evaluations a step. For many evaluations, low guidance.",
             solver=dpm_solver.dpm_3s,
             order=3,
-            options=(*_R1_R2, _FORM_3S, _lower_order_final(False)),
+            options=(*_R1_R2, _FORM, _lower_order_final(False)),
             curated=False,
         ),
         SamplerSpec(

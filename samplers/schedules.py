@@ -7,6 +7,7 @@ appends the final 0. `flow` says that the levels are those of a rectified-flow m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,29 +30,31 @@ def exponential(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fals
     """Uniform in log-SNR: lambda_i = lambda_max + i/(n-1) (lambda_min - lambda_max).
 
     Lu et al. 2022, arXiv 2206.00927, section 3.4 (logSNR). For alpha = 1 the sigmas form a geometric sequence.
-    A flow model starts at sigma = 1, where lambda = -inf: the ramp then begins at 1 - sigma_min, its mirror
-    image, and the first level is 1 all the same.
+    A flow model starts at sigma = 1, where lambda = -inf: the ramp then begins at the mirror image of its end,
+    1 - sigma_min (not below the middle between sigma_min and 1), and the first level is sigma_max all the same.
     """
     if not flow:
         return _ramp(n, math.log(sigma_max), math.log(sigma_min)).exp()
-    start = min(sigma_max, 1 - sigma_min)
-    levels = torch.sigmoid(_ramp(n, math.log(start / (1 - start)), math.log(sigma_min / (1 - sigma_min))))
-    levels[0] = sigma_max
-    return levels
+    start = min(sigma_max, max(1 - sigma_min, (1 + sigma_min) / 2))
+    return torch.sigmoid(_ramp(n, math.log(start / (1 - start)), math.log(sigma_min / (1 - sigma_min))))
 
 
 _VP_END = 1e-3  # time of sigma_min in the VP process, as in Song et al. 2021
 
 
-def _vp(time: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """sigma(t) of the VP process with linear beta: sigma^2 + 1 = exp(beta_d t^2 / 2 + beta_min t).
+def _vp(sigma_min: float, sigma_max: float) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """The VP process with linear beta, sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t): its end, and sigma(t).
 
-    beta_d and beta_min are those for which sigma(1) = sigma_max and sigma(1e-3) = sigma_min.
+    beta_d and beta_min are those for which sigma(1) = sigma_max and sigma(end) = sigma_min. The end is at t = 0.001,
+    or, where the two sigmas are so close that beta would have to become negative, where a constant beta puts it.
     """
     log_min, log_max = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    beta_d = 2 * (log_min / _VP_END - log_max) / (_VP_END - 1)
+    end = _VP_END
+    beta_d = 2 * (log_min / end - log_max) / (end - 1)
+    if beta_d / 2 + log_max <= 0:  # beta(1)
+        beta_d, end = 0.0, log_min / log_max
     beta_min = log_max - beta_d / 2
-    return torch.expm1(beta_d / 2 * time**2 + beta_min * time).sqrt()
+    return end, lambda t: torch.expm1(beta_d / 2 * t**2 + beta_min * t).sqrt()
 
 
 def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
@@ -62,7 +65,8 @@ def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
     """
     if flow:
         return _ramp(n, sigma_max, sigma_min)
-    return _vp(_ramp(n, 1.0, _VP_END), sigma_min, sigma_max)
+    end, sigma = _vp(sigma_min, sigma_max)
+    return sigma(_ramp(n, 1.0, end))
 
 
 def time_quadratic(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
@@ -72,4 +76,5 @@ def time_quadratic(n: int, sigma_min: float, sigma_max: float, *, flow: bool = F
     """
     if flow:
         return _ramp(n, math.sqrt(sigma_max), math.sqrt(sigma_min)) ** 2
-    return _vp(_ramp(n, 1.0, math.sqrt(_VP_END)) ** 2, sigma_min, sigma_max)
+    end, sigma = _vp(sigma_min, sigma_max)
+    return sigma(_ramp(n, 1.0, math.sqrt(end)) ** 2)

@@ -24,7 +24,7 @@ def unipc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Iterator[Stage]:
-    """UniPC-p, one evaluation a step. From s to t, with the last p predictions m_0, m_1 ... at r_k = (lambda_k - lambda_s)/h,
+    """UniPC-p, one evaluation a step. With the last p predictions m_0, m_1 ... at r_k = (lambda_k - lambda_s) / h,
 
         predictor   x_t = (exact step for m_0) - w_t B(h) sum over k = 1 ... p-1 of rho_k (m_k - m_0) / r_k
         corrector   the same with m_t, evaluated at the predictor's x_t, as one more prediction at r = 1,

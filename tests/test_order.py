@@ -19,6 +19,7 @@ from mixture import (
 )
 
 from samplers import SAMPLERS, integrate
+from samplers.integrate import combine
 
 STEPS = (128, 256, 512)
 
@@ -43,11 +44,13 @@ def error(spec, n: int, flow: bool = False, exact_start: bool = True, high: floa
     high = high or (FLOW_MAX if flow else SIGMA_MAX)
     plan = spec.plan(levels(n, high, low, flow), flow=flow, **options)
 
-    def prediction(sigma: float):
-        return model(solution(sigma, flow), torch.full((3,), sigma, dtype=torch.float64))
+    def prediction(stage):
+        x = solution(stage.sigma, flow)
+        denoised = model(x, torch.full((3,), stage.sigma, dtype=torch.float64))
+        return combine(stage.prediction, (denoised, x, x))
 
     k = depth(plan) if exact_start else 0
-    history = [prediction(stage.sigma) for stage in reversed(plan[:k])]
+    history = [prediction(stage) for stage in reversed(plan[:k])]
     x = integrate(model, solution(plan[k].sigma, flow), plan[k:], history=history, disable=True)
     return relative_error(x, solution(low, flow))
 

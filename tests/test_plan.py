@@ -14,10 +14,11 @@ from samplers import SAMPLERS, SCHEDULES, Combination, integrate, read_levels
 from samplers.phi import expm1, phi
 
 few = settings(max_examples=40, deadline=None)
+either = st.booleans()
 
 
 @st.composite
-def runs(draw, flow: st.SearchStrategy[bool] = st.booleans(), ends=(0.0, None)) -> tuple[list[float], bool]:
+def runs(draw, flow=either, ends=(0.0, None)) -> tuple[list[float], bool]:
     """(sigmas, flow): random strictly descending levels; some end in 0, some flow levels start at exactly 1."""
     is_flow = draw(flow)
     steps = draw(st.lists(st.floats(0.05, 2.0), min_size=1, max_size=7))
@@ -325,7 +326,7 @@ def test_no_interpolation_where_the_coefficients_do_not_add_up_to_1():
 
 
 def test_a_combination_prints_as_a_formula():
-    assert repr(Combination({-1: 0.5, -2: 0.25, 1: 2.0})) == "0.5 x + 0.25 start + 2 D[1]"
+    assert repr(Combination({-1: 0.5, -2: 0.25, 1: 2.0})) == "0.5 x + 0.25 start + 2 P[1]"
 
 
 # The registry
