@@ -1,8 +1,8 @@
 """Widgets for the options of the registry, and back again.
 
 A node offers every option of every sampler it can choose. An option on which they agree shows its default; one
-with different defaults starts at "default", which means that of the chosen sampler. Options that the chosen
-sampler does not have are ignored.
+with different defaults starts at "default", or a number at -1, which means that of the chosen sampler. Options that
+the chosen sampler does not have are ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from ..samplers import Option
 
 DEFAULT = "default"
+UNSET = -1  # "default" for a number: no option of any sampler is negative
 STEP = 0.01  # of numbers
 _SWITCH = {"on": True, "off": False}
 
@@ -39,9 +40,10 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     if isinstance(first.default, str):
         choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
         return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
-    if default is None:
-        raise NotImplementedError(f"option {name} is a number with different defaults in {', '.join(ids)}")
     bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
+    if default is None:
+        bounds |= {"min": UNSET, "default": UNSET}
+        common["tooltip"] += " -1 is the default of the sampler."
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
     return io.Float.Input(step=STEP, round=False, **bounds, **common)
@@ -55,7 +57,7 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {}
     for option in spec.options:
         value = widgets.get(option.name, DEFAULT)
-        if value == DEFAULT or (isinstance(option.default, float) and abs(value - option.default) < STEP / 2):
+        if value in (DEFAULT, UNSET) or (isinstance(option.default, float) and abs(value - option.default) < STEP / 2):
             continue
         chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
     return chosen

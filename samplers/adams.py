@@ -37,20 +37,20 @@ def variable_weights(nodes: Sequence[Scalar]) -> list[Scalar]:
     return weights
 
 
-def ipndm(levels: Levels, *, max_order: int = 4) -> Iterator[Stage]:
+def ipndm(levels: Levels, *, order: int = 4) -> Iterator[Stage]:
     """iPNDM: Adams-Bashforth with the weights for equal steps, whatever the steps are.
 
         x_t = x_s + (sigma_t - sigma_s) (55 d_0 - 59 d_1 + 37 d_2 - 9 d_3) / 24
 
     The order rises from 1 as derivatives become known. On levels that are not uniform in sigma, such as Karras',
-    the weights are not those of the polynomial and the order of convergence is 1; see `ipndm_v`.
+    the weights are not those of the polynomial, and the order of convergence is 2 at most; see `ipndm_v`.
     Zhang and Chen 2023, arXiv 2204.13902, appendix.
     """
     for i in range(len(levels) - 1):
-        yield from _adams_bashforth(levels, i, FIXED[min(max_order, i + 1)])
+        yield from _adams_bashforth(levels, i, FIXED[min(order, i + 1)])
 
 
-def ipndm_v(levels: Levels, *, max_order: int = 4) -> Iterator[Stage]:
+def ipndm_v(levels: Levels, *, order: int = 4) -> Iterator[Stage]:
     """iPNDM with the weights of the steps as they are: Adams-Bashforth for variable steps.
 
         x_t = x_s + sum_j d_j * integral from sigma_s to sigma_t of the Lagrange polynomial l_j
@@ -60,7 +60,7 @@ def ipndm_v(levels: Levels, *, max_order: int = 4) -> Iterator[Stage]:
     """
     for i in range(len(levels) - 1):
         s, h = levels[i].sigma, levels[i + 1].sigma - levels[i].sigma
-        nodes = [(levels[i - j].sigma - s) / h for j in range(min(max_order, i + 1))]
+        nodes = [(levels[i - j].sigma - s) / h for j in range(min(order, i + 1))]
         yield from _adams_bashforth(levels, i, variable_weights(nodes))
 
 

@@ -22,8 +22,9 @@ def derivative(s: Level) -> Combination:
 
 
 def euler_step(levels: Levels, i: int) -> Iterator[Stage]:
+    """x_s + (sigma_t - sigma_s) d_s, written so that it is D to the last bit at sigma_t = 0."""
     s, t = levels[i], levels[i + 1]
-    yield Stage(i, s.sigma, X + (t.sigma - s.sigma) * derivative(s), derivative(s))
+    yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + (1 - t.sigma / s.sigma) * DENOISED, derivative(s))
 
 
 def euler(levels: Levels) -> Iterator[Stage]:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from . import dpm_solver, schedules
+from . import adams, classic, dpm_solver, schedules, unipc
 from .integrate import Model, NoiseSampler, check_sample, integrate
 from .levels import read_levels, read_sigmas
 from .plan import Plan, Stage
@@ -339,6 +339,69 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             solver=dpm_solver.dpm_3m,
             order=3,
             options=(_FORM_3M, _lower_order_final(True), _CORRECTED_START),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="euler",
+            label="Euler",
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            help="First order, the same numbers as ddim.",
+            solver=classic.euler,
+            order=1,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="heun",
+            label="Heun",
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            help="Second order in sigma, two evaluations a step. Steady with low guidance.",
+            solver=classic.heun,
+            order=2,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="rk4",
+            label="Runge-Kutta 4",
+            paper="Kutta 1901",
+            help="Fourth order in sigma, four evaluations a step. For reference images with very many evaluations.",
+            solver=classic.rk4,
+            order=4,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="unipc",
+            label="UniPC",
+            paper="Zhao et al. 2023, arXiv 2302.04867",
+            help="Predictor and corrector at one evaluation a step. A good second opinion to dpmpp_2m.",
+            solver=unipc.unipc,
+            order=3,
+            options=(
+                Option("order", 3, "Number of predictions that the predictor uses.", 1, 3),
+                Option("solver_type", "bh2", "The function B(h) of the paper.", choices=("bh1", "bh2")),
+                Option("prediction", "data", "What is taken for a polynomial in log-SNR.", choices=("data", "noise")),
+                Option("corrector", True, "Correct each step with the next prediction; costs no evaluation."),
+                _lower_order_final(True),
+            ),
+        ),
+        SamplerSpec(
+            id="ipndm",
+            label="iPNDM",
+            paper="Zhang and Chen 2023, arXiv 2204.13902",
+            help="Adams-Bashforth with weights for equal steps of sigma, at one evaluation a step. Order 2 on levels "
+            "that are not uniform in sigma, yet often good at few steps.",
+            solver=adams.ipndm,
+            order=2,
+            options=(Option("order", 4, "Number of derivatives used.", 1, 4),),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="ipndm_v",
+            label="iPNDM, variable steps",
+            paper="Zhang and Chen 2023, arXiv 2204.13902",
+            help="Adams-Bashforth with the weights of the steps as they are, at one evaluation a step.",
+            solver=adams.ipndm_v,
+            order=4,
+            options=(Option("order", 4, "Number of derivatives used.", 1, 4),),
             curated=False,
         ),
     ],

@@ -18,8 +18,8 @@ from .plan import DENOISED, START, Combination, P, Stage, X
 def unipc(
     levels: Levels,
     *,
-    max_order: int = 3,
-    variant: str = "bh2",
+    order: int = 3,
+    solver_type: str = "bh2",
     prediction: str = "data",
     corrector: bool = True,
     lower_order_final: bool = True,
@@ -37,20 +37,21 @@ def unipc(
     """
     kind = DATA if prediction == "data" else NOISE
     steps = len(levels) - 1
-    orders = [multistep_order(levels, i, max_order, lower_order_final) for i in range(steps)]
+    orders = [multistep_order(levels, i, order, lower_order_final) for i in range(steps)]
+    corrected = [corrector and i < steps - 1 and is_finite(levels[i], levels[i + 1]) for i in range(steps)]
     for i in range(steps):
-        s, last = levels[i], i == steps - 1
-        if corrector and i > 0 and is_finite(levels[i - 1], s):
-            yield Stage(
-                i, s.sigma, _update(START, levels, i - 1, orders[i - 1], kind, variant, corrects=True), kind.of(s)
-            )
-            yield Stage(i, None, _update(X, levels, i, orders[i], kind, variant), completes=last)
+        s = levels[i]
+        predict = _update(X, levels, i, orders[i], kind, solver_type)
+        if i > 0 and corrected[i - 1]:
+            correct = _update(START, levels, i - 1, orders[i - 1], kind, solver_type, corrects=True)
+            yield Stage(i, s.sigma, correct, kind.of(s))
+            yield Stage(i, None, predict, completes=not corrected[i])
         else:
-            yield Stage(i, s.sigma, _update(X, levels, i, orders[i], kind, variant), kind.of(s), completes=False)
+            yield Stage(i, s.sigma, predict, kind.of(s), completes=not corrected[i])
 
 
 def _update(
-    x: Combination, levels: Levels, i: int, order: int, kind: Prediction, variant: str, corrects: bool = False
+    x: Combination, levels: Levels, i: int, order: int, kind: Prediction, solver_type: str, corrects: bool = False
 ) -> Combination:
     """The step from levels[i] to levels[i + 1]; as a corrector it knows the prediction at its end, P[0]."""
     s, t = levels[i], levels[i + 1]
@@ -65,7 +66,7 @@ def _update(
         nodes.append(1.0)
         differences.append(P[0] - m[0])
 
-    scale = z if variant == "bh1" else expm1(z)
+    scale = z if solver_type == "bh1" else expm1(z)
     if len(nodes) == 1:
         rho: Sequence[Scalar] = (0.5,)
     else:

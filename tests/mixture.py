@@ -106,9 +106,9 @@ def given(spec: SamplerSpec, **options: object) -> dict[str, object]:
 
 
 def exact_options(spec: SamplerSpec) -> dict[str, object]:
-    """Options under which the sampler has its stated order: no noise, no lower order at the end."""
+    """Options under which the sampler has its stated order: no noise, no lower order at the end, no corrector."""
     exact = [o.name for o in spec.options if "exact" in o.choices]
-    return given(spec, lower_order_final=False, eta=0.0) | dict.fromkeys(exact, "exact")
+    return given(spec, lower_order_final=False, corrector=False, eta=0.0) | dict.fromkeys(exact, "exact")
 
 
 def relative_error(x: Tensor, y: Tensor) -> float:

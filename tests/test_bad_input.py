@@ -1,0 +1,261 @@
+"""Every bad input ends in an error that names the input at fault."""
+
+import math
+
+import pytest
+import torch
+from mixture import SIGMA_MAX, SIGMA_MIN, X1, each_sampler, given, pointwise
+
+from samplers import DENOISED, SAMPLERS, SCHEDULES, Noise, NonFiniteError, Stage, X, integrate
+
+SIGMAS = [14.0, 6.0, 2.5, 1.0, 0.4, 0.0]
+nan, inf = math.nan, math.inf
+
+
+def sample(spec, x=X1, sigmas=SIGMAS, model=pointwise, **options):
+    return spec.function(model, x, sigmas, disable=True, **given(spec, eta=0.0), **options)
+
+
+# The model's answers
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole tensor", "one element"])
+@pytest.mark.parametrize("value", [nan, inf])
+@pytest.mark.parametrize("step", [0, 2, 4])
+@each_sampler
+def test_a_prediction_that_is_not_finite_names_step_and_sigma(spec, step, value, whole):
+    """The first evaluation of a step goes wrong; all that follow do so too, yet this step is named."""
+    evaluated = [stage.step for stage in spec.plan(SIGMAS, **given(spec, eta=0.0)) if stage.sigma is not None]
+    calls = []
+
+    def model(x, sigma):
+        prediction = pointwise(x, sigma)
+        if len(calls) == evaluated.index(step):
+            prediction[... if whole else (-1, 0, 2, 1)] = value
+        calls.append(sigma)
+        return prediction
+
+    with pytest.raises(NonFiniteError, match=rf"step {step + 1} of 5 \(sigma = {SIGMAS[step]:g}\)"):
+        sample(spec, model=model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_overflow_in_a_small_dtype_is_found_and_a_large_sum_is_not_one(dtype):
+    spec, x = SAMPLERS["ddim"], torch.zeros(1, 4, 64, 64, dtype=dtype)
+    large = torch.full_like(x, 6e4)  # the sum of all, 1e9, does not fit into fp16
+    assert torch.equal(sample(spec, x, model=lambda x, sigma: large), large)
+    overflow = large.clone()
+    overflow[0, 1, 2, 3] = torch.finfo(dtype).max * torch.tensor(2.0, dtype=dtype)
+    assert overflow.isinf().any()
+    with pytest.raises(NonFiniteError, match=r"step 1 of 5"):
+        sample(spec, x, model=lambda x, sigma: overflow)
+
+
+def test_infinities_of_both_signs_do_not_cancel():
+    def model(x, sigma):
+        prediction = pointwise(x, sigma)
+        prediction[0, 0, 0, 0], prediction[0, 0, 0, 1] = inf, -inf
+        return prediction
+
+    with pytest.raises(NonFiniteError, match="step 1 of 5"):
+        sample(SAMPLERS["ddim"], model=model)
+
+
+def test_non_finite_error_is_a_value_error():
+    assert issubclass(NonFiniteError, ValueError)
+
+
+# Sigmas
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([14.0, nan, 1.0, 0.0], r"sigmas\[1\] = nan"),
+        ([inf, 1.0, 0.0], r"sigmas\[0\] = inf"),
+        ([14.0, 1.0, -0.5], r"sigmas\[2\] = -0.5"),
+        ([14.0, 2.5, 2.5, 0.0], r"sigmas\[1\] and sigmas\[2\] are equal \(2.5\)"),
+        ([14.0, 1.0, 0.0, 0.0], r"sigmas\[2\] and sigmas\[3\] are equal \(0\)"),
+        ([14.0, 1.0, 3.0, 0.0], r"sigmas\[1\] = 1 and sigmas\[2\] = 3"),
+        ([1.0, 3.0, 2.0], r"sigmas\[1\] = 3 and sigmas\[2\] = 2"),
+        ([0.0, 1.0, 3.0], "cannot start at 0"),
+        ([14.0], r"sigmas must hold at least two levels .*\[14.0\]"),
+        ([], r"sigmas must hold at least two levels .*\[\]"),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+@each_sampler
+def test_sigmas_at_fault_are_named(spec, kind, sigmas, message):
+    with pytest.raises(ValueError, match=message):
+        sample(spec, sigmas=kind(sigmas))
+    with pytest.raises(ValueError, match=message):
+        spec.nfe(kind(sigmas))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3), (1, 4, 1)])
+def test_sigmas_of_another_rank(shape):
+    with pytest.raises(ValueError, match="sigmas must be a 1-D tensor, got shape"):
+        sample(SAMPLERS["ddim"], sigmas=torch.ones(shape))
+
+
+@pytest.mark.parametrize("sigmas", [None, 3.0, [[2.0, 1.0], [1.0, 0.0]], ["a", "b"]], ids=repr)
+def test_sigmas_that_are_no_numbers(sigmas):
+    with pytest.raises(ValueError, match="sigmas"):
+        sample(SAMPLERS["ddim"], sigmas=sigmas)
+
+
+@each_sampler
+def test_flow_levels_above_1(spec):
+    with pytest.raises(ValueError, match=r"sigmas\[0\] = 14: .*between 0 and 1"):
+        sample(spec, flow=True)
+
+
+# The sample
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 1, 1, 1, 4, 4)])
+@each_sampler
+def test_sample_of_another_rank(spec, shape):
+    with pytest.raises(ValueError, match=r"x must .* got shape \[" + str(shape[0])):
+        sample(spec, torch.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@each_sampler
+def test_sample_of_another_dtype(spec, dtype):
+    with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got {dtype}"):
+        sample(spec, torch.ones(1, 4, 8, 8).to(dtype))
+
+
+def test_sample_that_is_no_tensor():
+    with pytest.raises(ValueError, match="x must be a floating-point tensor, got list"):
+        sample(SAMPLERS["ddim"], [[[1.0]]])
+
+
+@each_sampler
+def test_the_model_is_not_called_on_bad_input(spec):
+    def model(x, sigma):
+        raise AssertionError("called")
+
+    for x, sigmas in ((X1, [1.0, 2.0, 1.5]), (X1[0, 0], SIGMAS)):
+        with pytest.raises(ValueError, match=r"sigmas|x must"):
+            sample(spec, x, sigmas, model)
+
+
+# Options of samplers
+
+
+@each_sampler
+def test_unknown_option(spec):
+    with pytest.raises(ValueError, match=rf"{spec.id} has no option 'sharpness'"):
+        sample(spec, sharpness=1.0)
+
+
+def test_unknown_option_names_those_there_are():
+    with pytest.raises(ValueError, match="its options are: r, solver_type, lower_order_final"):
+        sample(SAMPLERS["dpmpp_2s"], R=0.5)
+
+
+OPTIONS = [(spec, option) for spec in (*SAMPLERS.values(), *SCHEDULES.values()) for option in spec.options]
+
+
+@pytest.mark.parametrize(("spec", "option"), OPTIONS, ids=[f"{spec.id}-{option.name}" for spec, option in OPTIONS])
+def test_every_option_refuses_what_does_not_fit(spec, option):
+    if isinstance(option.default, bool):
+        bad = [2, 0.5, "yes", None]
+    elif option.choices:
+        bad = ["trapezoid", "", 1, None]
+    else:
+        bad = [option.minimum - 1, option.maximum + 1, nan, inf, "large", None]
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"{spec.id}: option {option.name} = "):
+            spec.check_options({option.name: value})
+
+
+def test_the_message_says_what_would_fit():
+    with pytest.raises(ValueError, match=r"dpmpp_2s: option r = 1.5 must lie between 0.05 and 1"):
+        sample(SAMPLERS["dpmpp_2s"], r=1.5)
+    with pytest.raises(ValueError, match="option solver_type = 'taylor' must be one of midpoint, heun"):
+        sample(SAMPLERS["dpmpp_2m"], solver_type="taylor")
+
+
+@pytest.mark.parametrize(("r1", "r2"), [(0.5, 0.5), (0.7, 0.4)])
+def test_3s_needs_its_evaluations_in_order(r1, r2):
+    with pytest.raises(ValueError, match=f"r1 = {r1} must be smaller than r2 = {r2}"):
+        sample(SAMPLERS["dpmpp_3s"], r1=r1, r2=r2)
+
+
+# Plans
+
+
+def test_a_plan_with_noise_needs_a_source_of_it():
+    plan = [Stage(0, 2.0, 0.5 * X + 0.5 * DENOISED, noise=Noise(0.5, 2.0, 1.0))]
+    with pytest.raises(ValueError, match="noise_sampler"):
+        integrate(pointwise, X1, plan, disable=True)
+
+
+def test_a_plan_that_goes_on_needs_its_history():
+    """Without it a remembered prediction would silently be taken from elsewhere."""
+    plan = SAMPLERS["dpmpp_2m"].plan(SIGMAS)[2:]
+    with pytest.raises(ValueError, match="history"):
+        integrate(pointwise, X1, plan, disable=True)
+
+
+def test_an_empty_plan_changes_nothing():
+    assert torch.equal(integrate(pointwise, X1, [], disable=True), X1)
+
+
+# Schedules
+
+each_schedule = pytest.mark.parametrize("spec", SCHEDULES.values(), ids=SCHEDULES)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+@each_schedule
+def test_schedule_with_too_few_steps(spec, n):
+    with pytest.raises(ValueError, match=rf"{spec.id}: steps = {n} must be at least 1"):
+        spec.function(n, SIGMA_MIN, SIGMA_MAX)
+
+
+@pytest.mark.parametrize("n", [10.0, 2.5, nan, "10", None])
+@each_schedule
+def test_schedule_with_steps_that_are_no_whole_number(spec, n):
+    with pytest.raises(ValueError, match=rf"{spec.id}: steps = .* must be a whole number"):
+        spec.function(n, SIGMA_MIN, SIGMA_MAX)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (nan, 1.0), (0.1, nan), (0.1, inf)])
+@each_schedule
+def test_schedule_with_bad_ends(spec, ends):
+    low, high = ends
+    with pytest.raises(ValueError, match=rf"{spec.id}: sigma_min = {low:g} and sigma_max = {high:g}"):
+        spec.function(10, low, high)
+
+
+@each_schedule
+def test_schedule_beyond_the_levels_of_a_flow_model(spec):
+    with pytest.raises(ValueError, match=rf"{spec.id}: sigma_max = 14.6146.* end at 1"):
+        spec.function(10, SIGMA_MIN, SIGMA_MAX, flow=True)
+
+
+@each_schedule
+def test_schedule_with_an_unknown_option(spec):
+    with pytest.raises(ValueError, match=f"{spec.id} has no option 'warp'"):
+        spec.function(10, SIGMA_MIN, SIGMA_MAX, warp=2)
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("registry", "key", "message"),
+    [
+        (SAMPLERS, "dpmpp2m", "unknown sampler 'dpmpp2m'; did you mean 'dpmpp_2m'"),
+        (SAMPLERS, "zzz", "unknown sampler 'zzz'; known: ddim, "),
+        (SCHEDULES, "karas", "unknown schedule 'karas'; did you mean 'karras'"),
+        (SCHEDULES, "zzz", "unknown schedule 'zzz'; known: karras, "),
+    ],
+)
+def test_unknown_id_suggests_the_near_one(registry, key, message):
+    with pytest.raises(KeyError, match=message):
+        registry[key]
