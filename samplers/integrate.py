@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def integrate(
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
     noise_sampler: NoiseSampler | None = None,
-    history: Iterable[Tensor] = (),
+    history: Sequence[Tensor] = (),
 ) -> Tensor:
     """Carry out a plan: evaluate the model, combine, repeat.
 
@@ -52,15 +52,16 @@ def integrate(
         history: predictions from before the first stage, newest first, for a run that goes on from another.
 
     Raises:
-        ValueError: if x has the wrong rank or dtype, or the plan adds noise and there is no noise sampler.
+        ValueError: if x has the wrong rank or dtype, or the noise sampler or the history that the plan needs is
+            missing.
         NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma.
     """
     check_sample(x)
     if noise_sampler is None and any(stage.noise for stage in plan):
         raise ValueError("this plan adds noise: a noise_sampler is needed")
     extra_args = extra_args or {}
-    keep = 1 + max((max(stage.update.terms) for stage in plan), default=0)
-    predictions = deque(history, maxlen=max(keep, 1))
+    keep = history_length(plan, len(history))
+    predictions = deque(history[:keep], maxlen=keep)
     wide = torch.promote_types(x.dtype, torch.float32)
     checksums: list[Tensor] = []
     denoised = start = x  # denoised: until there is one
@@ -107,7 +108,7 @@ def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
         for i, (key, weight) in enumerate(chain):
             total = total.lerp_(operands[key], weight) if i else total.lerp(operands[key], weight)
         return total
-    (key, c), *rest = update.terms.items()
+    (key, c), *rest = [(key, c) for key, c in update.terms.items() if isinstance(c, Tensor) or c]
     total = operands[key] * c
     for key, c in rest:
         if isinstance(c, Tensor):  # a plan with gradients
@@ -115,6 +116,21 @@ def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
         else:
             total.add_(operands[key], alpha=c)
     return total
+
+
+def history_length(plan: Sequence[Stage], given: int) -> int:
+    """How many predictions a run has to remember at a time; checks that it never needs more than it then has."""
+    longest, known = 1, given
+    for stage in plan:
+        known += stage.sigma is not None
+        needed = 1 + max(stage.update.terms)
+        if needed > known:
+            raise ValueError(
+                f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "
+                "from another needs its predictions as history"
+            )
+        longest = max(longest, needed)
+    return longest
 
 
 def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,6 +150,8 @@ def check_sample(x: Tensor) -> None:
 
 def check_finite(checksums: list[Tensor], plan: Sequence[Stage]) -> None:
     """The one read-back: were all predictions finite? Names the first that was not."""
+    if not checksums:
+        return
     evaluated = [(stage.step, stage.sigma) for stage in plan if stage.sigma is not None]
     for checksum, (step, sigma) in zip(torch.stack(checksums).tolist(), evaluated, strict=True):
         if not math.isfinite(checksum):

@@ -65,7 +65,12 @@ def read_sigmas(sigmas: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
         if sigmas.ndim != 1:
             raise ValueError(f"sigmas must be a 1-D tensor, got shape {list(sigmas.shape)}")
         return tuple(sigmas.tolist())
-    return tuple(float(sigma) for sigma in sigmas)
+    try:
+        return tuple(float(sigma) for sigma in sigmas)
+    except TypeError:
+        raise ValueError(f"sigmas must be a 1-D tensor or a sequence of numbers, got {sigmas!r}") from None
+    except ValueError as error:
+        raise ValueError(f"sigmas must be numbers: {error}") from None
 
 
 def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:

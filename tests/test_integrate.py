@@ -215,7 +215,7 @@ def test_callback_once_a_step_with_what_the_model_saw(spec):
     assert [info["i"] for info in infos] == list(range(len(SIGMAS) - 1))
     assert [info["sigma"].item() for info in infos] == [info["sigma_hat"].item() for info in infos] == SIGMAS[:-1]
     for info in infos:
-        sigma, x, denoised = next(e for e in evaluations if e[-1] is info["denoised"])
+        sigma, x, _ = next(e for e in evaluations if e[-1] is info["denoised"])
         assert sigma == info["sigma"] and x is info["x"]
         assert set(info) == {"x", "i", "sigma", "sigma_hat", "denoised"}
 
@@ -273,7 +273,7 @@ def test_a_run_may_go_on_from_another(spec):
     """The rest of a plan, given the sample and all predictions so far, ends where the whole plan does."""
     plan = spec.plan(SIGMAS, **given(spec, eta=0.0))
     whole = integrate(pointwise, X1 * SIGMAS[0], plan, disable=True)
-    for cut in (i for i in range(1, len(plan)) if plan[i - 1].completes):
+    for cut in (i for i in range(1, len(plan)) if plan[i - 1].completes and plan[i].sigma is not None):
         stages, history = iter([stage for stage in plan[:cut] if stage.sigma is not None]), []
 
         def model(x, sigma, stages=stages, history=history):
