@@ -39,7 +39,8 @@ def integrate(
 
     Each stage costs one evaluation and one pass over memory per operand. Nothing is read back from the device
     until the end, where the predictions are checked to have been finite. `x` is not written to, and neither is
-    a tensor that was handed to the model or to the callback.
+    a tensor that was handed to the model or to the callback. After a step to sigma = 0 the result is the model's
+    last prediction itself: copy it before writing to it.
 
     Args:
         model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
@@ -124,10 +125,10 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     for stage in plan:
         known += stage.sigma is not None
         needed = 1 + max(stage.update.terms)
-        if needed > known:
+        if needed > known or known == given:
             raise ValueError(
                 f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "
-                "from another needs its predictions as history"
+                "from another begins with an evaluation and needs the predictions before it as history"
             )
         longest = max(longest, needed)
     return longest

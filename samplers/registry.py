@@ -48,8 +48,9 @@ class Option:
             number = operator.index(value) if isinstance(self.default, int) else float(value)
         except (TypeError, ValueError):
             raise ValueError(f"{where} must be a number") from None
-        low, high = self.minimum, self.maximum
-        if math.isnan(number) or (low is not None and number < low) or (high is not None and number > high):
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        if not low <= number <= high:
             raise ValueError(f"{where} must lie between {low:g} and {high:g}")
         return number
 

@@ -195,10 +195,10 @@ def test_a_plan_with_noise_needs_a_source_of_it():
 
 
 def test_a_plan_that_goes_on_needs_its_history():
-    """Without it a remembered prediction would silently be taken from elsewhere."""
-    plan = SAMPLERS["dpmpp_2m"].plan(SIGMAS)[2:]
-    with pytest.raises(ValueError, match="history"):
-        integrate(pointwise, X1, plan, disable=True)
+    """Without it a remembered prediction would silently be taken from elsewhere, and so would the last evaluation."""
+    for plan in (SAMPLERS["dpmpp_2m"].plan(SIGMAS)[2:], SAMPLERS["unipc"].plan(SIGMAS)[-1:]):
+        with pytest.raises(ValueError, match="history"):
+            integrate(pointwise, X1, plan, disable=True)
 
 
 def test_an_empty_plan_changes_nothing():
