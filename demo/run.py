@@ -32,6 +32,16 @@ def change(graph: dict, class_type: str, **inputs) -> None:
             node["inputs"] |= {name: value for name, value in inputs.items() if value is not None}
 
 
+def refusal(body: dict) -> str:
+    """The host's reasons for refusing a prompt, in a line each."""
+    reasons = [
+        f"{node['class_type']}: {error['message']} ({error['details']})"
+        for node in (body.get("node_errors") or {}).values()
+        for error in node["errors"]
+    ]
+    return "\n".join(reasons) or body["error"]["message"]
+
+
 async def run(url: str, prompt: dict) -> list[str]:
     """Queue the prompt, show its progress, and return the names of the images that were saved.
 
@@ -43,7 +53,7 @@ async def run(url: str, prompt: dict) -> list[str]:
         async with session.post("/prompt", json={"prompt": prompt, "client_id": client}) as answer:
             body = await answer.json()
             if answer.status != 200:
-                raise SetupError(f"the host refused the workflow: {json.dumps(body, indent=1)}")
+                raise SetupError(f"the host refused the workflow: {refusal(body)}")
         async for message in events:
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue  # a preview image
@@ -85,6 +95,8 @@ def main() -> None:
                 print(f"image: {(OUTPUT / image).relative_to(ROOT)}")
     except SetupError as error:
         sys.exit(f"the demo failed: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
     print(f"done in {time.monotonic() - started:.1f} s")
 
 

@@ -202,8 +202,15 @@ class ScheduleSpec(_Spec):
 SpecT = TypeVar("SpecT", bound=_Spec)
 
 
+class UnknownIdError(KeyError):
+    """There is no sampler or schedule of that id; the message says which there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show it in quotes
+
+
 class Registry(Mapping[str, SpecT], Generic[SpecT]):
-    """Specs by id, in order. An unknown id is an error that says which are meant."""
+    """Specs by id, in order."""
 
     def __init__(self, kind: str, specs: Sequence[SpecT]):
         self._kind = kind
@@ -215,7 +222,7 @@ class Registry(Mapping[str, SpecT], Generic[SpecT]):
         except KeyError:
             near = difflib.get_close_matches(str(key), self._specs, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
-            raise KeyError(f"unknown {self._kind} {key!r}; {hint}") from None
+            raise UnknownIdError(f"unknown {self._kind} {key!r}; {hint}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)

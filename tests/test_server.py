@@ -121,6 +121,12 @@ def test_out_of_range_inputs_are_refused(running_host, prompt):
     assert status == 400 and "steps" in json.dumps(body)
 
 
+def test_a_refusal_names_node_and_input(running_host, prompt):
+    node(prompt, "FewStepScheduler")["steps"] = 0
+    with pytest.raises(SetupError, match=r"FewStepScheduler: .*\(steps"):
+        asyncio.run(demo_run().run(running_host.url, prompt))
+
+
 def test_an_error_while_sampling_reaches_the_client(running_host, prompt):
     node(prompt, "FewStepSampler")["solver_type"] = "published"
     with pytest.raises(SetupError, match="dpmpp_2m: option solver_type = 'published' must be one of midpoint, heun"):

