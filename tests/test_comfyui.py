@@ -332,7 +332,7 @@ def test_schedule_options_reach_the_schedule(comfyui, eps_model):
 
 
 def test_node_errors_name_the_input(comfyui, eps_model):
-    with pytest.raises(KeyError, match="^unknown sampler 'dpmpp_2n'"):
+    with pytest.raises(KeyError, match=r"^unknown sampler 'dpmpp_2n'"):
         comfyui.nodes["FewStepSampler"].execute("dpmpp_2n")
     with pytest.raises(ValueError, match="solver_type"):
         comfyui.nodes["FewStepSampler"].execute("dpmpp_2m", solver_type="published")
