@@ -63,7 +63,7 @@ def by_steps(painter: Painter) -> Image.Image:
     """Prompts and samplers down, steps across; the last column is a run of many steps."""
     counts = (4, 6, 8, 12, 20)
     rows, labels = [], []
-    for prompt in ("red apple", "cat face", "grinning face", "red heart"):
+    for prompt in ("red apple", "cat face", "grinning face", "strawberry"):
         exact = painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 100)[0]
         for label, sampler, scheduler in (
             ("Euler, normal", "euler", "normal"),
@@ -77,7 +77,7 @@ def by_steps(painter: Painter) -> Image.Image:
 def samples(painter: Painter) -> Image.Image:
     """What the demo model can do: six seeds of each prompt, 20 steps."""
     prompts = (
-        "cat face", "dog face", "grinning face", "smiling face with sunglasses", "red heart", "red apple", "banana",
+        "cat face", "dog face", "grinning face", "smiling face with sunglasses", "sparkling heart", "red apple", "banana",
         "pizza", "tulip", "frog", "penguin", "octopus", "hamburger", "strawberry",
     )  # fmt: skip
     rows = [list(painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 20, 6)) for prompt in prompts]
