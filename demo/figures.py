@@ -21,7 +21,7 @@ TEXT = 22  # height of a line of labels
 
 
 class Painter:
-    """Samples prompts with the host's own KSampler."""
+    """Samples prompts in the host, with the pack's nodes."""
 
     def __init__(self) -> None:
         setup()
@@ -32,14 +32,18 @@ class Painter:
         self.nodes = host.NODE_CLASS_MAPPINGS
 
     @torch.inference_mode()
-    def paint(
-        self, prompt: str, sampler: str, scheduler: str, steps: int, count: int = 1, seed: int = 1
-    ) -> torch.Tensor:
-        """`count` images [count, H, W, 3] in 0 ... 1."""
+    def paint(self, prompt: str, steps: int, sampler: str, schedule: str, *, early: bool = False, count: int = 1):
+        """`count` images [count, H, W, 3] in 0 ... 1; `early` leaves out the last level above 0."""
         model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "").result
         (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
-        (out,) = self.nodes["KSampler"]().sample(
-            model, seed, steps, GUIDANCE, sampler, scheduler, positive, negative, latent, 1.0
+        (solver,) = self.nodes["FewStepSampler"].execute(sampler).result
+        (sigmas,) = (
+            self.nodes["FewStepScheduler"].execute(model, schedule, steps, 1.0, discard_penultimate=early).result
+        )
+        out, _ = (
+            self.nodes["SamplerCustom"]
+            .execute(model, True, 1, GUIDANCE, positive, negative, solver, sigmas, latent)
+            .result
         )
         return self.nodes["FewStepDemoDecode"].execute(out, SCALE).result[0]
 
@@ -60,28 +64,25 @@ def grid(rows: list[list[torch.Tensor]], top: list[str], left: list[str], margin
 
 
 def by_steps(painter: Painter) -> Image.Image:
-    """Prompts and samplers down, steps across; the last column is a run of many steps."""
-    counts = (4, 6, 8, 12, 20)
+    """Prompts and schedules down, steps across; the last column is a run of many steps."""
+    counts = (4, 5, 6, 8, 12, 20)
     rows, labels = [], []
     for prompt in ("red apple", "cat face", "grinning face", "strawberry"):
-        exact = painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 100)[0]
-        for label, sampler, scheduler in (
-            ("Euler, normal", "euler", "normal"),
-            ("2M, Karras", "fewstep_dpmpp_2m", "fewstep_karras"),
-        ):
-            rows.append([painter.paint(prompt, sampler, scheduler, n)[0] for n in counts] + [exact])
+        exact = painter.paint(prompt, 150, "dpmpp_2m", "karras")[0]
+        for label, schedule, early in (("karras", "karras", False), ("time_quadratic *", "time_quadratic", True)):
+            rows.append([painter.paint(prompt, n, "dpmpp_2m", schedule, early=early)[0] for n in counts] + [exact])
             labels.append(label)
-    return grid(rows, [f"{n} steps" for n in counts] + ["100"], labels, 110)
+    return grid(rows, [f"{n} steps" for n in counts] + ["150"], labels, 120)
 
 
 def samples(painter: Painter) -> Image.Image:
-    """What the demo model can do: six seeds of each prompt, 20 steps."""
+    """What the demo model can do: a batch of six of each prompt, 20 steps."""
     prompts = (
-        "cat face", "dog face", "grinning face", "smiling face with sunglasses", "sparkling heart", "red apple", "banana",
-        "pizza", "tulip", "frog", "penguin", "octopus", "hamburger", "strawberry",
+        "cat face", "dog face", "grinning face", "smiling face with sunglasses", "sparkling heart", "red apple",
+        "banana", "pizza", "tulip", "frog", "penguin", "octopus", "hamburger", "strawberry",
     )  # fmt: skip
-    rows = [list(painter.paint(prompt, "fewstep_dpmpp_2m", "fewstep_karras", 20, 6)) for prompt in prompts]
-    return grid(rows, [f"seed {i + 1}" for i in range(6)], list(prompts), 190)
+    rows = [list(painter.paint(prompt, 20, "dpmpp_2m", "karras", count=6)) for prompt in prompts]
+    return grid(rows, [f"image {i + 1}" for i in range(6)], list(prompts), 190)
 
 
 if __name__ == "__main__":

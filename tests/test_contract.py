@@ -28,7 +28,10 @@ def current(comfyui) -> dict:
 
     def node(cls) -> dict:
         schema = cls.define_schema()
-        return {"inputs": [[i.id, i.get_io_type()] for i in schema.inputs], "outputs": [o.get_io_type() for o in schema.outputs]}
+        return {
+            "inputs": [[i.id, i.get_io_type()] for i in schema.inputs],
+            "outputs": [o.get_io_type() for o in schema.outputs],
+        }
 
     return {
         "samplers": specs(SAMPLERS),
