@@ -38,7 +38,7 @@ LATENTS = {
     "video 81x480x832": (1, 16, 21, 60, 104),
 }
 HOST = {"dpmpp_2m": "sample_dpmpp_2m", "dpmpp_3m": "sample_dpmpp_3m_sde"}
-HOST_OPTIONS = {"dpmpp_3m": {"eta": 0.0}}  # the host's 3M is an SDE solver: without noise it is the same update
+HOST_OPTIONS = {"dpmpp_3m": {"eta": 0.0}}  # the host's 3M is an SDE solver: without noise, the same work
 STEPS, REPETITIONS, SECONDS = 20, 15, 0.05
 
 

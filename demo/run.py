@@ -95,6 +95,8 @@ def main() -> None:
                 print(f"image: {(OUTPUT / image).relative_to(ROOT)}")
     except SetupError as error:
         sys.exit(f"the demo failed: {error}")
+    except aiohttp.ClientError as error:
+        sys.exit(f"the demo failed: ComfyUI stopped answering ({error}); see .host/server.log")
     except KeyboardInterrupt:
         sys.exit("stopped")
     print(f"done in {time.monotonic() - started:.1f} s")

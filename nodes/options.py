@@ -1,8 +1,8 @@
 """Widgets for the options of the registry, and back again.
 
-A node offers every option of every sampler it can choose. An option on which they agree shows its default; one
-with different defaults starts at "default", or a number at -1, which means that of the chosen sampler. Options that
-the chosen sampler does not have are ignored.
+A node offers every option of every sampler it can choose. A number or switch on which they agree shows its default;
+choices, and what they differ on, start at "default" (a number at -1), which means that of the chosen sampler.
+Options that the chosen sampler does not have are ignored; a choice that it does not have is an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
 def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     first = options[0]
     default = first.default if all(o.default == first.default for o in options) else None
-    common = {"id": name, "tooltip": f"{first.help} Used by: {', '.join(ids)}.", "optional": True}
+    common = {"id": name, "tooltip": _tooltip(options, ids), "optional": True}
     if isinstance(first.default, bool):
         if default is None:
             return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
@@ -43,10 +43,19 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
     if default is None:
         bounds |= {"min": UNSET, "default": UNSET}
-        common["tooltip"] += " -1 is the default of the sampler."
+        common["tooltip"] += "\n-1 is the default of the sampler."
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
     return io.Float.Input(step=STEP, round=False, **bounds, **common)
+
+
+def _tooltip(options: list[Option], ids: list[str]) -> str:
+    """The help of the option, once for those samplers that share it."""
+    users: dict[str, list[str]] = {}
+    for option, id in zip(options, ids, strict=True):
+        choices = f"{' or '.join(option.choices)}. " if option.choices else ""
+        users.setdefault(choices + option.help, []).append(id)
+    return "\n".join(f"{help} ({', '.join(used)})" for help, used in users.items())
 
 
 def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +66,7 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {}
     for option in spec.options:
         value = widgets.get(option.name, DEFAULT)
-        if value in (DEFAULT, UNSET) or (isinstance(option.default, float) and abs(value - option.default) < STEP / 2):
+        if value in (DEFAULT, UNSET) or (isinstance(option.default, float) and value == round(option.default, 2)):
             continue
         chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
     return chosen

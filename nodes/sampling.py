@@ -26,8 +26,9 @@ class FewStepSampler(io.ComfyNode):
             node_id="FewStepSampler",
             display_name="Few-Step Sampler",
             category=CATEGORY,
-            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Options that the chosen "
-            "sampler does not have are ignored.",
+            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Leave options at their "
+            "defaults unless you know them. Those that the chosen sampler does not have are ignored; a choice that is "
+            "another sampler's is an error.",
             inputs=[
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS)),
                 *option_inputs(SAMPLERS.values()),

@@ -55,8 +55,8 @@ def ipndm_v(levels: Levels, *, order: int = 4) -> Iterator[Stage]:
 
         x_t = x_s + sum_j d_j * integral from sigma_s to sigma_t of the Lagrange polynomial l_j
 
-    The implementations of diff-sampler and ComfyUI have errors of algebra at orders 3 and 4 (3 to 5 % off these
-    weights). Zhang and Chen 2023, arXiv 2204.13902.
+    The implementations of diff-sampler and ComfyUI have errors of algebra at orders 3 and 4.
+    Zhang and Chen 2023, arXiv 2204.13902.
     """
     for i in range(len(levels) - 1):
         s, h = levels[i].sigma, levels[i + 1].sigma - levels[i].sigma

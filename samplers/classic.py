@@ -30,7 +30,7 @@ def euler_step(levels: Levels, i: int) -> Iterator[Stage]:
 def euler(levels: Levels) -> Iterator[Stage]:
     """Euler's method: x_t = x_s + (sigma_t - sigma_s) d_s. The same numbers as DDIM.
 
-    Karras et al. 2022, arXiv 2206.00364, eq. 5 with one evaluation; Song et al. 2020, arXiv 2010.02502.
+    Karras et al. 2022, arXiv 2206.00364, Algorithm 1 without its correction; Song et al. 2020, arXiv 2010.02502.
     """
     for i in range(len(levels) - 1):
         yield from euler_step(levels, i)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .levels import Level, Levels
-from .phi import expm1, phi
+from .phi import expm1, phi, value
 from .plan import DENOISED, START, Combination, P, Stage, X
 
 
@@ -70,7 +70,7 @@ NOISE = Prediction(taylor_noise, lambda s: (X - s.alpha * DENOISED) / s.sigma)
 
 def is_finite(s: Level, t: Level) -> bool:
     """Whether the step has a finite length in lambda: neither into sigma = 0 nor out of alpha = 0."""
-    return math.isfinite(float(t.lam)) and math.isfinite(float(s.lam))
+    return math.isfinite(value(t.lam)) and math.isfinite(value(s.lam))
 
 
 def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
@@ -101,6 +101,7 @@ def step_1s(levels: Levels, i: int, kind: Prediction) -> Iterator[Stage]:
 
 
 def step_2s(levels: Levels, i: int, kind: Prediction, r: float, solver_type: str) -> Iterator[Stage]:
+    """One step of `dpm_2s` or `dpmpp_2s`."""
     s, t = levels[i], levels[i + 1]
     u = levels.between(s, t, r)
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
@@ -112,6 +113,7 @@ def step_2s(levels: Levels, i: int, kind: Prediction, r: float, solver_type: str
 
 
 def step_3s(levels: Levels, i: int, kind: Prediction, r1: float, r2: float, solver_type: str) -> Iterator[Stage]:
+    """One step of `dpm_3s` or `dpmpp_3s`."""
     s, t = levels[i], levels[i + 1]
     u, v = levels.between(s, t, r1), levels.between(s, t, r2)
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
@@ -193,6 +195,9 @@ def dpmpp_3s(
     r2 = 2/3 only, where the prediction at u, whose sample has the largest error, drops out in the limit. Lu et al.
     2022, arXiv 2211.01095, appendix; the official code calls the forms `dpmsolver` and `taylor`. With
     `lower_order_final` the last two steps have order 2 (at r = 1/2) and 1, as there.
+
+    Raises:
+        ValueError: if r1 is not smaller than r2.
     """
     return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final)
 

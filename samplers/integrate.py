@@ -21,7 +21,7 @@ NoiseSampler = Callable[[float, float], Tensor]
 
 
 class NonFiniteError(ValueError):
-    """The model returned NaN or infinity."""
+    """The model returned NaN or infinity, or the sample overflowed."""
 
 
 def integrate(
@@ -37,10 +37,10 @@ def integrate(
 ) -> Tensor:
     """Carry out a plan: evaluate the model, combine, repeat.
 
-    Each stage costs one evaluation and one pass over memory per operand. Nothing is read back from the device
-    until the end, where the predictions are checked to have been finite. `x` is not written to, and neither is
-    a tensor that was handed to the model or to the callback. After a step to sigma = 0 the result is the model's
-    last prediction itself: copy it before writing to it.
+    A stage costs one evaluation (unless its sigma is None) and at most one pass over memory per operand. Nothing is
+    read back from the device until the end, where the predictions are checked to have been finite. `x` is not
+    written to, and neither is a tensor that was handed to the model or to the callback. After a step to sigma = 0
+    the result is the model's last prediction itself: copy it before writing to it.
 
     Args:
         model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
@@ -55,7 +55,7 @@ def integrate(
     Raises:
         ValueError: if x has the wrong rank or dtype, or the noise sampler or the history that the plan needs is
             missing.
-        NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma.
+        NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma, or the sample overflowed.
     """
     check_sample(x)
     if noise_sampler is None and any(stage.noise for stage in plan):
@@ -72,17 +72,15 @@ def integrate(
         for stage in plan:
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
-                denoised = model(x, sigma, **extra_args)
-                # A sum is finite only if its terms are: the cheapest check that needs no answer now.
-                checksums.append(denoised.sum() if denoised.dtype == wide else denoised.sum(dtype=wide))
+                answer = model(x, sigma, **extra_args)
+                denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
+                checksums.append(checksum(denoised, wide))
                 if stage.step != step:
                     step = stage.step
                     bar.update(step - bar.n)
                     if callback is not None:
                         level = sigma[0]
-                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": denoised})
-                if denoised.dtype != x.dtype:
-                    denoised = denoised.to(x.dtype)
+                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": answer})
                 remember = stage.prediction
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
@@ -93,6 +91,7 @@ def integrate(
                 start = x
         bar.update(step + 1 - bar.n)
 
+    checksums.append(checksum(x, wide))
     check_finite(checksums, plan)
     return x
 
@@ -135,12 +134,14 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
 
 
 def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sigma of an evaluation as the model wants it, [B], on the device of x."""
     if isinstance(sigma, Tensor):
         return sigma.to(x.device, dtype).expand(x.shape[0])
     return x.new_full((x.shape[0],), sigma, dtype=dtype)
 
 
 def check_sample(x: Tensor) -> None:
+    """Raise ValueError unless x is a floating-point tensor of 3 to 5 dimensions."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if not 3 <= x.ndim <= 5:
@@ -149,19 +150,25 @@ def check_sample(x: Tensor) -> None:
         )
 
 
+def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum is finite only if its terms are: the cheapest check that needs no answer now."""
+    return tensor.sum() if tensor.dtype == dtype else tensor.sum(dtype=dtype)
+
+
 def check_finite(checksums: list[Tensor], plan: Sequence[Stage]) -> None:
-    """The one read-back: were all predictions finite? Names the first that was not."""
-    if not checksums:
-        return
+    """The one read-back: were all predictions finite, and the last sample? Names the first that was not."""
+    *predictions, last = torch.stack(checksums).tolist()
     evaluated = [(stage.step, stage.sigma) for stage in plan if stage.sigma is not None]
-    for checksum, (step, sigma) in zip(torch.stack(checksums).tolist(), evaluated, strict=True):
-        if not math.isfinite(checksum):
+    for total, (step, sigma) in zip(predictions, evaluated, strict=True):
+        if not math.isfinite(total):
             steps = plan[-1].step + 1
             raise NonFiniteError(
                 f"the model returned NaN or infinity at step {step + 1} of {steps} "
-                f"(sigma = {float(sigma):.6g}); try a higher precision for the model or VAE, a lower guidance "
-                "scale, or look for a broken LoRA or checkpoint"
+                f"(sigma = {float(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
+                "guidance scale, or look for a broken LoRA or checkpoint"
             )
+    if not math.isfinite(last):
+        raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
 
 
 def progress_bar(plan: Sequence[Stage], disable: bool | None) -> Any:

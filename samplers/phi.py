@@ -17,6 +17,11 @@ _SERIES_BELOW = 1.0  # |z| under which the recursion for phi_k would cancel
 _SERIES_TERMS = 18  # 1 / 18! < 2e-16
 
 
+def value(z: Scalar) -> float:
+    """The number in a scalar, without its gradient."""
+    return float(z.detach()) if isinstance(z, torch.Tensor) else float(z)
+
+
 def exp(z: Scalar) -> Scalar:
     return z.exp() if isinstance(z, torch.Tensor) else math.exp(z)
 
@@ -40,12 +45,12 @@ def phi(k: int, z: Scalar) -> Scalar:
     series sum_n z^n / (n + k)! replaces it for |z| < 1; the relative error stays below 1e-14.
     Hochbruck and Ostermann, Exponential integrators, Acta Numerica 2010.
     """
-    if abs(float(z)) < _SERIES_BELOW:
+    if abs(value(z)) < _SERIES_BELOW:
         total: Scalar = 0.0
         for n in reversed(range(_SERIES_TERMS)):
             total = total * z + 1 / math.factorial(n + k)
         return total
-    value = expm1(z) / z
+    result = expm1(z) / z
     for j in range(1, k):
-        value = (value - 1 / math.factorial(j)) / z
-    return value
+        result = (result - 1 / math.factorial(j)) / z
+    return result

@@ -57,9 +57,9 @@ class Combination:
 
             y = first;  y <- y + weight (operand - y) for each further operand, weight_k = c_k / (c_1 + ... + c_k)
 
-        Every deterministic update adds up to 1 (a sample equal to its predictions stays). As a chain it takes
-        one pass less over memory and keeps a constant to the last bit. Positive coefficients come first, so that
-        no partial sum is small.
+        A deterministic update in terms of denoised samples adds up to 1 (a sample equal to its predictions stays).
+        As a chain it takes one pass less over memory and keeps a constant to the last bit. Positive coefficients
+        come first, so that no partial sum is small.
         """
         if self.differentiable:
             return None

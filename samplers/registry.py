@@ -86,7 +86,8 @@ class SamplerSpec(_Spec):
     """The mathematics: levels and options in, stages out."""
 
     order: int
-    """Order of convergence in the largest step of lambda."""
+    """Order of convergence in the largest step of lambda, from exact starting history, with `lower_order_final` and
+    the corrector off, and `solver_type` = `exact` where there is one (its default, `published`, has order 2)."""
 
     def plan(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> Plan:
         """The stages for these sigmas. With sigmas that require gradients, so do the coefficients.
@@ -131,7 +132,8 @@ class SamplerSpec(_Spec):
             options: those of this sampler.
 
         Returns:
-            The sample at sigmas[-1], shaped and typed like x.
+            The sample at sigmas[-1], shaped and typed like x. At sigma = 0 it is the model's last prediction itself:
+            copy it before writing to it.
 
         Raises:
             ValueError: naming the argument at fault.
@@ -295,7 +297,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="dpmpp_2m",
             label="DPM-Solver++ 2M",
             paper=_DPMPP,
-            help="Second order at one evaluation a step. The best all-rounder from 8 steps on.",
+            help="Second order at one evaluation a step. The best all-rounder, with a schedule that fits the steps.",
             solver=dpm_solver.dpmpp_2m,
             order=2,
             options=(_FORM, _lower_order_final(True), _CORRECTED_START),
@@ -304,7 +306,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="dpmpp_3m",
             label="DPM-Solver++ 3M",
             paper=_DPMPP,
-            help="Parabola through three predictions, one evaluation a step. For 15 steps and more at low guidance.",
+            help="Third order from the last three predictions, one evaluation a step. From 20 steps on, low guidance.",
             solver=dpm_solver.dpmpp_3m,
             order=3,
             options=(_FORM_3M, _lower_order_final(True), _CORRECTED_START),
@@ -343,7 +345,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="dpm_3m",
             label="DPM-Solver 3M",
             paper=_DPMPP,
-            help="Parabola through three noise predictions, one evaluation a step. For low guidance.",
+            help="Third order from the last three noise predictions, one evaluation a step. For low guidance.",
             solver=dpm_solver.dpm_3m,
             order=3,
             options=(_FORM_3M, _lower_order_final(True), _CORRECTED_START),
@@ -385,8 +387,18 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             order=3,
             options=(
                 Option("order", 3, "Number of predictions that the predictor uses.", 1, 3),
-                Option("solver_type", "bh2", "The function B(h) of the paper.", choices=("bh1", "bh2")),
-                Option("prediction", "data", "What is taken for a polynomial in log-SNR.", choices=("data", "noise")),
+                Option(
+                    "solver_type",
+                    "bh2",
+                    "The function B(h) of the paper; bh2 is the usual one.",
+                    choices=("bh1", "bh2"),
+                ),
+                Option(
+                    "prediction",
+                    "data",
+                    "What is extrapolated: the data, for guided images, or the noise, for low guidance.",
+                    choices=("data", "noise"),
+                ),
                 Option("corrector", True, "Correct each step with the next prediction; costs no evaluation."),
                 _lower_order_final(True),
             ),
@@ -423,7 +435,7 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             id="karras",
             label="Karras",
             paper="Karras et al. 2022, arXiv 2206.00364",
-            help="Many steps at low noise. The usual choice from 15 steps on.",
+            help="Many steps at low noise. The usual choice from 10 steps on.",
             levels=schedules.karras,
             options=(
                 Option("rho", 7.0, "Warp: larger puts more steps at low noise; 1 is uniform in sigma.", 1.0, 100.0),
@@ -441,14 +453,14 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             id="time_uniform",
             label="Time uniform (VP)",
             paper="Song et al. 2021, arXiv 2011.13456",
-            help="Equal steps in diffusion time: few at low noise. Good for 5 to 12 steps on large latents.",
+            help="Equal steps in diffusion time: few at low noise. For flow models equal steps in sigma, unshifted.",
             levels=schedules.time_uniform,
         ),
         ScheduleSpec(
             id="time_quadratic",
             label="Time quadratic (VP)",
             paper="Song et al. 2020, arXiv 2010.02502",
-            help="Equal steps in the square root of diffusion time: between uniform time and log-SNR.",
+            help="Between uniform time and log-SNR. With discard_penultimate good at 4 to 8 steps.",
             levels=schedules.time_quadratic,
         ),
     ],

@@ -27,7 +27,7 @@ def karras(n: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0, flow
 
 
 def exponential(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
-    """Uniform in log-SNR: lambda_i = lambda_max + i/(n-1) (lambda_min - lambda_max).
+    """Uniform in log-SNR: lambda_i = lambda(sigma_max) + i/(n-1) (lambda(sigma_min) - lambda(sigma_max)).
 
     Lu et al. 2022, arXiv 2206.00927, section 3.4 (logSNR). For alpha = 1 the sigmas form a geometric sequence.
     A flow model starts at sigma = 1, where lambda = -inf: the ramp then begins at the mirror image of its end,
@@ -60,8 +60,8 @@ def _vp(sigma_min: float, sigma_max: float) -> tuple[float, Callable[[Tensor], T
 def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
     """Uniform in time: t_i from 1 to 0.001 of the VP process, sigma = sqrt(exp(beta_d t^2/2 + beta_min t) - 1).
 
-    Song et al. 2021, arXiv 2011.13456; the default of DPM-Solver for large images. The time of a flow model is
-    sigma itself.
+    Song et al. 2021, arXiv 2011.13456; the default of DPM-Solver for large images. For a flow model uniform in
+    sigma itself, without the model's time shift.
     """
     if flow:
         return _ramp(n, sigma_max, sigma_min)
@@ -72,7 +72,8 @@ def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
 def time_quadratic(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
     """Uniform in the square root of time, so denser at low noise: t_i = (1 + i/(n-1) (sqrt(0.001) - 1))^2.
 
-    Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502. The time of a flow model is sigma itself.
+    Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502. For a flow model in the square root of
+    sigma itself, without the model's time shift.
     """
     if flow:
         return _ramp(n, math.sqrt(sigma_max), math.sqrt(sigma_min)) ** 2

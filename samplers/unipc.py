@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from .dpm_solver import DATA, NOISE, Prediction, is_finite, multistep_order, taylor_data
 from .levels import Levels
-from .phi import Scalar, expm1, phi
+from .phi import Scalar, expm1, phi, value
 from .plan import DENOISED, START, Combination, P, Stage, X
 
 
@@ -84,7 +84,7 @@ def solve(matrix: list[list[Scalar]], right: list[Scalar]) -> list[Scalar]:
     """The solution of a small linear system by elimination, on floats or scalars of torch alike."""
     rows = [[*row, b] for row, b in zip(matrix, right, strict=True)]
     for j in range(len(rows)):
-        pivot = max(range(j, len(rows)), key=lambda i: abs(float(rows[i][j])))
+        pivot = max(range(j, len(rows)), key=lambda i: abs(value(rows[i][j])))
         rows[j], rows[pivot] = rows[pivot], rows[j]
         rows[j] = [c / rows[j][j] for c in rows[j]]
         for i in range(len(rows)):

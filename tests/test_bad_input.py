@@ -194,6 +194,15 @@ def test_a_plan_with_noise_needs_a_source_of_it():
         integrate(pointwise, X1, plan, disable=True)
 
 
+def test_a_sample_that_overflows_is_an_error():
+    """A prediction that fits its own dtype but not the sample's, or a combination of large predictions."""
+    x = torch.zeros(1, 4, 8, 8, dtype=torch.float16)
+    with pytest.raises(NonFiniteError, match="step 1 of 5"):
+        sample(SAMPLERS["ddim"], x, model=lambda x, sigma: torch.full(x.shape, 1e5))
+    with pytest.raises(NonFiniteError, match="overflowed"):
+        integrate(lambda x, sigma: torch.full_like(x, 6e4), x, [Stage(0, 1.0, 2.0 * DENOISED)], disable=True)
+
+
 def test_a_plan_that_goes_on_needs_its_history():
     """Without it a remembered prediction would silently be taken from elsewhere, and so would the last evaluation."""
     for plan in (SAMPLERS["dpmpp_2m"].plan(SIGMAS)[2:], SAMPLERS["unipc"].plan(SIGMAS)[-1:]):

