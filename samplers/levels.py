@@ -73,6 +73,14 @@ def read_sigmas(sigmas: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
         raise ValueError(f"sigmas must be numbers: {error}") from None
 
 
+def pure_noise(sigma: float) -> float:
+    """A level of a rectified-flow model, 1 where it exceeds 1 by no more than float32 rounds.
+
+    The time shift of a model, s t / (1 + (s - 1) t) in float32, gives 1.0000001 at t = 1 for some s.
+    """
+    return 1.0 if 1 < sigma <= 1 + 1e-6 else sigma
+
+
 def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:
     """The checked levels of a run, in float64.
 
@@ -84,6 +92,8 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
         ValueError: naming the sigma at fault.
     """
     values = read_sigmas(sigmas)
+    if flow:
+        values = tuple(pure_noise(value) for value in values)
     if len(values) < 2:
         raise ValueError(
             f"sigmas must hold at least two levels (one step), got {list(values)}: raise the number of steps"
@@ -93,7 +103,7 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
             raise ValueError(f"sigmas[{i}] = {value}: noise levels must be finite and not negative")
         if flow and value > 1:
             raise ValueError(
-                f"sigmas[{i}] = {value:g}: a rectified-flow model has levels between 0 and 1; "
+                f"sigmas[{i}] = {value}: a rectified-flow model has levels between 0 and 1; "
                 "was this schedule made for another model?"
             )
     ascending = values[1] > values[0]
@@ -108,5 +118,6 @@ def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> L
     if ascending and values[0] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
     if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
-        return Levels(tuple(sigmas.to("cpu", torch.float64).unbind()), flow)
+        scalars = sigmas.to("cpu", torch.float64)
+        return Levels(tuple((scalars.clamp(max=1) if flow else scalars).unbind()), flow)
     return Levels(values, flow)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import adams, classic, dpm_solver, schedules, unipc
 from .integrate import Model, NoiseSampler, check_sample, integrate
-from .levels import read_levels, read_sigmas
+from .levels import pure_noise, read_levels, read_sigmas
 from .plan import Plan, Stage
 
 
@@ -191,8 +191,9 @@ class ScheduleSpec(_Spec):
             raise ValueError(
                 f"{self.id}: sigma_min = {low:g} and sigma_max = {high:g} must be finite with 0 < sigma_min < sigma_max"
             )
+        high = pure_noise(high) if flow else high
         if flow and high > 1:
-            raise ValueError(f"{self.id}: sigma_max = {high:g}: the levels of a rectified-flow model end at 1")
+            raise ValueError(f"{self.id}: sigma_max = {high}: the levels of a rectified-flow model end at 1")
         options = self.check_options(options)
         discard = options.pop(DISCARD_PENULTIMATE.name)
         sigmas = self.levels(steps + discard, low, high, flow=flow, **options)

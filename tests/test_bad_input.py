@@ -106,8 +106,21 @@ def test_sigmas_that_are_no_numbers(sigmas):
 
 @each_sampler
 def test_flow_levels_above_1(spec):
-    with pytest.raises(ValueError, match=r"sigmas\[0\] = 14: .*between 0 and 1"):
+    with pytest.raises(ValueError, match=r"sigmas\[0\] = 14\.0: .*between 0 and 1"):
         sample(spec, flow=True)
+
+
+def test_flow_levels_above_1_by_rounding_are_1():
+    """And no more than by rounding."""
+    rounded, exact = [1.0000001, 0.5, 0.0], [1.0, 0.5, 0.0]
+    spec = SAMPLERS["dpmpp_2m"]
+    assert [stage.sigma for stage in spec.plan(rounded, flow=True)] == [
+        stage.sigma for stage in spec.plan(exact, flow=True)
+    ]
+    with pytest.raises(ValueError, match=r"sigmas\[0\] = 1\.00001: "):
+        spec.plan([1.00001, 0.5, 0.0], flow=True)
+    with pytest.raises(ValueError, match="equal"):
+        spec.plan([1.0000001, 1.0, 0.5], flow=True)
 
 
 # The sample

@@ -322,6 +322,15 @@ def test_scheduler_node_reads_the_level_space(comfyui):
         assert sigmas[0] == 1 and (sigmas[1:] < sigmas[:-1]).all()
 
 
+@pytest.mark.parametrize("shift", [1.32, 3.0, 8.0])
+def test_shifted_flow_models(comfyui, shift):
+    """The host's float32 shift puts sigma_max at 1.0000001 for some shifts, 1.32 among them."""
+    (model,) = comfyui.nodes["ModelSamplingSD3"]().patch(small_model("FLOW"), shift=shift)
+    assert (shift == 1.32) == (model.get_model_object("model_sampling").sigma_max > 1)
+    for scheduler in ("simple", *(f"fewstep_{id}" for id in SCHEDULES)):
+        assert ksample(comfyui, "fewstep_dpmpp_2m", model, scheduler=scheduler, steps=4).isfinite().all()
+
+
 def test_schedule_options_reach_the_schedule(comfyui, eps_model):
     run = comfyui.nodes["FewStepScheduler"].execute
     assert not torch.equal(

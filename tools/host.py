@@ -82,6 +82,8 @@ def setup() -> None:
     HOST.mkdir(exist_ok=True)
     wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
     with _once("venv", wanted, PYTHON) as todo:
+        if todo and Path(sys.prefix).resolve() == VENV.resolve():
+            raise SetupError("the requirements have changed: run `make setup`")
         if todo:
             _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
             shutil.rmtree(VENV, ignore_errors=True)
