@@ -16,7 +16,7 @@ from ..samplers import Option
 
 DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler is negative
-STEP = 0.01  # of numbers
+DECIMALS = 2  # that the front end keeps of a number
 _SWITCH = {"on": True, "off": False}
 
 
@@ -46,7 +46,7 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
         common["tooltip"] += "\n-1 is the default of the sampler."
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
-    return io.Float.Input(step=STEP, round=False, **bounds, **common)
+    return io.Float.Input(step=10**-DECIMALS, round=False, **bounds, **common)
 
 
 def _tooltip(options: list[Option], ids: list[str]) -> str:
@@ -66,7 +66,9 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {}
     for option in spec.options:
         value = widgets.get(option.name, DEFAULT)
-        if value in (DEFAULT, UNSET) or (isinstance(option.default, float) and value == round(option.default, 2)):
+        if value in (DEFAULT, UNSET) or (
+            isinstance(option.default, float) and value == round(option.default, DECIMALS)
+        ):
             continue
         chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
     return chosen

@@ -169,7 +169,8 @@ class ScheduleSpec(_Spec):
     levels: Callable[..., Tensor]
     """The mathematics: n levels from sigma_max to sigma_min."""
 
-    options: tuple[Option, ...] = (DISCARD_PENULTIMATE,)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", (*self.options, DISCARD_PENULTIMATE))
 
     def function(self, n: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **options: Any) -> Tensor:
         """n + 1 descending sigmas, [n + 1] in float64, from sigma_max (exactly) over sigma_min to 0.
@@ -440,7 +441,6 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             levels=schedules.karras,
             options=(
                 Option("rho", 7.0, "Warp: larger puts more steps at low noise; 1 is uniform in sigma.", 1.0, 100.0),
-                DISCARD_PENULTIMATE,
             ),
         ),
         ScheduleSpec(
