@@ -43,7 +43,7 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
     if default is None:
         bounds |= {"min": UNSET, "default": UNSET}
-        common["tooltip"] += "\n-1 is the default of the sampler."
+        common["tooltip"] += "\n-1 is the default of the sampler or schedule."
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
     return io.Float.Input(step=10**-DECIMALS, round=False, **bounds, **common)

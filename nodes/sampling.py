@@ -68,7 +68,7 @@ class FewStepScheduler(io.ComfyNode):
                 ),
                 *option_inputs(SCHEDULES.values()),
             ],
-            outputs=[io.Sigmas.Output(tooltip="Noise levels, steps + 1, descending to 0.")],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending: steps + 1, less what is cut.")],
         )
 
     @classmethod
@@ -76,7 +76,6 @@ class FewStepScheduler(io.ComfyNode):
         if denoise <= 0:
             return io.NodeOutput(torch.FloatTensor([]))  # the host's sign for "leave the latent as it is"
         spec = SCHEDULES[schedule]
-        total = max(int(steps / denoise), steps)
         model_sampling = model.get_model_object("model_sampling")
-        sigmas = schedule_sigmas(spec, model_sampling, total, **chosen_options(spec, options))
-        return io.NodeOutput(sigmas[-(steps + 1) :])
+        sigmas = schedule_sigmas(spec, model_sampling, steps, denoise=denoise, **chosen_options(spec, options))
+        return io.NodeOutput(sigmas)

@@ -8,16 +8,19 @@
 `model(x, sigma, **extra_args) -> denoised` is a k-diffusion denoiser.
 """
 
-from .integrate import NonFiniteError, integrate
+from .integrate import NonFiniteError, State, integrate
 from .levels import Level, Levels, read_levels
+from .noise import BrownianNoise
 from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
-from .registry import SAMPLERS, SCHEDULES, Option, SamplerSpec, ScheduleSpec
+from .registry import SAMPLERS, SCHEDULES
+from .spec import Option, SamplerSpec, ScheduleSpec, UnknownIdError
 
 __all__ = [
     "DENOISED",
     "SAMPLERS",
     "SCHEDULES",
     "START",
+    "BrownianNoise",
     "Combination",
     "Level",
     "Levels",
@@ -29,6 +32,8 @@ __all__ = [
     "SamplerSpec",
     "ScheduleSpec",
     "Stage",
+    "State",
+    "UnknownIdError",
     "X",
     "integrate",
     "read_levels",

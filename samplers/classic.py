@@ -10,10 +10,12 @@ x = D: there d has no value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .levels import Level, Levels
-from .plan import DENOISED, START, Combination, P, Stage, X
+from .phi import value
+from .plan import DENOISED, START, Combination, Noise, P, Stage, X
 
 
 def derivative(s: Level) -> Combination:
@@ -21,9 +23,8 @@ def derivative(s: Level) -> Combination:
     return (X - DENOISED) / s.sigma
 
 
-def euler_step(levels: Levels, i: int) -> Iterator[Stage]:
+def euler_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
     """x_s + (sigma_t - sigma_s) d_s, written so that it is D to the last bit at sigma_t = 0."""
-    s, t = levels[i], levels[i + 1]
     yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + (1 - t.sigma / s.sigma) * DENOISED, derivative(s))
 
 
@@ -33,7 +34,7 @@ def euler(levels: Levels) -> Iterator[Stage]:
     Karras et al. 2022, arXiv 2206.00364, Algorithm 1 without its correction; Song et al. 2020, arXiv 2010.02502.
     """
     for i in range(len(levels) - 1):
-        yield from euler_step(levels, i)
+        yield from euler_step(i, levels[i], levels[i + 1])
 
 
 def heun(levels: Levels) -> Iterator[Stage]:
@@ -44,13 +45,42 @@ def heun(levels: Levels) -> Iterator[Stage]:
     Karras et al. 2022, arXiv 2206.00364, Algorithm 1. Two evaluations a step, one in the step to 0.
     """
     for i in range(len(levels) - 1):
+        yield from heun_step(i, levels[i], levels[i + 1])
+
+
+def heun_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
+    """Step i of `heun`, from s to t."""
+    if t.sigma == 0:
+        yield from euler_step(i, s, t)
+        return
+    h = t.sigma - s.sigma
+    yield Stage(i, s.sigma, X + h * derivative(s), derivative(s), completes=False)
+    yield Stage(i, t.sigma, START + (h / 2) * (P[0] + P[1]), derivative(t))
+
+
+def edm(levels: Levels, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = 1e4) -> Iterator[Stage]:
+    """The stochastic sampler of EDM: before each step noise is added up to sigma_hat, then a step of `heun` is taken.
+
+        sigma_hat = (1 + gamma) sigma_s,    gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma_s <= s_tmax, or 0
+
+    With s_churn = 0 it is `heun`. In rectified flow gamma raises sigma / alpha, the noise in units of the data; pure
+    noise has no more to gain. Noise is labelled with the interval of its step, so that steps get independent noise.
+    Karras et al. 2022, arXiv 2206.00364, Algorithm 2.
+    """
+    gamma = min(s_churn / (len(levels) - 1), math.sqrt(2) - 1)
+    for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        if t.sigma == 0:
-            yield from euler_step(levels, i)
-            continue
-        h = t.sigma - s.sigma
-        yield Stage(i, s.sigma, X + h * derivative(s), derivative(s), completes=False)
-        yield Stage(i, t.sigma, START + (h / 2) * (P[0] + P[1]), derivative(t))
+        if gamma and s_tmin <= value(s.sigma) <= s_tmax and value(s.alpha) > 0:
+            if value(t.sigma) > value(s.sigma):
+                raise ValueError(
+                    "churn adds noise, which ascending sigmas cannot take: set s_churn to 0 to invert an image"
+                )
+            hat = levels.at_lambda(s.lam - math.log1p(gamma))
+            added = hat.alpha * (s.sigma / s.alpha) * math.sqrt(gamma * (2 + gamma))
+            noise = Noise(added, s.sigma, t.sigma if value(t.sigma) else s.sigma / 2)
+            yield Stage(i, None, (hat.alpha / s.alpha) * X, noise=noise)
+            s = hat
+        yield from heun_step(i, s, t)
 
 
 def rk4(levels: Levels) -> Iterator[Stage]:
@@ -61,12 +91,17 @@ def rk4(levels: Levels) -> Iterator[Stage]:
     W. Kutta 1901. One evaluation in the step to 0.
     """
     for i in range(len(levels) - 1):
-        s, t = levels[i], levels[i + 1]
-        if t.sigma == 0:
-            yield from euler_step(levels, i)
-            continue
-        h, m = t.sigma - s.sigma, levels.at_sigma((s.sigma + t.sigma) / 2)
-        yield Stage(i, s.sigma, START + (h / 2) * P[0], derivative(s), completes=False)
-        yield Stage(i, m.sigma, START + (h / 2) * P[0], derivative(m), completes=False)
-        yield Stage(i, m.sigma, START + h * P[0], derivative(m), completes=False)
-        yield Stage(i, t.sigma, START + (h / 6) * (P[3] + 2 * P[2] + 2 * P[1] + P[0]), derivative(t))
+        yield from rk4_step(levels, i)
+
+
+def rk4_step(levels: Levels, i: int) -> Iterator[Stage]:
+    """Step i of `rk4`."""
+    s, t = levels[i], levels[i + 1]
+    if t.sigma == 0:
+        yield from euler_step(i, s, t)
+        return
+    h, m = t.sigma - s.sigma, levels.at_sigma((s.sigma + t.sigma) / 2)
+    yield Stage(i, s.sigma, START + (h / 2) * P[0], derivative(s), completes=False)
+    yield Stage(i, m.sigma, START + (h / 2) * P[0], derivative(m), completes=False)
+    yield Stage(i, m.sigma, START + h * P[0], derivative(m), completes=False)
+    yield Stage(i, t.sigma, START + (h / 6) * (P[3] + 2 * P[2] + 2 * P[1] + P[0]), derivative(t))

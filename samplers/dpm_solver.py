@@ -22,23 +22,28 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .levels import Level, Levels
-from .phi import expm1, phi, value
+from .phi import exp, expm1, phi, value
 from .plan import DENOISED, START, Combination, P, Stage, X
 
 
-def taylor_data(x: Combination, s: Level, t: Level, d0: Combination, *derivatives: Combination) -> Combination:
+def taylor_data(
+    x: Combination, s: Level, t: Level, d0: Combination, *derivatives: Combination, eta: float = 0.0
+) -> Combination:
     """The exact step from s to t for D(lambda) = d0 + d1 rho + d2 rho^2 / 2 ..., rho = (lambda - lambda_s) / h:
 
-        x_t = (sigma_t / sigma_s) x + alpha_t h (phi_1(-h) d0 + phi_2(-h) d1 + phi_3(-h) d2 ...).
+        x_t = (sigma_t / sigma_s) e^(-eta h) x + alpha_t H (phi_1(-H) d0 + phi_2(-H) d1 + phi_3(-H) d2 ...)
 
+    with H = (1 + eta) h. It is the mean of the SDE with noise eta (see sde.py), and the ODE's step for eta = 0.
     With d0 alone it holds for an infinite h, too: at sigma_t = 0, and at an alpha of 0.
     """
+    if not finite_step(s, t):  # the same coefficients, without lambda
+        kept = 0.0 if eta else t.sigma / s.sigma
+        return kept * x + (t.alpha - s.alpha * kept) * d0
     h = t.lam - s.lam
-    if not is_finite(s, t):  # the same coefficient, without lambda
-        return (t.sigma / s.sigma) * x + (t.alpha - s.alpha * (t.sigma / s.sigma)) * d0
-    x_t = (t.sigma / s.sigma) * x + (t.alpha * -expm1(-h)) * d0
+    damped = (1 + eta) * h
+    x_t = (t.sigma / s.sigma * exp(-eta * h)) * x + (t.alpha * -expm1(-damped)) * d0
     for k, d in enumerate(derivatives, start=2):
-        x_t += (t.alpha * h * phi(k, -h)) * d
+        x_t += (t.alpha * damped * phi(k, -damped)) * d
     return x_t
 
 
@@ -63,12 +68,16 @@ class Prediction(NamedTuple):
     of: Callable[[Level], Combination]
     """The prediction in terms of the sample and the denoised one."""
 
+    first_order: Callable[..., Combination] = taylor_data
+    """The step for a constant, in terms of the denoised sample: the same for both kinds, and exact where the step is
+    infinite in lambda."""
+
 
 DATA = Prediction(taylor_data, lambda s: DENOISED)
 NOISE = Prediction(taylor_noise, lambda s: (X - s.alpha * DENOISED) / s.sigma)
 
 
-def is_finite(s: Level, t: Level) -> bool:
+def finite_step(s: Level, t: Level) -> bool:
     """Whether the step has a finite length in lambda: neither into sigma = 0 nor out of alpha = 0."""
     return math.isfinite(value(t.lam)) and math.isfinite(value(s.lam))
 
@@ -79,9 +88,9 @@ def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool)
     A step of infinite length in lambda is of order 1, its exact limit, and a prediction from lambda = -inf is of no
     use to a polynomial in lambda.
     """
-    if not is_finite(levels[i], levels[i + 1]):
+    if not finite_step(levels[i], levels[i + 1]):
         return 1
-    known = i + 1 if is_finite(levels[0], levels[1]) else i
+    known = i + 1 if finite_step(levels[0], levels[1]) else i
     if known < order:
         return known
     return min(order, len(levels) - 1 - i) if lower_order_final else order
@@ -89,20 +98,20 @@ def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool)
 
 def singlestep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
     """Order of step i: as asked, falling 3, 2, 1 at the end if asked, 1 where the step is infinite in lambda."""
-    if not is_finite(levels[i], levels[i + 1]):
+    if not finite_step(levels[i], levels[i + 1]):
         return 1
     return min(order, len(levels) - 1 - i) if lower_order_final else order
 
 
-def step_1s(levels: Levels, i: int, kind: Prediction) -> Iterator[Stage]:
-    """Order 1 is the same for both kinds; in terms of the denoised sample it holds where the step is infinite, too."""
-    s, t = levels[i], levels[i + 1]
-    yield Stage(i, s.sigma, taylor_data(X, s, t, DENOISED), kind.of(s))
+def step_1s(i: int, s: Level, t: Level, kind: Prediction) -> Iterator[Stage]:
+    """Step i, from s to t, with order 1."""
+    yield Stage(i, s.sigma, kind.first_order(X, s, t, DENOISED), kind.of(s))
 
 
-def step_2s(levels: Levels, i: int, kind: Prediction, r: float, solver_type: str) -> Iterator[Stage]:
-    """One step of `dpm_2s` or `dpmpp_2s`."""
-    s, t = levels[i], levels[i + 1]
+def step_2s(
+    levels: Levels, i: int, s: Level, t: Level, kind: Prediction, r: float, solver_type: str
+) -> Iterator[Stage]:
+    """Step i, from s to t, of `dpm_2s` or `dpmpp_2s`."""
     u = levels.between(s, t, r)
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
 
@@ -112,9 +121,10 @@ def step_2s(levels: Levels, i: int, kind: Prediction, r: float, solver_type: str
     yield Stage(i, u.sigma, kind.taylor(START, s, t, *p), kind.of(u))
 
 
-def step_3s(levels: Levels, i: int, kind: Prediction, r1: float, r2: float, solver_type: str) -> Iterator[Stage]:
-    """One step of `dpm_3s` or `dpmpp_3s`."""
-    s, t = levels[i], levels[i + 1]
+def step_3s(
+    levels: Levels, i: int, s: Level, t: Level, kind: Prediction, r1: float, r2: float, solver_type: str
+) -> Iterator[Stage]:
+    """Step i, from s to t, of `dpm_3s` or `dpmpp_3s`."""
     u, v = levels.between(s, t, r1), levels.between(s, t, r2)
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
 
@@ -128,17 +138,6 @@ def step_3s(levels: Levels, i: int, kind: Prediction, r1: float, r2: float, solv
     else:
         derivatives = [(r2 * slope_u - r1 * slope_v) / (r2 - r1), (slope_v - slope_u) * (2 / (r2 - r1))]
     yield Stage(i, v.sigma, kind.taylor(START, s, t, p_s, *derivatives), kind.of(v))
-
-
-def ddim(levels: Levels) -> Iterator[Stage]:
-    """DDIM, which is DPM-Solver++ of order 1 and, in sigma space, the Euler method:
-
-        x_t = (sigma_t / sigma_s) x_s + alpha_t (1 - e^-h) D_s.
-
-    Song, Meng, Ermon 2020, arXiv 2010.02502; Lu et al. 2022, arXiv 2211.01095, eq. 12.
-    """
-    for i in range(len(levels) - 1):
-        yield from step_1s(levels, i, DATA)
 
 
 def dpmpp_2s(
@@ -172,10 +171,11 @@ def _singlestep_2(
     levels: Levels, kind: Prediction, r: float, solver_type: str, lower_order_final: bool
 ) -> Iterator[Stage]:
     for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
         if singlestep_order(levels, i, 2, lower_order_final) == 2:
-            yield from step_2s(levels, i, kind, r, solver_type)
+            yield from step_2s(levels, i, s, t, kind, r, solver_type)
         else:
-            yield from step_1s(levels, i, kind)
+            yield from step_1s(i, s, t, kind)
 
 
 def dpmpp_3s(
@@ -227,12 +227,47 @@ def _singlestep_3(
         raise ValueError(f"r1 = {r1:g} must be smaller than r2 = {r2:g}")
     for i in range(len(levels) - 1):
         order = singlestep_order(levels, i, 3, lower_order_final)
+        s, t = levels[i], levels[i + 1]
         if order == 3:
-            yield from step_3s(levels, i, kind, r1, r2, solver_type)
+            yield from step_3s(levels, i, s, t, kind, r1, r2, solver_type)
         elif order == 2:
-            yield from step_2s(levels, i, kind, 0.5, solver_type)
+            yield from step_2s(levels, i, s, t, kind, 0.5, solver_type)
         else:
-            yield from step_1s(levels, i, kind)
+            yield from step_1s(i, s, t, kind)
+
+
+def dpm_fast(levels: Levels) -> Iterator[Stage]:
+    """DPM-Solver-fast: n evaluations for n + 1 levels, in steps of order 3 with one or two of lower order at the end.
+
+    It makes levels of its own: m + 1 of them, uniform in lambda between the first and the last of those given, where
+    m = floor(n / 3) + 1, with orders 3 ... 3, 2, 1 if 3 divides n and 3 ... 3, (n mod 3) if not. A step that is
+    infinite in lambda (to sigma = 0, out of pure noise) stays as it is and takes one evaluation of the n. Each
+    evaluation counts as a step, for the callback and the progress bar.
+    Lu et al. 2022, arXiv 2206.00927, section 3.4 and appendix D.3; k-diffusion, which leaves out the step to 0.
+    """
+    n, first = len(levels) - 1, 0
+    if not finite_step(levels[0], levels[1]):
+        yield from step_1s(0, levels[0], levels[1], DATA)
+        first = 1
+    last = n if finite_step(levels[n - 1], levels[n]) else n - 1
+    budget, step = last - first, first
+    if budget > 0:
+        count = budget // 3 + 1
+        orders = [3] * (count - 2) + [2, 1] if budget % 3 == 0 else [3] * (count - 1) + [budget % 3]
+        start, end = levels[first], levels[last]
+        ends = [start, *(levels.between(start, end, k / count) for k in range(1, count)), end]
+        for order, s, t in zip(orders, ends[:-1], ends[1:], strict=True):
+            if order == 3:
+                stages = step_3s(levels, 0, s, t, NOISE, 1 / 3, 2 / 3, "midpoint")
+            elif order == 2:
+                stages = step_2s(levels, 0, s, t, NOISE, 0.5, "midpoint")
+            else:
+                stages = step_1s(0, s, t, DATA)
+            for stage in stages:
+                yield stage._replace(step=step)
+                step += 1
+    if first <= last < n:
+        yield from step_1s(last, levels[last], levels[n], DATA)
 
 
 def dpmpp_2m(
@@ -244,9 +279,9 @@ def dpmpp_2m(
         x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_0 + phi_2(-h) d)            (heun)
 
     with d = (h / h_1) (D_0 - D_1), h_1 the length of the step before. Lu et al. 2022, arXiv 2211.01095,
-    Algorithm 2 (midpoint). The first step has order 1, see `_multistep`.
+    Algorithm 2 (midpoint). The first step has order 1, see `multistep`.
     """
-    return _multistep(levels, DATA, 2, solver_type, lower_order_final, corrected_start)
+    return _multistep_2(levels, DATA, solver_type, lower_order_final, corrected_start)
 
 
 def dpm_2m(
@@ -259,7 +294,20 @@ def dpm_2m(
 
     with e = (h / h_1) (eps_0 - eps_1). Lu et al. 2022, arXiv 2211.01095, appendix and official code.
     """
-    return _multistep(levels, NOISE, 2, solver_type, lower_order_final, corrected_start)
+    return _multistep_2(levels, NOISE, solver_type, lower_order_final, corrected_start)
+
+
+def _multistep_2(
+    levels: Levels, kind: Prediction, solver_type: str, lower_order_final: bool, corrected_start: bool
+) -> Iterator[Stage]:
+    return multistep(
+        levels,
+        kind,
+        2,
+        midpoint=solver_type == "midpoint",
+        lower_order_final=lower_order_final,
+        corrected_start=corrected_start,
+    )
 
 
 def dpmpp_3m(
@@ -273,9 +321,9 @@ def dpmpp_3m(
     arXiv 2211.01095, official code. That code, and every one after it (diffusers, k-diffusion, diff-sampler),
     takes half the curvature, which leaves a method of order 2 with a small error constant: `published`, the
     default, does the same and gives their images. `exact` takes all of it and has order 3; it is the better one
-    from about 30 steps on. The order rises over the first two steps, see `_multistep`.
+    from about 30 steps on. The order rises over the first two steps, see `multistep`.
     """
-    return _multistep(levels, DATA, 3, solver_type, lower_order_final, corrected_start)
+    return _multistep_3(levels, DATA, solver_type, lower_order_final, corrected_start)
 
 
 def dpm_3m(
@@ -287,10 +335,25 @@ def dpm_3m(
 
     Forms and options as in `dpmpp_3m`. Lu et al. 2022, arXiv 2211.01095, official code.
     """
-    return _multistep(levels, NOISE, 3, solver_type, lower_order_final, corrected_start)
+    return _multistep_3(levels, NOISE, solver_type, lower_order_final, corrected_start)
 
 
-def line(levels: Levels, i: int) -> Combination:
+def _multistep_3(
+    levels: Levels, kind: Prediction, solver_type: str, lower_order_final: bool, corrected_start: bool
+) -> Iterator[Stage]:
+    published = solver_type == "published"
+    return multistep(
+        levels,
+        kind,
+        3,
+        midpoint=published,
+        half_curvature=published,
+        lower_order_final=lower_order_final,
+        corrected_start=corrected_start,
+    )
+
+
+def slope(levels: Levels, i: int) -> Combination:
     """The slope, per step h, of the line through the last two predictions."""
     s, t, s1 = levels[i], levels[i + 1], levels[i - 1]
     return (P[0] - P[1]) * ((t.lam - s.lam) / (s.lam - s1.lam))
@@ -304,10 +367,19 @@ def parabola(levels: Levels, i: int) -> tuple[Combination, Combination]:
     return (P[0] - P[1]) / r1 + r1 * bend, 2.0 * bend
 
 
-def _multistep(
-    levels: Levels, kind: Prediction, max_order: int, solver_type: str, lower_order_final: bool, corrected_start: bool
+def multistep(
+    levels: Levels,
+    kind: Prediction,
+    order: int,
+    *,
+    midpoint: bool = False,
+    half_curvature: bool = False,
+    lower_order_final: bool = False,
+    corrected_start: bool = False,
 ) -> Iterator[Stage]:
     """One evaluation a step; the order rises from 1 as predictions become known.
+
+    `midpoint` is the form of the steps of order 2, `half_curvature` that of the steps of order 3 (see `dpmpp_3m`).
 
     The first step, of order 1, leaves an error of second order in its length, which then limits a run of order
     3. `corrected_start` mends that without another evaluation: when the second prediction is known the first
@@ -315,19 +387,19 @@ def _multistep(
     Zhao et al. 2023, arXiv 2302.04867, used once).
     """
     steps = len(levels) - 1
-    corrected_start = corrected_start and steps > 1 and is_finite(levels[0], levels[1])
+    corrected_start = corrected_start and steps > 1 and finite_step(levels[0], levels[1])
     for i in range(steps):
         s, t = levels[i], levels[i + 1]
         x = kind.taylor(START, levels[0], s, P[1], P[0] - P[1]) if corrected_start and i == 1 else X
 
-        order = multistep_order(levels, i, max_order, lower_order_final)
-        if order == 1:
-            x_t = taylor_data(x, s, t, DENOISED)
-        elif order == 2 and solver_type in ("midpoint", "published"):
-            x_t = kind.taylor(x, s, t, P[0] + line(levels, i) / 2)
-        elif order == 2:
-            x_t = kind.taylor(x, s, t, P[0], line(levels, i))
+        now = multistep_order(levels, i, order, lower_order_final)
+        if now == 1:
+            x_t = kind.first_order(x, s, t, DENOISED)
+        elif now == 2 and midpoint:
+            x_t = kind.taylor(x, s, t, P[0] + slope(levels, i) / 2)
+        elif now == 2:
+            x_t = kind.taylor(x, s, t, P[0], slope(levels, i))
         else:
-            slope, curvature = parabola(levels, i)
-            x_t = kind.taylor(x, s, t, P[0], slope, curvature / 2 if solver_type == "published" else curvature)
+            d1, d2 = parabola(levels, i)
+            x_t = kind.taylor(x, s, t, P[0], d1, d2 / 2 if half_curvature else d2)
         yield Stage(i, s.sigma, x_t, kind.of(s), completes=not (corrected_start and i == 0))

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .phi import Scalar
-from .plan import DENOISED, Combination, Stage
+from .phi import Scalar, value
+from .plan import DENOISED, Combination, Noise, P, Stage
 
 Model = Callable[..., Tensor]
 """A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
 
 NoiseSampler = Callable[[float, float], Tensor]
 """noise_sampler(sigma, sigma_next) -> unit noise shaped like x."""
+
+
+class State:
+    """What a solver that decides as it goes is sent after each of its stages."""
+
+    operands: tuple[Tensor, ...] = ()
+
+    def value(self, combination: Combination) -> Tensor:
+        """The tensor that a combination of symbols stands for now: X is the sample after the stage."""
+        return combine(combination, self.operands)
+
+
+Decisions = Generator[Stage, State, dict[str, int]]
+"""The stages of a solver that decides as it goes, and in the end what it has to report."""
 
 
 class NonFiniteError(ValueError):
@@ -27,13 +41,14 @@ class NonFiniteError(ValueError):
 def integrate(
     model: Model,
     x: Tensor,
-    plan: Sequence[Stage],
+    plan: Sequence[Stage] | Decisions,
     *,
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
     noise_sampler: NoiseSampler | None = None,
     history: Sequence[Tensor] = (),
+    info: dict[str, int] | None = None,
 ) -> Tensor:
     """Carry out a plan: evaluate the model, combine, repeat.
 
@@ -45,12 +60,15 @@ def integrate(
     Args:
         model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
         x: the sample at the first level, [B, C, ...], 3-D to 5-D, any floating dtype; the result has its dtype.
-        plan: the stages of a solver.
+        plan: the stages of a solver; or a generator of stages that decides as it goes, and is sent a `State` after
+            each of them.
         extra_args: passed on to the model.
-        callback: called once a step with `x`, `i`, `sigma`, `sigma_hat` and `denoised`, before the update.
+        callback: called once a step with `x`, `i`, `sigma`, `sigma_hat` and `denoised`, before the update. `sigma` is
+            the level of the step, `sigma_hat` that of the evaluation, higher where noise was added before it.
         disable: hides the progress bar, as in tqdm.
         noise_sampler: source of noise for the stages that add some.
         history: predictions from before the first stage, newest first, for a run that goes on from another.
+        info: is given `nfe`, the number of evaluations, and what a generator reports.
 
     Raises:
         ValueError: if x has the wrong rank or dtype, or the noise sampler or the history that the plan needs is
@@ -58,42 +76,79 @@ def integrate(
         NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma, or the sample overflowed.
     """
     check_sample(x)
-    if noise_sampler is None and any(stage.noise for stage in plan):
-        raise ValueError("this plan adds noise: a noise_sampler is needed")
+    state = State() if isinstance(plan, Generator) else None
+    if isinstance(plan, Generator):
+        keep, total = len(P), None
+    else:
+        keep, total = history_length(plan, len(history)), plan[-1].step + 1 if plan else 0
+        if noise_sampler is None and any(stage.noise for stage in plan):
+            raise ValueError("this plan adds noise: a noise_sampler is needed")
     extra_args = extra_args or {}
-    keep = history_length(plan, len(history))
+    info = {} if info is None else info
     predictions = deque(history[:keep], maxlen=keep)
     wide = torch.promote_types(x.dtype, torch.float32)
     checksums: list[Tensor] = []
+    evaluated: list[tuple[int, Scalar]] = []
     denoised = start = x  # denoised: until there is one
-    step = -1
+    step, churned = -1, None
 
-    with progress_bar(plan, disable) as bar:
-        for stage in plan:
+    with progress_bar(total, disable) as bar:
+        for stage in stages(plan, state, info):
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
                 answer = model(x, sigma, **extra_args)
                 denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
                 checksums.append(checksum(denoised, wide))
-                if stage.step != step:
+                evaluated.append((stage.step, stage.sigma))
+                if stage.step != step or (state is not None and x is start):  # each try of an adaptive step
                     step = stage.step
                     bar.update(step - bar.n)
                     if callback is not None:
-                        level = sigma[0]
-                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": level, "denoised": answer})
+                        level = sigma[0] if churned is None else level_tensor(churned, x, wide)[0]
+                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": sigma[0], "denoised": answer})
+                    churned = None
                 remember = stage.prediction
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
             x = combine(stage.update, (*predictions, denoised, start, x))
             if stage.noise is not None and noise_sampler is not None:
-                x = x.add(noise_sampler(stage.noise.sigma, stage.noise.sigma_next), alpha=stage.noise.scale)
+                x = add_noise(x, stage.noise, noise_sampler)
+                if stage.sigma is None:
+                    churned = stage.noise.sigma
             if stage.completes:
                 start = x
+            if state is not None:
+                state.operands = (*predictions, denoised, start, x)
         bar.update(step + 1 - bar.n)
 
     checksums.append(checksum(x, wide))
-    check_finite(checksums, plan)
+    info["nfe"] = len(evaluated)
+    check_finite(checksums, evaluated, total or step + 1)
     return x
+
+
+def stages(plan: Sequence[Stage] | Decisions, state: State | None, info: dict[str, int]) -> Iterator[Stage]:
+    """The stages one by one. A generator gets `state`, which the loop keeps, after each, and reports into `info`."""
+    if not isinstance(plan, Generator) or state is None:
+        yield from plan
+        return
+    try:
+        stage = next(plan)
+        while True:
+            yield stage
+            stage = plan.send(state)
+    except StopIteration as end:
+        info.update(end.value or {})
+
+
+def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler) -> Tensor:
+    """x + scale * noise, in one pass over memory."""
+    drawn = noise_sampler(value(noise.sigma), value(noise.sigma_next))
+    if drawn.shape != x.shape:
+        raise ValueError(f"the noise_sampler gave noise of shape {list(drawn.shape)} for a sample of {list(x.shape)}")
+    if isinstance(noise.scale, Tensor):  # a plan with gradients
+        return x + noise.scale * drawn
+    return x.add(drawn, alpha=noise.scale)
 
 
 def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
@@ -124,7 +179,7 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     for stage in plan:
         known += stage.sigma is not None
         needed = 1 + max(stage.update.terms)
-        if needed > known or known == given:
+        if needed > known or (known == given and (needed > 0 or DENOISED.terms.keys() & stage.update.terms.keys())):
             raise ValueError(
                 f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "
                 "from another begins with an evaluation and needs the predictions before it as history"
@@ -155,23 +210,26 @@ def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.sum() if tensor.dtype == dtype else tensor.sum(dtype=dtype)
 
 
-def check_finite(checksums: list[Tensor], plan: Sequence[Stage]) -> None:
+def non_finite(step: int, steps: int, sigma: Scalar) -> NonFiniteError:
+    """The error that names the step and what to try."""
+    return NonFiniteError(
+        f"the model returned NaN or infinity at step {step + 1} of {steps} "
+        f"(sigma = {value(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
+        "guidance scale, or look for a broken LoRA or checkpoint"
+    )
+
+
+def check_finite(checksums: list[Tensor], evaluated: Sequence[tuple[int, Scalar]], steps: int) -> None:
     """The one read-back: were all predictions finite, and the last sample? Names the first that was not."""
     *predictions, last = torch.stack(checksums).tolist()
-    evaluated = [(stage.step, stage.sigma) for stage in plan if stage.sigma is not None]
-    for total, (step, sigma) in zip(predictions, evaluated, strict=True):
-        if not math.isfinite(total):
-            steps = plan[-1].step + 1
-            raise NonFiniteError(
-                f"the model returned NaN or infinity at step {step + 1} of {steps} "
-                f"(sigma = {float(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
-                "guidance scale, or look for a broken LoRA or checkpoint"
-            )
+    for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
+        if not math.isfinite(checked):
+            raise non_finite(step, steps, sigma)
     if not math.isfinite(last):
         raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
 
 
-def progress_bar(plan: Sequence[Stage], disable: bool | None) -> Any:
+def progress_bar(steps: int | None, disable: bool | None) -> Any:
     """A tqdm bar over the steps, where tqdm is installed."""
     if disable:
         return _NoBar()
@@ -179,7 +237,7 @@ def progress_bar(plan: Sequence[Stage], disable: bool | None) -> Any:
         from tqdm.auto import tqdm
     except ImportError:
         return _NoBar()
-    return tqdm(total=plan[-1].step + 1 if plan else 0, disable=disable)
+    return tqdm(total=steps, disable=disable)
 
 
 class _NoBar:

@@ -38,6 +38,10 @@ def log(z: Scalar) -> Scalar:
     return math.log(z) if z else -math.inf
 
 
+def sqrt(z: Scalar) -> Scalar:
+    return z.sqrt() if isinstance(z, torch.Tensor) else math.sqrt(z)
+
+
 def phi(k: int, z: Scalar) -> Scalar:
     """phi_k(z) = integral over theta in (0, 1) of e^((1 - theta) z) theta^(k-1) / (k-1)!, for k >= 1.
 

@@ -90,9 +90,9 @@ P = tuple(Combination({k: 1.0}) for k in range(4))
 class Noise(NamedTuple):
     """Fresh noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
 
-    scale: float
-    sigma: float
-    sigma_next: float
+    scale: Scalar
+    sigma: Scalar
+    sigma_next: Scalar
 
 
 class Stage(NamedTuple):

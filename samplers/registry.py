@@ -5,234 +5,10 @@ Adding a sampler is one function and one row.
 
 from __future__ import annotations
 
-import difflib
-import functools
-import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
-from . import adams, classic, dpm_solver, schedules, unipc
-from .integrate import Model, NoiseSampler, check_sample, integrate
-from .levels import pure_noise, read_levels, read_sigmas
-from .plan import Plan, Stage
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a sampler or schedule: its default (whose type is the option's), bounds and help text."""
-
-    name: str
-    default: float | int | bool | str
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def check(self, owner: str, value: Any) -> Any:
-        """The value, of the option's type; raises ValueError naming the option if it does not fit."""
-        where = f"{owner}: option {self.name} = {value!r}"
-        if isinstance(self.default, bool):
-            if not isinstance(value, (bool, int)) or value not in (0, 1):
-                raise ValueError(f"{where} must be true or false")
-            return bool(value)
-        if isinstance(self.default, str):
-            if value not in self.choices:
-                raise ValueError(f"{where} must be one of {', '.join(self.choices)}")
-            return value
-        try:
-            number = operator.index(value) if isinstance(self.default, int) else float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{where} must be a number") from None
-        low = -math.inf if self.minimum is None else self.minimum
-        high = math.inf if self.maximum is None else self.maximum
-        if not low <= number <= high:
-            raise ValueError(f"{where} must lie between {low:g} and {high:g}")
-        return number
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spec:
-    id: str
-    label: str
-    paper: str
-    help: str
-    options: tuple[Option, ...] = ()
-    curated: bool = True
-    """Whether the host's dropdowns show it; the nodes show all."""
-
-    def check_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options, defaults filled in.
-
-        Raises:
-            ValueError: naming an option that is unknown or out of bounds.
-        """
-        known = {option.name: option for option in self.options}
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{self.id} has no option {name!r}; its options are: {', '.join(known) or 'none'}")
-        return {name: o.check(self.id, given.get(name, o.default)) for name, o in known.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerSpec(_Spec):
-    """A sampler: its solver, what it is called, what it costs."""
-
-    solver: Callable[..., Iterator[Stage]]
-    """The mathematics: levels and options in, stages out."""
-
-    order: int
-    """Order of convergence in the largest step of lambda, from exact starting history, with `lower_order_final` and
-    the corrector off, and `solver_type` = `exact` where there is one (its default, `published`, has order 2)."""
-
-    def plan(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> Plan:
-        """The stages for these sigmas. With sigmas that require gradients, so do the coefficients.
-
-        Raises:
-            ValueError: naming the sigma or the option at fault.
-        """
-        options = self.check_options(options)
-        if isinstance(sigmas, Tensor) and sigmas.requires_grad:
-            return tuple(self.solver(read_levels(sigmas, flow), **options))
-        return _cached_plan(self.solver, read_sigmas(sigmas), flow, tuple(options.items()))
-
-    def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
-        """The number of model evaluations (NFE) that `function` makes for these sigmas."""
-        return sum(stage.sigma is not None for stage in self.plan(sigmas, flow=flow, **options))
-
-    @torch.no_grad()
-    def function(
-        self,
-        model: Model,
-        x: Tensor,
-        sigmas: Tensor | Sequence[float],
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], None] | None = None,
-        disable: bool | None = None,
-        *,
-        noise_sampler: NoiseSampler | None = None,
-        flow: bool = False,
-        **options: Any,
-    ) -> Tensor:
-        """Sample, with the signature of k-diffusion.
-
-        Args:
-            model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
-            x: noise of the first level, [B, C, ...], 3-D to 5-D: sigmas[0] times unit noise (plus alpha x_0).
-            sigmas: 1-D, descending, n + 1 levels for n steps, ending in 0 for a clean image; ascending inverts.
-            extra_args: passed on to the model.
-            callback: called once a step with a dict of `x`, `i`, `sigma`, `sigma_hat`, `denoised`.
-            disable: hides the progress bar.
-            noise_sampler: `noise_sampler(sigma, sigma_next)` gives the noise of a stochastic sampler.
-            flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
-            options: those of this sampler.
-
-        Returns:
-            The sample at sigmas[-1], shaped and typed like x. At sigma = 0 it is the model's last prediction itself:
-            copy it before writing to it.
-
-        Raises:
-            ValueError: naming the argument at fault.
-            NonFiniteError: if the model returned NaN or infinity, naming the step.
-        """
-        check_sample(x)
-        plan = self.plan(sigmas, flow=flow, **options)
-        return integrate(
-            model, x, plan, extra_args=extra_args, callback=callback, disable=disable, noise_sampler=noise_sampler
-        )
-
-
-@functools.lru_cache(maxsize=64)
-def _cached_plan(
-    solver: Callable[..., Iterator[Stage]], sigmas: tuple[float, ...], flow: bool, options: tuple[tuple[str, Any], ...]
-) -> Plan:
-    """Artists run the same few schedules over and over."""
-    return tuple(solver(read_levels(sigmas, flow), **dict(options)))
-
-
-DISCARD_PENULTIMATE = Option(
-    "discard_penultimate",
-    False,
-    "Leave out the last level above 0, so that the final step starts one level higher. Saves a step that does "
-    "little: often better below 10 steps.",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSpec(_Spec):
-    """A schedule of noise levels. Every schedule has the option `discard_penultimate` beside its own."""
-
-    levels: Callable[..., Tensor]
-    """The mathematics: n levels from sigma_max to sigma_min."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", (*self.options, DISCARD_PENULTIMATE))
-
-    def function(self, n: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **options: Any) -> Tensor:
-        """n + 1 descending sigmas, [n + 1] in float64, from sigma_max (exactly) over sigma_min to 0.
-
-        With n = 1 they are sigma_max and 0. With `discard_penultimate` the schedule of n + 1 steps without its
-        sigma_min. `flow`: levels of a rectified-flow model, at most 1.
-
-        Raises:
-            ValueError: naming the argument at fault.
-        """
-        try:
-            steps = operator.index(n)
-        except TypeError:
-            raise ValueError(f"{self.id}: steps = {n!r} must be a whole number") from None
-        if steps < 1:
-            raise ValueError(f"{self.id}: steps = {steps} must be at least 1")
-        low, high = float(sigma_min), float(sigma_max)
-        if not 0 < low < high < math.inf:
-            raise ValueError(
-                f"{self.id}: sigma_min = {low:g} and sigma_max = {high:g} must be finite with 0 < sigma_min < sigma_max"
-            )
-        high = pure_noise(high) if flow else high
-        if flow and high > 1:
-            raise ValueError(f"{self.id}: sigma_max = {high}: the levels of a rectified-flow model end at 1")
-        options = self.check_options(options)
-        discard = options.pop(DISCARD_PENULTIMATE.name)
-        sigmas = self.levels(steps + discard, low, high, flow=flow, **options)
-        sigmas[-1] = low  # exact, as is the first: rounding must not leave the model's range
-        sigmas[0] = high
-        return torch.cat([sigmas[:steps], sigmas.new_zeros(1)])
-
-
-SpecT = TypeVar("SpecT", bound=_Spec)
-
-
-class UnknownIdError(KeyError):
-    """There is no sampler or schedule of that id; the message says which there are."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show it in quotes
-
-
-class Registry(Mapping[str, SpecT], Generic[SpecT]):
-    """Specs by id, in order."""
-
-    def __init__(self, kind: str, specs: Sequence[SpecT]):
-        self._kind = kind
-        self._specs = {spec.id: spec for spec in specs}
-
-    def __getitem__(self, key: str) -> SpecT:
-        try:
-            return self._specs[key]
-        except KeyError:
-            near = difflib.get_close_matches(str(key), self._specs, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
-            raise UnknownIdError(f"unknown {self._kind} {key!r}; {hint}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
+from . import adams, adaptive, ancestral, classic, dpm_solver, schedules, sde, unipc
+from .spec import Option, Registry, SamplerSpec, ScheduleSpec
 
 
 def _lower_order_final(default: bool) -> Option:
@@ -244,6 +20,17 @@ def _lower_order_final(default: bool) -> Option:
     )
 
 
+def _eta(default: float, more: str = "0: none, the deterministic sampler; 1: all of the SDE's.") -> Option:
+    return Option("eta", default, f"Amount of fresh noise. {more}", 0.0, 10.0)
+
+
+_ANCESTRAL_STEP = Option(
+    "ancestral_step",
+    "posterior",
+    "How much of the noise is replaced at a given eta. posterior: as in DDIM; linear: as ComfyUI does for SD3, Flux "
+    "and other flow models.",
+    choices=("posterior", "linear"),
+)
 _CORRECTED_START = Option(
     "corrected_start",
     False,
@@ -268,14 +55,6 @@ _DPMPP = "Lu et al. 2022, arXiv 2211.01095"
 SAMPLERS: Mapping[str, SamplerSpec] = Registry(
     "sampler",
     [
-        SamplerSpec(
-            id="ddim",
-            label="DDIM (DPM-Solver++ 1)",
-            paper="Song et al. 2020, arXiv 2010.02502",
-            help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
-            solver=dpm_solver.ddim,
-            order=1,
-        ),
         SamplerSpec(
             id="dpmpp_2s",
             label="DPM-Solver++ 2S",
@@ -426,6 +205,180 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             options=(Option("order", 4, "Number of derivatives used.", 1, 4),),
             curated=False,
         ),
+        SamplerSpec(
+            id="ddim",
+            label="DDIM (DPM-Solver++ 1)",
+            paper="Song et al. 2020, arXiv 2010.02502",
+            help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
+            solver=ancestral.ddim,
+            order=1,
+            stochastic=True,
+            options=(_eta(0.0, "0: deterministic; 1: DDPM."),),
+        ),
+        SamplerSpec(
+            id="dpmpp_2m_sde",
+            label="DPM-Solver++ 2M SDE",
+            paper=_DPMPP,
+            help="Second order with fresh noise, one evaluation a step. Livelier detail from 12 steps on.",
+            solver=sde.dpmpp_2m_sde,
+            order=2,
+            stochastic=True,
+            options=(_eta(1.0), _FORM),
+        ),
+        SamplerSpec(
+            id="dpmpp_3m_sde",
+            label="DPM-Solver++ 3M SDE",
+            paper=_DPMPP,
+            help="Third order with fresh noise, one evaluation a step. From 20 steps on.",
+            solver=sde.dpmpp_3m_sde,
+            order=3,
+            stochastic=True,
+            options=(_eta(1.0), _FORM_3M),
+        ),
+        SamplerSpec(
+            id="dpmpp_sde",
+            label="DPM-Solver++ SDE",
+            paper=_DPMPP,
+            help="Second order with fresh noise, two evaluations a step. Forgives strong guidance.",
+            solver=sde.dpmpp_sde,
+            order=2,
+            stochastic=True,
+            options=(_eta(1.0), _R),
+        ),
+        SamplerSpec(
+            id="dpmpp_2s_ancestral",
+            label="DPM-Solver++ 2S ancestral",
+            paper=_DPMPP,
+            help="Second order steps with ancestral noise, two evaluations a step. Varied and detailed.",
+            solver=ancestral.dpmpp_2s_ancestral,
+            order=2,
+            stochastic=True,
+            options=(_eta(1.0), _R, _FORM, _ANCESTRAL_STEP),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="euler_ancestral",
+            label="Euler ancestral",
+            paper="Song et al. 2020, arXiv 2010.02502",
+            help="First order with fresh noise in every step. Varied; the image changes with the number of steps.",
+            solver=ancestral.euler_ancestral,
+            order=1,
+            stochastic=True,
+            options=(_eta(1.0), _ANCESTRAL_STEP),
+        ),
+        SamplerSpec(
+            id="ddpm",
+            label="DDPM",
+            paper="Ho et al. 2020, arXiv 2006.11239",
+            help="The original ancestral sampler: ddim with eta = 1. For many steps.",
+            solver=ancestral.ddpm,
+            order=1,
+            stochastic=True,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="edm",
+            label="EDM (Heun with churn)",
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            help="Heun with noise added before each step: set s_churn (10 to 40); at 0 it is heun. For many steps.",
+            solver=classic.edm,
+            order=2,
+            stochastic=True,
+            options=(
+                Option(
+                    "s_churn",
+                    0.0,
+                    "Noise added over the whole run, in units of the level: s_churn / steps before each step, at most "
+                    "41%.",
+                    0.0,
+                    1000.0,
+                ),
+                Option("s_tmin", 0.0, "No churn below this noise level.", 0.0, 1e4),
+                Option("s_tmax", 1e4, "No churn above this noise level.", 0.0, 1e4),
+            ),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="deis",
+            label="DEIS (tAB)",
+            paper="Zhang and Chen 2023, arXiv 2204.13902",
+            help="Adams-Bashforth in diffusion time, at one evaluation a step. Good at 8 to 15 steps.",
+            solver=adams.deis,
+            order=3,
+            options=(Option("order", 3, "Number of derivatives used.", 1, 3),),
+        ),
+        SamplerSpec(
+            id="plms",
+            label="PLMS (PNDM)",
+            paper="Liu et al. 2022, arXiv 2202.09778",
+            help="ipndm with an accurate start, which costs evaluations. Order 2 on levels that are not uniform in "
+            "sigma.",
+            solver=adams.plms,
+            order=2,
+            options=(
+                Option("order", 4, "Number of derivatives used.", 1, 4),
+                Option(
+                    "start",
+                    "runge_kutta",
+                    "How the run starts: runge_kutta takes four evaluations in each of the first order - 1 steps "
+                    "(the paper's), heun one more evaluation in the first step (that of Stable Diffusion).",
+                    choices=("runge_kutta", "heun"),
+                ),
+            ),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpm_fast",
+            label="DPM-Solver fast",
+            paper=_DPM,
+            help="Steps of order 3 that share the given number of evaluations, at levels of its own (uniform log-SNR). "
+            "For low guidance.",
+            solver=dpm_solver.dpm_fast,
+            order=2,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="dpm_adaptive",
+            label="DPM-Solver adaptive",
+            paper=_DPM,
+            help="Chooses its own steps by their error: rtol sets the quality, not the number of steps. Low guidance.",
+            solver=adaptive.dpm_adaptive,
+            order=3,
+            adaptive=True,
+            options=(
+                Option("order", 3, "DPM-Solver-12 (2) or -23 (3): evaluations of a try.", 2, 3),
+                Option(
+                    "rtol",
+                    0.05,
+                    "Relative tolerance. Smaller: more evaluations, closer to the exact result.",
+                    1e-5,
+                    1.0,
+                ),
+                Option("atol", 0.0078, "Absolute tolerance, for latents or images of size 1.", 1e-6, 1.0),
+                Option("h_init", 0.05, "First step, in log-SNR / 2.", 1e-3, 10.0),
+                Option(
+                    "accept_safety",
+                    0.81,
+                    "A try that wants the step shortened to less than this is repeated.",
+                    0.01,
+                    1.0,
+                ),
+                Option("pcoeff", 0.0, "Proportional term of the step size controller.", 0.0, 5.0),
+                Option("icoeff", 1.0, "Integral term of the step size controller.", 0.0, 5.0),
+                Option("dcoeff", 0.0, "Derivative term of the step size controller.", 0.0, 5.0),
+            ),
+            curated=False,
+        ),
+        SamplerSpec(
+            id="consistency",
+            label="Consistency (LCM, TCD)",
+            paper="Song et al. 2023, arXiv 2303.01469",
+            help="For distilled models (LCM, TCD, Hyper-SD) at 2 to 8 steps and guidance 1 to 2.",
+            solver=ancestral.consistency,
+            order=1,
+            stochastic=True,
+            options=(Option("gamma", 1.0, "Fresh noise: 1 is LCM, 0 deterministic; TCD recommends 0.3.", 0.0, 1.0),),
+        ),
     ],
 )
 """Every sampler, by id. The ids and option names are saved in workflows: they stay."""
@@ -454,8 +407,9 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             id="time_uniform",
             label="Time uniform (VP)",
             paper="Song et al. 2021, arXiv 2011.13456",
-            help="Equal steps in diffusion time: few at low noise. For flow models equal steps in sigma, unshifted.",
+            help="Equal steps in diffusion time: few at low noise. For flow models in sigma, shifted as the model is.",
             levels=schedules.time_uniform,
+            in_time=True,
         ),
         ScheduleSpec(
             id="time_quadratic",
@@ -463,6 +417,113 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             paper="Song et al. 2020, arXiv 2010.02502",
             help="Between uniform time and log-SNR. With discard_penultimate good at 4 to 8 steps.",
             levels=schedules.time_quadratic,
+            in_time=True,
+        ),
+        ScheduleSpec(
+            id="polyexponential",
+            label="Polyexponential",
+            paper="Crowson 2022, k-diffusion",
+            help="Between exponential (rho 1) and more steps at low noise (rho above 1) or high noise (below 1).",
+            levels=schedules.polyexponential,
+            options=(Option("rho", 1.0, "Power of the step in log-SNR; 1 is exponential.", 0.1, 10.0),),
+        ),
+        ScheduleSpec(
+            id="vp",
+            label="VP (given betas)",
+            paper="Song et al. 2021, arXiv 2011.13456",
+            help="Equal steps in the time of a VP process with betas of your choice. time_uniform finds the model's.",
+            levels=schedules.vp,
+            options=(
+                Option("beta_d", 19.9, "Growth of beta over time.", 0.1, 100.0),
+                Option("beta_min", 0.1, "beta at time 0.", 0.0, 20.0),
+            ),
+            curated=False,
+        ),
+        ScheduleSpec(
+            id="cosine",
+            label="Cosine",
+            paper="Nichol and Dhariwal 2021, arXiv 2102.09672",
+            help="Equal steps of the angle between signal and noise: few at both ends. KL-optimal in other programs.",
+            levels=schedules.cosine,
+        ),
+        ScheduleSpec(
+            id="edm",
+            label="EDM polynomial",
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            help="karras with any rho, also below 1.",
+            levels=schedules.edm,
+            options=(Option("rho", 7.0, "Warp: 1 is uniform in sigma, below 1 is denser at high noise.", 0.1, 100.0),),
+            curated=False,
+        ),
+        ScheduleSpec(
+            id="laplace",
+            label="Laplace",
+            paper="Hang et al. 2024, arXiv 2407.03297",
+            help="Most steps where signal and noise are equally strong.",
+            levels=schedules.laplace,
+            options=(
+                Option("median", 1.0, "Where the steps gather, exp(mu); 1 is as much noise as signal.", 0.01, 100.0),
+                Option("scale", 0.5, "Width in log sigma, the paper's b: smaller gathers them more.", 0.01, 10.0),
+            ),
+        ),
+        ScheduleSpec(
+            id="beta",
+            label="Beta",
+            paper="Lee et al. 2024, arXiv 2407.12173",
+            help="Many steps at both ends, in diffusion time. Often used with flow models.",
+            levels=schedules.beta,
+            options=(
+                Option("alpha", 0.6, "Below 1: more steps at low noise.", 0.1, 10.0),
+                Option("beta", 0.6, "Below 1: more steps at high noise.", 0.1, 10.0),
+            ),
+            in_time=True,
+        ),
+        ScheduleSpec(
+            id="lu_lambda",
+            label="Uniform lambda",
+            paper="Lu et al. 2022, arXiv 2206.00927",
+            help="The same numbers as exponential; use_lu_lambdas of diffusers.",
+            levels=schedules.exponential,
+            curated=False,
+        ),
+        ScheduleSpec(
+            id="linear_quadratic",
+            label="Linear-quadratic",
+            paper="Polyak et al. 2024, arXiv 2410.13720",
+            help="Half of the steps at nearly full noise, then ever larger ones. For video flow models (Mochi).",
+            levels=schedules.linear_quadratic,
+            options=(
+                Option("threshold_noise", 0.025, "How far down the linear steps lead, of 1.", 0.001, 0.9),
+                Option("linear_steps", 0, "Number of linear steps; 0 is half of all.", 0, 10000),
+            ),
+            ends_at_sigma_min=False,
+        ),
+        ScheduleSpec(
+            id="ays",
+            label="Align Your Steps",
+            paper="Sabour et al. 2024, arXiv 2404.14507",
+            help="Optimised for one model and 10 steps; interpolated for others.",
+            levels=schedules.ays,
+            options=(
+                Option(
+                    "table",
+                    "sd15",
+                    "The model it was optimised for; another range of levels stretches it.",
+                    choices=tuple(schedules.AYS_TABLES),
+                ),
+            ),
+            ends_at_sigma_min=False,
+        ),
+        ScheduleSpec(
+            id="gits",
+            label="GITS",
+            paper="Chen et al. 2024, arXiv 2405.11326",
+            help="Published levels for each number of steps from 2 to 20, from the curvature of trajectories.",
+            levels=schedules.gits,
+            options=(
+                Option("coeff", 1.2, "Which table: larger puts more steps at low noise. In steps of 0.05.", 0.8, 1.5),
+            ),
+            ends_at_sigma_min=False,
         ),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from .dpm_solver import DATA, NOISE, Prediction, is_finite, multistep_order, taylor_data
+from .dpm_solver import DATA, NOISE, Prediction, finite_step, multistep_order, taylor_data
 from .levels import Levels
 from .phi import Scalar, expm1, phi, value
 from .plan import DENOISED, START, Combination, P, Stage, X
@@ -38,7 +38,7 @@ def unipc(
     kind = DATA if prediction == "data" else NOISE
     steps = len(levels) - 1
     orders = [multistep_order(levels, i, order, lower_order_final) for i in range(steps)]
-    corrected = [corrector and i < steps - 1 and is_finite(levels[i], levels[i + 1]) for i in range(steps)]
+    corrected = [corrector and i < steps - 1 and finite_step(levels[i], levels[i + 1]) for i in range(steps)]
     for i in range(steps):
         s = levels[i]
         predict = _update(X, levels, i, orders[i], kind, solver_type)
@@ -55,7 +55,7 @@ def _update(
 ) -> Combination:
     """The step from levels[i] to levels[i + 1]; as a corrector it knows the prediction at its end, P[0]."""
     s, t = levels[i], levels[i + 1]
-    if not is_finite(s, t):
+    if not finite_step(s, t):
         return taylor_data(x, s, t, DENOISED)
     h = t.lam - s.lam
     z = -h if kind is DATA else h

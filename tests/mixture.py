@@ -19,7 +19,16 @@ MU = torch.tensor(
     [[2 * math.sin(1.7 * (k + 1) * (j + 1) + 0.3) for j in range(16)] for k in range(4)], dtype=torch.float64
 )
 
-each_sampler = pytest.mark.parametrize("spec", SAMPLERS.values(), ids=SAMPLERS)
+
+def _each(specs: list[SamplerSpec]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("spec", specs, ids=[spec.id for spec in specs])
+
+
+each_sampler = _each(list(SAMPLERS.values()))
+each_planned = _each([spec for spec in SAMPLERS.values() if not spec.adaptive])
+each_ode = _each([spec for spec in SAMPLERS.values() if not spec.adaptive and spec.id != "ddpm"])
+"""Those with a plan that follows the probability-flow ODE, under the options `without_noise`."""
+each_stochastic = _each([spec for spec in SAMPLERS.values() if spec.stochastic])
 
 
 def _field(value) -> Tensor:
@@ -105,10 +114,16 @@ def given(spec: SamplerSpec, **options: object) -> dict[str, object]:
     return {option.name: options[option.name] for option in spec.options if option.name in options}
 
 
+def without_noise(spec: SamplerSpec) -> dict[str, object]:
+    """The options under which the sampler is deterministic."""
+    return given(spec, eta=0.0, gamma=0.0, s_churn=0.0)
+
+
 def exact_options(spec: SamplerSpec) -> dict[str, object]:
     """Options under which the sampler has its stated order: no noise, no lower order at the end, no corrector."""
     exact = [o.name for o in spec.options if "exact" in o.choices]
-    return given(spec, lower_order_final=False, corrector=False, eta=0.0) | dict.fromkeys(exact, "exact")
+    options = given(spec, lower_order_final=False, corrector=False) | dict.fromkeys(exact, "exact")
+    return options | without_noise(spec)
 
 
 def relative_error(x: Tensor, y: Tensor) -> float:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mixture import SIGMA_MAX, SIGMA_MIN, X1, each_sampler, given, pointwise
+from mixture import SIGMA_MAX, SIGMA_MIN, X1, each_ode, pointwise, without_noise
 
 from samplers import DENOISED, SAMPLERS, SCHEDULES, Noise, NonFiniteError, Stage, X, integrate
 
@@ -13,7 +13,7 @@ nan, inf = math.nan, math.inf
 
 
 def sample(spec, x=X1, sigmas=SIGMAS, model=pointwise, **options):
-    return spec.function(model, x, sigmas, disable=True, **given(spec, eta=0.0), **options)
+    return spec.function(model, x, sigmas, disable=True, **without_noise(spec), **options)
 
 
 # The model's answers
@@ -22,20 +22,21 @@ def sample(spec, x=X1, sigmas=SIGMAS, model=pointwise, **options):
 @pytest.mark.parametrize("whole", [True, False], ids=["whole tensor", "one element"])
 @pytest.mark.parametrize("value", [nan, inf])
 @pytest.mark.parametrize("step", [0, 2, 4])
-@each_sampler
+@each_ode
 def test_a_prediction_that_is_not_finite_names_step_and_sigma(spec, step, value, whole):
     """The first evaluation of a step goes wrong; all that follow do so too, yet this step is named."""
-    evaluated = [stage.step for stage in spec.plan(SIGMAS, **given(spec, eta=0.0)) if stage.sigma is not None]
+    stages = [stage for stage in spec.plan(SIGMAS, **without_noise(spec)) if stage.sigma is not None]
+    first = next(i for i, stage in enumerate(stages) if stage.step == step)
     calls = []
 
     def model(x, sigma):
         prediction = pointwise(x, sigma)
-        if len(calls) == evaluated.index(step):
+        if len(calls) == first:
             prediction[... if whole else (-1, 0, 2, 1)] = value
         calls.append(sigma)
         return prediction
 
-    with pytest.raises(NonFiniteError, match=rf"step {step + 1} of 5 \(sigma = {SIGMAS[step]:g}\)"):
+    with pytest.raises(NonFiniteError, match=rf"step {step + 1} of 5 \(sigma = {stages[first].sigma:.6g}\)"):
         sample(spec, model=model)
 
 
@@ -84,7 +85,7 @@ def test_non_finite_error_is_a_value_error():
     ],
 )
 @pytest.mark.parametrize("kind", [list, torch.tensor])
-@each_sampler
+@each_ode
 def test_sigmas_at_fault_are_named(spec, kind, sigmas, message):
     with pytest.raises(ValueError, match=message):
         sample(spec, sigmas=kind(sigmas))
@@ -104,7 +105,7 @@ def test_sigmas_that_are_no_numbers(sigmas):
         sample(SAMPLERS["ddim"], sigmas=sigmas)
 
 
-@each_sampler
+@each_ode
 def test_flow_levels_above_1(spec):
     with pytest.raises(ValueError, match=r"sigmas\[0\] = 14\.0: .*between 0 and 1"):
         sample(spec, flow=True)
@@ -127,14 +128,14 @@ def test_flow_levels_above_1_by_rounding_are_1():
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 1, 1, 1, 4, 4)])
-@each_sampler
+@each_ode
 def test_sample_of_another_rank(spec, shape):
     with pytest.raises(ValueError, match=r"x must .* got shape \[" + str(shape[0])):
         sample(spec, torch.ones(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
-@each_sampler
+@each_ode
 def test_sample_of_another_dtype(spec, dtype):
     with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got {dtype}"):
         sample(spec, torch.ones(1, 4, 8, 8).to(dtype))
@@ -145,7 +146,7 @@ def test_sample_that_is_no_tensor():
         sample(SAMPLERS["ddim"], [[[1.0]]])
 
 
-@each_sampler
+@each_ode
 def test_the_model_is_not_called_on_bad_input(spec):
     def model(x, sigma):
         raise AssertionError("called")
@@ -158,7 +159,7 @@ def test_the_model_is_not_called_on_bad_input(spec):
 # Options of samplers
 
 
-@each_sampler
+@each_ode
 def test_unknown_option(spec):
     with pytest.raises(ValueError, match=rf"{spec.id} has no option 'sharpness'"):
         sample(spec, sharpness=1.0)
@@ -273,7 +274,7 @@ def test_schedule_with_an_unknown_option(spec):
     ("registry", "key", "message"),
     [
         (SAMPLERS, "dpmpp2m", "unknown sampler 'dpmpp2m'; did you mean 'dpmpp_2m'"),
-        (SAMPLERS, "zzz", "unknown sampler 'zzz'; known: ddim, "),
+        (SAMPLERS, "zzz", "unknown sampler 'zzz'; known: dpmpp_2s, "),
         (SCHEDULES, "karas", "unknown schedule 'karas'; did you mean 'karras'"),
         (SCHEDULES, "zzz", "unknown schedule 'zzz'; known: karras, "),
     ],

@@ -7,6 +7,7 @@ samplers by running both under each of them: where the images agree, nothing was
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import torch
 from host import ROOT, environment
 from small_models import conditioning, small_model
 
-from samplers import SAMPLERS, SCHEDULES
+from samplers import SAMPLERS, SCHEDULES, BrownianNoise
 
 CURATED = [spec.id for spec in SAMPLERS.values() if spec.curated]
 
@@ -264,6 +265,37 @@ def test_interruption(comfyui, eps_model):
     assert torch.equal(ksample(comfyui, "fewstep_dpmpp_2m", eps_model), before)
 
 
+def test_fresh_noise_is_not_the_noise_that_the_run_starts_from(comfyui):
+    """Both come from the same seed; the host's own ancestral samplers once drew the same numbers twice."""
+    import comfy.sample
+
+    image = torch.zeros(2, 4, 64, 64)
+    first = comfy.sample.prepare_noise(image, 3).flatten()
+    noise = BrownianNoise(image, 3)
+    for sigma, sigma_next in ((14.6, 7.0), (7.0, 1.0), (1.0, 0.03)):
+        z = noise(sigma, sigma_next).flatten()
+        assert torch.corrcoef(torch.stack([first, z]))[0, 1].abs() < 4.5 / len(z) ** 0.5
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "euler_ancestral", "consistency"])
+def test_stochastic_samplers_take_the_seed_of_the_host(comfyui, eps_model, sampler):
+    """The same image for the same seed, whatever was drawn before; and not that of the sampler without noise."""
+    arguments = {"sampler": f"fewstep_{sampler}", "model": eps_model}
+    first = ksample(comfyui, **arguments)
+    torch.randn(17)
+    assert torch.equal(ksample(comfyui, **arguments), first)
+    assert not torch.allclose(ksample(comfyui, **arguments, seed=4), first, atol=1e-2)
+
+
+def test_adaptive_sampler_reports_its_evaluations(comfyui, eps_model, caplog):
+    sampler = comfyui.nodes["FewStepSampler"].execute("dpm_adaptive", rtol=0.2).result[0]
+    sigmas = comfyui.nodes["FewStepScheduler"].execute(eps_model, "karras", 8, 1.0).result[0]
+    with caplog.at_level("INFO"):
+        assert sample_custom(comfyui, sampler, sigmas, eps_model).isfinite().all()
+    (line,) = [record.getMessage() for record in caplog.records if "DPM-Solver adaptive" in record.getMessage()]
+    assert re.search(r"\d+ n_accept, \d+ n_reject, \d+ nfe", line)
+
+
 # The nodes
 
 
@@ -309,7 +341,8 @@ def test_scheduler_node(comfyui, eps_model, schedule):
     assert sigmas.shape == (9,)
     assert sigmas.dtype == torch.float32 and sigmas.device.type == "cpu"
     assert sigmas[0] == sampling.sigma_max and sigmas[-1] == 0
-    assert math.isclose(sigmas[-2], sampling.sigma_min, rel_tol=1e-6)
+    if SCHEDULES[schedule].ends_at_sigma_min:
+        assert math.isclose(sigmas[-2], sampling.sigma_min, rel_tol=1e-6)
     half = run(eps_model, schedule, 8, 0.5).result[0]
     assert torch.equal(half, run(eps_model, schedule, 16, 1.0).result[0][-9:])
     assert run(eps_model, schedule, 8, 0.0).result[0].numel() == 0

@@ -22,7 +22,10 @@ CONTRACT = Path(__file__).with_name("contract.json")
 def current(comfyui) -> dict:
     def specs(registry) -> dict:
         return {
-            id: {"dropdown": f"fewstep_{id}" if spec.curated else None, "options": sorted(o.name for o in spec.options)}
+            id: {
+                "dropdown": f"fewstep_{id}" if spec.curated else None,
+                "options": {o.name: {"default": o.default, "choices": list(o.choices)} for o in spec.options},
+            }
             for id, spec in registry.items()
         }
 
@@ -46,7 +49,10 @@ def test_nothing_that_users_saved_is_gone(current):
         for id, spec in landed[kind].items():
             assert id in current[kind]
             assert spec["dropdown"] in (None, current[kind][id]["dropdown"])
-            assert set(spec["options"]) <= set(current[kind][id]["options"])
+            for name, option in spec["options"].items():
+                now = current[kind][id]["options"][name]
+                assert now["default"] == option["default"], "another default is another image from the same workflow"
+                assert set(option["choices"]) <= set(now["choices"])
     for id, node in landed["nodes"].items():
         assert current["nodes"][id]["inputs"][: len(node["inputs"])] == node["inputs"], "new inputs go to the end"
         assert current["nodes"][id]["outputs"][: len(node["outputs"])] == node["outputs"]

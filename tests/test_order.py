@@ -10,7 +10,7 @@ from mixture import (
     SIGMA_MAX,
     SIGMA_MIN,
     denoiser,
-    each_sampler,
+    each_ode,
     exact_options,
     flow_denoiser,
     levels,
@@ -28,7 +28,7 @@ def depth(plan) -> int:
     """How many predictions of earlier steps a plan needs; 0 for a singlestep solver."""
     earlier, within = 0, 0
     for stage, before in zip(plan, (None, *plan), strict=False):
-        within = within + 1 if before and before.step == stage.step else 0
+        within = 0 if before is None or before.completes else within + 1
         earlier = max(earlier, max(stage.update.terms) - within)
     return earlier
 
@@ -64,12 +64,30 @@ def measured_order(spec, steps=STEPS, **kwargs) -> float:
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
-@each_sampler
+@each_ode
 def test_order_is_as_stated(spec, flow):
+    if spec.id == "dpm_fast":
+        return  # see below
     # A multistep method of high order reaches its limit late; a singlestep one soon meets rounding.
     steps = (512, 1024, 2048) if spec.order > 3 and spec.nfe([3.0, 2.0, 1.0]) == 2 else STEPS
     order = measured_order(spec, steps, flow=flow, **exact_options(spec))
     assert order == pytest.approx(spec.order, abs=0.25)
+
+
+def test_dpm_fast_has_order_2_where_its_last_steps_count():
+    """One step of order 1 at the end leaves an error of second order. (At the last levels of an image, where the
+    prediction is nearly constant, that is hardly seen: 2.7 to 3.)"""
+    spec = SAMPLERS["dpm_fast"]
+
+    def order(low: float) -> float:
+        def error(n: int) -> float:
+            x = integrate(denoiser, solution(3.0), spec.plan(levels(n, 3.0, low)), disable=True)
+            return relative_error(x, solution(low))
+
+        return math.log2(error(192) / error(384))
+
+    assert order(0.5) == pytest.approx(spec.order, abs=0.25)
+    assert 2.5 < order(SIGMA_MIN) < 3.25
 
 
 @pytest.mark.parametrize("r", [0.3, 0.5, 0.8])

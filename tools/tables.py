@@ -29,22 +29,31 @@ def _dropdown(spec) -> str:
 
 def _evaluations(spec) -> str:
     """Evaluations of a step in the middle of a run."""
-    return str(spec.nfe([4.0, 3.0, 2.0, 1.0]) - spec.nfe([3.0, 2.0, 1.0]))
+    if spec.adaptive:
+        return "2 or 3 a try"
+    longer, shorter = ([float(s) for s in range(n, 0, -1)] for n in (9, 8))
+    return str(spec.nfe(longer) - spec.nfe(shorter))
 
 
 def _options(spec) -> str:
-    return ", ".join(f"`{o.name}`" for o in spec.options) or "none"
+    """Its own; those that all have are said once, below the table."""
+    return ", ".join(f"`{o.name}`" for o in spec.options if o not in spec.common) or "none"
+
+
+def _noise(spec) -> str:
+    return "yes" if spec.stochastic else ""
 
 
 def tables() -> dict[str, str]:
     samplers = (
-        (f"`{s.id}`", s.label, str(s.order), _evaluations(s), _dropdown(s), _options(s), s.help, s.paper)
+        (f"`{s.id}`", s.label, str(s.order), _evaluations(s), _noise(s), _dropdown(s), _options(s), s.help, s.paper)
         for s in SAMPLERS.values()
     )
     schedules = ((f"`{s.id}`", s.label, _dropdown(s), _options(s), s.help, s.paper) for s in SCHEDULES.values())
     return {
         "samplers": _table(
-            ("id", "name", "order", "evaluations a step", "dropdown", "options", "what for", "paper"), samplers
+            ("id", "name", "order", "evaluations a step", "fresh noise", "dropdown", "options", "what for", "paper"),
+            samplers,
         ),
         "schedules": _table(("id", "name", "dropdown", "options", "what for", "paper"), schedules),
     }

@@ -1,0 +1,153 @@
+"""Ancestral samplers: a step of the ODE to below the next level, then fresh noise up to it.
+
+A sample at level d, below t, becomes one at t by rescaling and noise, which is exact in both spaces:
+
+    x_t = (alpha_t / alpha_d) x_d + sqrt(sigma_t^2 - (alpha_t sigma_d / alpha_d)^2) z.
+
+Samplers differ in how far below t they go and in how they get there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .dpm_solver import DATA, finite_step, step_1s, step_2s
+from .levels import Level, Levels
+from .phi import Scalar, exp, log, sqrt, value
+from .plan import Noise, Stage
+
+Below = Callable[[Level, Level], Level]
+"""below(s, t): the level that the step from s to t goes down to."""
+
+
+def fresh_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
+    """Noise of this variance for the step from s to t; None where there is none to add.
+
+    Raises:
+        ValueError: if the step ascends: an inversion is deterministic.
+    """
+    if value(variance) == 0:
+        return None
+    if value(t.lam) < value(s.lam):
+        raise ValueError(
+            f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot take fresh noise: "
+            "to invert an image set eta (or gamma, s_churn) to 0"
+        )
+    return Noise(sqrt(variance), s.sigma, t.sigma)
+
+
+def renoised(stage: Stage, s: Level, d: Level, t: Level) -> Stage:
+    """The stage that ends at d, with its sample taken up to t."""
+    if d is t:
+        return stage
+    rescale = t.alpha / d.alpha
+    kept = rescale * d.sigma
+    return stage._replace(update=rescale * stage.update, noise=fresh_noise((t.sigma - kept) * (t.sigma + kept), s, t))
+
+
+def posterior(levels: Levels, eta: float) -> Below:
+    """Down to where the noise kept has variance sigma_t^2 (1 - eta^2 (1 - e^(-2h))): DDPM's posterior at eta = 1.
+
+    Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, eq. 16. For eta above 1 all noise is fresh where the formula would
+    make the variance negative.
+    """
+
+    def below(s: Level, t: Level) -> Level:
+        if eta == 0 or value(t.sigma) == 0:
+            return t
+        kept = 1 - eta**2 + eta**2 * (exp(-2 * (t.lam - s.lam)) if finite_step(s, t) else 0.0)
+        return levels.at_lambda(t.lam - log(kept) / 2) if value(kept) > 0 else levels.at_sigma(0.0)
+
+    return below
+
+
+def linear(levels: Levels, eta: float) -> Below:
+    """Down to sigma_t (1 - eta (1 - sigma_t / sigma_s)): ComfyUI's choice for rectified flow."""
+
+    def below(s: Level, t: Level) -> Level:
+        if eta == 0 or value(t.sigma) == 0:
+            return t
+        sigma = t.sigma * (1 - eta * (1 - t.sigma / s.sigma))
+        return levels.at_sigma(sigma if value(sigma) > 0 else 0.0)
+
+    return below
+
+
+BELOW: dict[str, Callable[[Levels, float], Below]] = {"posterior": posterior, "linear": linear}
+
+
+def _first_order(levels: Levels, below: Below) -> Iterator[Stage]:
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        d = below(s, t)
+        for stage in step_1s(i, s, d, DATA):
+            yield renoised(stage, s, d, t)
+
+
+def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Stage]:
+    """DDIM, which is DPM-Solver++ of order 1 and, at eta = 0 in sigma space, the Euler method:
+
+        x_t = alpha_t D_s + sqrt(sigma_t^2 - v) eps_s + sqrt(v) z,    v = eta^2 sigma_t^2 (1 - e^(-2h)).
+
+    At eta = 0 it is deterministic, at eta = 1 it is DDPM. Song, Meng, Ermon 2020, arXiv 2010.02502, eq. 12 and 16;
+    Lu et al. 2022, arXiv 2211.01095, eq. 12.
+    """
+    return _first_order(levels, posterior(levels, eta))
+
+
+def ddpm(levels: Levels) -> Iterator[Stage]:
+    """DDPM's ancestral sampling, with the variance of the posterior: DDIM at eta = 1, the reverse SDE at order 1.
+
+    Ho, Jain, Abbeel 2020, arXiv 2006.11239, Algorithm 2, from any level to any other.
+    """
+    return ddim(levels, eta=1.0)
+
+
+def euler_ancestral(levels: Levels, *, eta: float = 1.0, ancestral_step: str = "posterior") -> Iterator[Stage]:
+    """Euler's method down to sigma_d, then noise up to sigma_t. In EDM space
+
+        sigma_up = eta sigma_t sqrt(1 - (sigma_t / sigma_s)^2),    sigma_d = sqrt(sigma_t^2 - sigma_up^2),
+
+    which is DDIM with the same eta. `linear` takes sigma_d = sigma_t (1 - eta (1 - sigma_t / sigma_s)), as ComfyUI does
+    for rectified flow; in EDM space the two agree at eta = 1.
+    k-diffusion, after Song et al. 2020, arXiv 2010.02502; Euler: Karras et al. 2022, arXiv 2206.00364.
+    """
+    return _first_order(levels, BELOW[ancestral_step](levels, eta))
+
+
+def dpmpp_2s_ancestral(
+    levels: Levels,
+    *,
+    eta: float = 1.0,
+    r: float = 0.5,
+    solver_type: str = "midpoint",
+    ancestral_step: str = "posterior",
+) -> Iterator[Stage]:
+    """DPM-Solver++(2S) down to sigma_d, then noise up to sigma_t: two evaluations a step.
+
+    The step to d is that of `dpmpp_2s`, order 1 where it is infinite in lambda; d as in `euler_ancestral`.
+    Lu et al. 2022, arXiv 2211.01095, Algorithm 1; k-diffusion.
+    """
+    below = BELOW[ancestral_step](levels, eta)
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        d = below(s, t)
+        step = step_2s(levels, i, s, d, DATA, r, solver_type) if finite_step(s, d) else step_1s(i, s, d, DATA)
+        for stage in step:
+            yield renoised(stage, s, d, t) if stage.completes else stage
+
+
+def consistency(levels: Levels, *, gamma: float = 1.0) -> Iterator[Stage]:
+    """Multistep consistency sampling, for distilled models (LCM, TCD, Hyper): down to (1 - gamma) sigma_t, noise up.
+
+        gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.
+
+    TCD's strategic stochastic sampling takes (1 - gamma) of the time; here it is of sigma, which for rectified
+    flow is the time. Song et al. 2023, arXiv 2303.01469, Algorithm 1; Luo et al. 2023, arXiv 2310.04378; Zheng et al.
+    2024, arXiv 2402.19159, Algorithm 2.
+    """
+
+    def below(s: Level, t: Level) -> Level:
+        return levels.at_sigma((1 - gamma) * t.sigma) if gamma and value(t.sigma) else t
+
+    return _first_order(levels, below)

@@ -1,0 +1,97 @@
+"""Fresh noise for the stochastic samplers: one Brownian path per image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .levels import Levels
+from .phi import value
+
+_GRID = 1e-5  # to which the place of a level within its cell is rounded
+_HORIZON = 10  # cells below the target from which a step out of lambda = -inf sums: the rest is e^-20 of it
+
+
+class BrownianNoise:
+    """`noise(sigma, sigma_next)`: what the Brownian path of each image gains between two levels, at unit variance.
+
+    The clock of the path is the SNR, e^(2 lambda). The noise of the SDE (eta = 1), seen in units of the data,
+    accumulates on just that clock: a step gets what its two halves get together, so runs with n and 2n steps follow
+    the same path. For another eta this holds in the limit of small steps.
+
+    The path of image k depends on the seed, on k and on the shape of one image: not on the batch, the schedule, the
+    dtype or the device of `x`. It is drawn on the CPU in float32, or on `device`, whose generator gives other numbers.
+
+    The axis of lambda is cut into cells of length 1, each with a `torchsde.BrownianInterval` of its own in halfway
+    mode (a Brownian tree), because increments on disjoint intervals are independent. One tree over all levels would
+    have to resolve steps that are a 10^-7th of it.
+
+    Args:
+        x: a batch like the samples, [B, C, ...].
+        seed: any integer; the same seed gives the same noise.
+        flow: levels of a rectified-flow model.
+        device: where to draw; the result is always on the device of x, in its dtype.
+
+    Raises:
+        ImportError: if torchsde is not installed.
+    """
+
+    def __init__(self, x: Tensor, seed: int, *, flow: bool = False, device: torch.device | str = "cpu"):
+        try:
+            from torchsde import BrownianInterval  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise ImportError(
+                "the noise of stochastic samplers needs torchsde (pip install torchsde), which ComfyUI installs; "
+                "or pass a noise_sampler of your own"
+            ) from error
+        self._interval: Callable[..., Any] = BrownianInterval
+        self._like = x
+        self._seed = seed % 2**64
+        self._space = Levels((), flow)
+        self._device = torch.device(device)
+        self._trees: dict[int, list[Any]] = {}
+
+    def __call__(self, sigma: float, sigma_next: float) -> Tensor:
+        low, high = sorted(value(self._space.at_sigma(s).lam) for s in (sigma, sigma_next))
+        low = max(low, high - _HORIZON)
+        total, variance = None, 0.0
+        for cell in range(math.floor(low), math.floor(high) + 1):
+            start, end = _place(max(low - cell, 0.0)), _place(min(high - cell, 1.0))
+            if end <= start:
+                continue
+            weight = math.exp(cell - high)  # square root of the SNR that the cell spans, up to a common factor
+            gain = torch.stack([tree(start, end) for tree in self._cell(cell)])
+            total = gain * weight if total is None else total.add_(gain, alpha=weight)
+            variance += weight**2 * (end - start)
+        if total is None:
+            raise ValueError(f"no noise between sigma = {sigma:g} and {sigma_next:g}: the levels are too close")
+        return total.div_(math.sqrt(variance)).to(self._like)
+
+    def _cell(self, cell: int) -> list[Any]:
+        """The trees of a cell, one per image. Only the last two cells are kept: a tree caches many samples."""
+        if cell not in self._trees:
+            for old in list(itertools.islice(self._trees, max(len(self._trees) - 1, 0))):
+                del self._trees[old]
+            self._trees[cell] = [
+                self._interval(
+                    0.0, 1.0, size=tuple(self._like.shape[1:]), dtype=torch.float32, device=self._device,
+                    entropy=(self._seed, k, cell % 2**32), tol=_GRID, pool_size=24, cache_size=32, halfway_tree=True,
+                )
+                for k in range(len(self._like))
+            ]  # fmt: skip
+        return self._trees[cell]
+
+
+def _place(offset: float) -> float:
+    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, on the grid that the tree resolves."""
+    return round(math.expm1(2 * offset) / math.expm1(2) / _GRID) * _GRID
+
+
+def random_seed() -> int:
+    """A seed from torch's own generator: `torch.manual_seed` makes it repeat."""
+    return int(torch.randint(2**62, ()).item())

@@ -1,0 +1,231 @@
+"""Beside the reference outputs: the real host's own samplers, run here in float64, for every sampler that both have.
+
+Noise is a function of the interval that it is drawn for, so that the intervals must agree too. Where the host is known
+to be wrong or takes another formula, the case says so and is compared where they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mixture import NOISE, X1, denoiser, flow_denoiser, relative_error
+
+from samplers import SAMPLERS
+
+EDM = [14.6146, 8.0, 4.1, 2.2, 1.1, 0.55, 0.2, 0.0292]
+FLOW = [0.97, 0.9, 0.78, 0.6, 0.41, 0.2, 0.05]
+TO_ZERO = [*EDM, 0.0]
+FLOW_TO_ZERO = [*FLOW, 0.0]
+
+# id of the case: our sampler, its options, the host's function, its options
+EDM_CASES = {
+    "euler": ("euler", {}, "euler", {}),
+    "ddim": ("ddim", {}, "euler", {}),
+    "heun": ("heun", {}, "heun", {}),
+    "edm": (
+        "edm",
+        {"s_churn": 2.0, "s_tmin": 0.5, "s_tmax": 9.0},
+        "heun",
+        {"s_churn": 2.0, "s_tmin": 0.5, "s_tmax": 9.0},
+    ),
+    "dpm_2s": ("dpm_2s", {}, "dpm_2", {}),
+    "dpmpp_2m": ("dpmpp_2m", {"lower_order_final": False}, "dpmpp_2m", {}),
+    "euler_ancestral": (
+        "euler_ancestral",
+        {"eta": 0.7, "s_noise": 1.1},
+        "euler_ancestral",
+        {"eta": 0.7, "s_noise": 1.1},
+    ),
+    "ddim eta": ("ddim", {"eta": 0.7}, "euler_ancestral", {"eta": 0.7}),
+    "ddpm": ("ddpm", {}, "ddpm", {}),
+    "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {"eta": 0.7}, "dpmpp_2s_ancestral", {"eta": 0.7}),
+    "dpmpp_sde": ("dpmpp_sde", {"eta": 0.7, "r": 0.4}, "dpmpp_sde", {"eta": 0.7, "r": 0.4}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {"eta": 0.7}, "dpmpp_2m_sde", {"eta": 0.7}),
+    "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"solver_type": "heun"}, "dpmpp_2m_sde_heun", {}),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}, "dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}),
+    "lcm": ("consistency", {}, "lcm", {}),
+    "ipndm": ("ipndm", {}, "ipndm", {}),
+    "ipndm 2": ("ipndm", {"order": 2}, "ipndm", {"max_order": 2}),
+    "ipndm_v 2": ("ipndm_v", {"order": 2}, "ipndm_v", {"max_order": 2}),  # the host is wrong for 3 and 4
+}
+MORE_STEPS = {  # samplers whose last step the host treats apart: compared on levels that end above 0
+    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
+    "unipc bh1": ("unipc", {"solver_type": "bh1"}, "unipc", {}),
+    "unipc bh2": ("unipc", {}, "unipc_bh2", {}),
+}
+FLOW_CASES = {
+    "euler": ("euler", {}, "euler", {}),
+    "heun": ("heun", {}, "heun", {}),
+    "euler_ancestral": ("euler_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "euler_ancestral", {"eta": 0.7}),
+    "dpmpp_2s_ancestral": (
+        "dpmpp_2s_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpmpp_2s_ancestral", {"eta": 0.7},
+    ),
+    "dpmpp_sde": ("dpmpp_sde", {"eta": 0.7}, "dpmpp_sde", {"eta": 0.7}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {"eta": 0.7}, "dpmpp_2m_sde", {"eta": 0.7}),
+    "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"eta": 0.7, "solver_type": "heun"}, "dpmpp_2m_sde_heun", {"eta": 0.7}),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7}, "dpmpp_3m_sde", {"eta": 0.7}),
+    "dpmpp_2m": ("dpmpp_2m", {"lower_order_final": False}, "dpmpp_2m_sde", {"eta": 0.0}),
+    "lcm": ("consistency", {}, "lcm", {}),
+}  # fmt: skip
+
+
+class Model:
+    """The analytic denoiser with what the host's samplers look up on a model."""
+
+    def __init__(self, flow: bool):
+        import comfy.model_sampling as ms
+
+        class Sampling(
+            ms.ModelSamplingDiscreteFlow if flow else ms.ModelSamplingDiscrete, ms.CONST if flow else ms.EPS
+        ):
+            pass
+
+        sampling = Sampling()
+        self.denoise = flow_denoiser if flow else denoiser
+        self.inner_model = SimpleNamespace(
+            model_patcher=SimpleNamespace(get_model_object=lambda name: sampling),
+            inner_model=SimpleNamespace(model_sampling=sampling),
+        )
+
+    def __call__(self, x, sigma, **extra_args):
+        return self.denoise(x, sigma)
+
+
+def noise_sampler(sigma, sigma_next):
+    return NOISE * math.cos(3 * float(sigma) + 2 * float(sigma_next))
+
+
+@pytest.fixture
+def hosts(comfy_process, monkeypatch):
+    """The host's sampler by name, made to take its noise from `noise_sampler`, all its numbers in float64."""
+    from comfy.extra_samplers import uni_pc
+    from comfy.k_diffusion import sampling
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+
+    def function(name):
+        if name.startswith("unipc"):
+            return getattr(uni_pc, f"sample_{name}")
+        return getattr(sampling, f"sample_{name}")
+
+    def run(name, flow, sigmas, options, **more):
+        chosen = function(name)
+        arguments = chosen.__wrapped__.__code__ if hasattr(chosen, "__wrapped__") else chosen.__code__
+        if "noise_sampler" in arguments.co_varnames[: arguments.co_argcount]:
+            more["noise_sampler"] = noise_sampler
+        # Its heun draws churn noise with torch itself.
+        monkeypatch.setattr(torch, "randn_like", lambda x: NOISE)
+        x = X1 * sigmas[0]
+        sigmas = torch.tensor(sigmas, dtype=torch.float64)
+        return chosen(Model(flow), x, sigmas, disable=True, extra_args={}, **options, **more)
+
+    yield run
+    torch.set_default_dtype(before)
+
+
+def ours(name, flow, sigmas, options):
+    def churn(sigma, sigma_next):
+        return NOISE if name == "edm" else noise_sampler(sigma, sigma_next)
+
+    spec = SAMPLERS[name]
+    return spec.function(Model(flow), X1 * sigmas[0], sigmas, disable=True, flow=flow, noise_sampler=churn, **options)
+
+
+def compare(hosts, case, sigmas, flow, tolerance=1e-6):
+    name, options, host_name, host_options = case
+    theirs = hosts(host_name, flow, sigmas, host_options)
+    assert relative_error(ours(name, flow, sigmas, options), theirs) < tolerance
+
+
+@pytest.mark.parametrize("sigmas", [EDM, TO_ZERO], ids=["above 0", "to 0"])
+@pytest.mark.parametrize("case", EDM_CASES.values(), ids=EDM_CASES)
+def test_parity_in_edm_space(hosts, case, sigmas):
+    compare(hosts, case, sigmas, flow=False)
+
+
+@pytest.mark.parametrize("case", MORE_STEPS.values(), ids=MORE_STEPS)
+def test_parity_above_zero(hosts, case):
+    compare(hosts, case, EDM, flow=False)
+
+
+@pytest.mark.parametrize("sigmas", [FLOW, FLOW_TO_ZERO], ids=["above 0", "to 0"])
+@pytest.mark.parametrize("case", FLOW_CASES.values(), ids=FLOW_CASES)
+def test_parity_in_flow_space(hosts, case, sigmas):
+    compare(hosts, case, sigmas, flow=True)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_deis(hosts, order):
+    """The host sums 10,000 points where we integrate: its weights are off by about 1e-4."""
+    compare(hosts, ("deis", {"order": order}, "deis", {"max_order": order}), TO_ZERO, False, tolerance=3e-3)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 9])
+def test_dpm_fast(hosts, n):
+    from comfy.k_diffusion import sampling
+
+    sigmas = [14.6146 * (0.0292 / 14.6146) ** (i / n) for i in range(n + 1)]
+    theirs = sampling.sample_dpm_fast(
+        Model(False), X1 * 14.6146, torch.tensor(0.0292).double(), torch.tensor(14.6146).double(), n, disable=True
+    )
+    assert relative_error(ours("dpm_fast", False, sigmas, {}), theirs) < 1e-6
+    # The host ends at the last level above 0; ours goes on to 0 with the last of its n evaluations.
+    assert SAMPLERS["dpm_fast"].nfe([*sigmas[:-1], 0.0]) == n
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive(hosts, order):
+    from comfy.k_diffusion import sampling
+
+    ends = [torch.tensor(s, dtype=torch.float64) for s in (0.0292, 14.6146)]
+    options = {"order": order, "rtol": 0.02, "pcoeff": 0.1, "dcoeff": 0.05}
+    theirs, info = sampling.sample_dpm_adaptive(
+        Model(False), X1 * 14.6146, *ends, disable=True, return_info=True, **options
+    )
+    report = {}
+    x = SAMPLERS["dpm_adaptive"].function(
+        denoiser, X1 * 14.6146, [14.6146, 0.0292], disable=True, info=report, **options
+    )
+    assert relative_error(x, theirs) < 1e-6
+    assert report == {key: info[key] for key in ("nfe", "n_accept", "n_reject")}
+
+
+def test_nothing_that_both_have_is_left_out():
+    """Every sampler is compared with the host's, but for those that the host does not have."""
+    compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
+    compared |= {"deis", "dpm_fast", "dpm_adaptive"}
+    not_in_host = {"dpmpp_2s", "dpmpp_3s", "dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
+    assert compared | not_in_host == set(SAMPLERS) and not compared & not_in_host
+
+
+# Where the host is fragile
+
+
+def test_the_hosts_faults_are_still_there(hosts):
+    """What ours is tested to do better: if one of these fails, the host has mended it and the docs may say so."""
+    repeated = [9.0, 3.0, 3.0, 1.0, 0.0]
+    assert not hosts("dpmpp_2m", False, repeated, {}).isfinite().all()
+    from comfy.extra_samplers import uni_pc
+
+    sigmas = torch.tensor([9.0, 3.0, 1.0, 0.0], dtype=torch.float64)
+    uni_pc.sample_unipc(Model(False), X1 * 9, sigmas, extra_args={}, disable=True)
+    assert sigmas[-1] != 0  # the caller's tensor
+
+
+def test_repeated_levels_are_an_error_that_names_them():
+    for spec in SAMPLERS.values():
+        with pytest.raises(ValueError, match=r"sigmas\[1\] and sigmas\[2\] are equal \(3\)"):
+            spec.function(denoiser, X1, [9.0, 3.0, 3.0, 1.0, 0.0], disable=True)
+
+
+def test_one_step_works_in_every_sampler():
+    one = torch.full((3,), 9.0, dtype=torch.float64)
+    for spec in SAMPLERS.values():
+        x = spec.function(denoiser, X1 * 9, [9.0, 0.0], disable=True, seed=0)
+        assert torch.equal(x, denoiser(X1 * 9, one)), spec.id
+        short = spec.function(denoiser, X1 * 9, [9.0, 5.0], disable=True, seed=0)
+        assert not torch.equal(short, X1 * 9) and short.isfinite().all()

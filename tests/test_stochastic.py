@@ -1,0 +1,486 @@
+"""Samplers with fresh noise: what they converge to, what they keep, and where their noise comes from.
+
+On Gaussian data the denoiser is linear, so the samples are Gaussian, and mean and variance follow from the plan
+exactly, without drawing anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given as over
+from hypothesis import settings
+from mixture import (
+    NOISE,
+    X1,
+    denoiser,
+    each_stochastic,
+    flow_denoiser,
+    given,
+    levels,
+    pointwise,
+    relative_error,
+    without_noise,
+)
+from test_plan import alpha, runs
+
+from samplers import SAMPLERS, integrate
+from samplers.noise import BrownianNoise
+
+MEAN, VARIANCE = 0.7, 0.3
+RANGE = {False: (3.0, 0.1), True: (0.8, 0.1)}
+both_spaces = pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
+
+# sampler, options, weak order of the variance
+SOLVERS = [
+    ("dpmpp_2m_sde", {}, 2),
+    ("dpmpp_2m_sde", {"solver_type": "heun"}, 2),
+    ("dpmpp_2m_sde", {"eta": 0.5}, 2),
+    ("dpmpp_3m_sde", {}, 2),
+    ("dpmpp_3m_sde", {"solver_type": "exact", "eta": 0.5}, 2),
+    ("dpmpp_sde", {}, 2),
+    ("dpmpp_sde", {"eta": 0.5}, 2),
+    ("dpmpp_2s_ancestral", {}, 2),
+    ("dpmpp_2s_ancestral", {"eta": 0.5, "ancestral_step": "linear"}, 2),
+    ("edm", {"s_churn": 3.0}, 2),
+    ("euler_ancestral", {}, 1),
+    ("euler_ancestral", {"eta": 0.5, "ancestral_step": "linear"}, 1),
+    ("ddim", {"eta": 0.5}, 1),
+    ("ddpm", {}, 1),
+]
+each_solver = pytest.mark.parametrize(("name", "options", "order"), SOLVERS)
+
+
+def options_with_noise(spec) -> dict[str, object]:
+    """Options under which the sampler adds noise."""
+    return given(spec, eta=1.0, gamma=0.5, s_churn=2.0)
+
+
+def gaussian(flow: bool):
+    """E[x_0 | x_t] for data of this mean and variance."""
+
+    def denoise(x, sigma):
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        a = 1 - s if flow else 1.0
+        return (MEAN * s**2 + VARIANCE * a * x) / (a**2 * VARIANCE + s**2)
+
+    return denoise
+
+
+def marginal(sigma: float, flow: bool) -> tuple[float, float]:
+    """Mean and variance of x_t."""
+    a = alpha(sigma, flow)
+    return a * MEAN, a**2 * VARIANCE + sigma**2
+
+
+def moments(plan, sigmas, flow) -> tuple[float, float, float]:
+    """Mean and variance of the last sample, and the share of the first sample that is left in it.
+
+    A batch carries the parts of a sum that the plan, being linear, keeps apart: the constant, the first sample, and
+    each draw of noise. Draws on overlapping intervals are correlated as increments of one path in SNR are.
+    """
+    count = sum(stage.noise is not None for stage in plan)
+    x = torch.zeros(count + 2, 1, 1, dtype=torch.float64)
+    x[1] = 1
+    intervals: list[tuple[float, float]] = []
+
+    def noise_sampler(sigma, sigma_next):
+        z = torch.zeros_like(x)
+        z[2 + len(intervals)] = 1
+        intervals.append(tuple((alpha(s, flow) / s) ** 2 for s in (sigma, sigma_next)))
+        return z
+
+    parts = integrate(gaussian(flow), x, plan, disable=True, noise_sampler=noise_sampler).flatten()
+    kept, gained = parts[1] - parts[0], parts[2:] - parts[0]
+    low, high = torch.tensor(intervals, dtype=torch.float64).T
+    overlap = (torch.minimum(high[:, None], high) - torch.maximum(low[:, None], low)).clamp(min=0)
+    correlation = overlap / ((high - low)[:, None] * (high - low)).sqrt()
+    mean, variance = marginal(sigmas[0], flow)
+    return (
+        (parts[0] + kept * mean).item(),
+        (kept**2 * variance + gained @ correlation @ gained).item(),
+        kept.item(),
+    )
+
+
+# What they converge to
+
+
+@both_spaces
+@each_solver
+def test_weak_order_on_gaussian_data(name, options, order, flow):
+    """Mean exact, variance of the stated order; halving the steps, from the exact distribution at the first level."""
+    errors = []
+    for n in (64, 128, 256):
+        sigmas = levels(n, *RANGE[flow], flow).tolist()
+        mean, variance, _ = moments(SAMPLERS[name].plan(sigmas, flow=flow, **options), sigmas, flow)
+        exact_mean, exact_variance = marginal(sigmas[-1], flow)
+        assert mean == pytest.approx(exact_mean, abs=1e-12)
+        errors.append(abs(variance - exact_variance) / exact_variance)
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
+
+
+@both_spaces
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
+def test_the_sde_forgets_its_start_at_the_right_rate(name, eta, flow):
+    """What is left of x_s in x_t, with order 2. With v = sigma^2 / alpha^2 the SDE has
+
+    (alpha_t / alpha_s) ((variance + v_t) / (variance + v_s))^((1 + eta) / 2).
+    """
+    errors = []
+    for n in (64, 128, 256):
+        sigmas = levels(n, *RANGE[flow], flow).tolist()
+        a_s, a_t = alpha(sigmas[0], flow), alpha(sigmas[-1], flow)
+        ratio = (VARIANCE + (sigmas[-1] / a_t) ** 2) / (VARIANCE + (sigmas[0] / a_s) ** 2)
+        left = moments(SAMPLERS[name].plan(sigmas, flow=flow, eta=eta), sigmas, flow)[2]
+        errors.append(abs(left / (a_t / a_s * ratio ** ((1 + eta) / 2)) - 1))
+    assert errors[-1] < 1e-12 or math.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.15)
+
+
+@both_spaces
+@each_solver
+def test_mean_and_variance_of_1e5_samples(name, options, order, flow):
+    """The noise as it is drawn: the moments that the plan has with ideal noise, and those of the data, within 4.5
+    standard errors (and the error of 24 steps)."""
+    spec, count = SAMPLERS[name], 100_000
+    sigmas = levels(24, *RANGE[flow], flow).tolist()
+    mean, variance = marginal(sigmas[0], flow)
+    generator = torch.Generator().manual_seed(4)
+    x = mean + math.sqrt(variance) * torch.randn(1, 1, 250, 400, dtype=torch.float64, generator=generator)
+    samples = spec.function(gaussian(flow), x, sigmas, disable=True, seed=11, flow=flow, **options)
+
+    plan_mean, plan_variance, _ = moments(spec.plan(sigmas, flow=flow, **options), sigmas, flow)
+    assert samples.mean().item() == pytest.approx(plan_mean, abs=4.5 * math.sqrt(plan_variance / count))
+    assert samples.var().item() == pytest.approx(plan_variance, rel=4.5 * math.sqrt(2 / count))
+    exact_mean, exact_variance = marginal(sigmas[-1], flow)
+    assert samples.mean().item() == pytest.approx(exact_mean, abs=0.01)
+    assert samples.var().item() == pytest.approx(exact_variance, rel=0.03 if order == 2 else 0.2)
+
+
+@each_stochastic
+@settings(max_examples=40, deadline=None)
+@over(run=runs(ends=(None,)))
+def test_a_constant_prediction_keeps_data_and_noise_in_their_shares(spec, run):
+    """x = alpha D + sigma unit noise at every level: for constant D what is left of the first noise and all that was
+    added make up sigma exactly, whatever the steps. Flow from pure noise too."""
+    sigmas, flow = run
+    plan = spec.plan(sigmas, flow=flow, **options_with_noise(spec))
+    count = sum(stage.noise is not None for stage in plan)
+    x = torch.zeros(count + 2, 1, 1, dtype=torch.float64)
+    x[1] = sigmas[0]
+    x += alpha(sigmas[0], flow) * 5.0
+    calls = []
+
+    def noise_sampler(sigma, sigma_next):
+        calls.append((sigma, sigma_next))
+        z = torch.zeros_like(x)
+        z[1 + len(calls)] = 1
+        return z
+
+    out = integrate(lambda x, s: torch.full_like(x, 5.0), x, plan, disable=True, noise_sampler=noise_sampler).flatten()
+    assert out[0].item() == pytest.approx(alpha(sigmas[-1], flow) * 5.0, abs=1e-11)
+    assert (out[1:] - out[0]).norm().item() == pytest.approx(sigmas[-1], rel=1e-11)
+    assert all(a > b >= 0 for a, b in calls)
+
+
+@each_stochastic
+@pytest.mark.parametrize(("sigmas", "flow"), [([9.0, 2.0, 0.0], False), ([1.0, 0.6, 0.0], True), ([5.0, 0.0], False)])
+def test_at_sigma_zero_the_sample_is_the_last_prediction(spec, sigmas, flow):
+    made = []
+
+    def model(x, sigma):
+        made.append(pointwise(x, sigma))
+        return made[-1]
+
+    x = spec.function(model, X1, sigmas, disable=True, seed=1, flow=flow, **options_with_noise(spec))
+    assert torch.equal(x, made[-1])
+
+
+def same(a: str, a_options: dict, b: str, b_options: dict, sigmas, flow=False) -> None:
+    def noise_sampler(sigma, sigma_next):
+        return NOISE * math.cos(9 * sigma + 4 * sigma_next)
+
+    model = flow_denoiser if flow else denoiser
+    x, y = (
+        SAMPLERS[name].function(
+            model, X1 * sigmas[0], sigmas, disable=True, flow=flow, noise_sampler=noise_sampler, **options
+        )
+        for name, options in ((a, a_options), (b, b_options))
+    )
+    torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+EDM_LEVELS, FLOW_LEVELS = [9.0, 5.0, 2.0, 0.7, 0.2, 0.05], [0.97, 0.8, 0.6, 0.35, 0.1]
+
+
+@pytest.mark.parametrize(("sigmas", "flow"), [(EDM_LEVELS, False), (FLOW_LEVELS, True)], ids=["edm", "flow"])
+def test_samplers_that_meet_at_certain_options(sigmas, flow):
+    same("ddpm", {}, "ddim", {"eta": 1.0}, sigmas, flow)
+    same("euler_ancestral", {"eta": 0.6}, "ddim", {"eta": 0.6}, sigmas, flow)
+    same("dpmpp_sde", {"eta": 0.0}, "dpmpp_2s", {}, sigmas, flow)
+    same("dpmpp_2s_ancestral", {"eta": 0.0, "r": 0.4}, "dpmpp_2s", {"r": 0.4}, sigmas, flow)
+    same("dpmpp_2m_sde", {"eta": 0.0}, "dpmpp_2m", {"lower_order_final": False}, sigmas, flow)
+    same("edm", {"s_churn": 0.0}, "heun", {}, sigmas, flow)
+    same("consistency", {"gamma": 0.0}, "ddim", {}, sigmas, flow)
+    three = {"solver_type": "exact"}
+    same("dpmpp_3m_sde", {"eta": 0.0, **three}, "dpmpp_3m", {"lower_order_final": False, **three}, sigmas, flow)
+
+
+def test_the_two_ancestral_forms_meet_in_edm_space_at_eta_1():
+    same("euler_ancestral", {"ancestral_step": "linear"}, "euler_ancestral", {}, EDM_LEVELS)
+    with pytest.raises(AssertionError):
+        same("euler_ancestral", {"ancestral_step": "linear"}, "euler_ancestral", {}, FLOW_LEVELS, True)
+
+
+def test_consistency_sampling_by_its_formula():
+    """gamma = 1 forgets the sample: alpha D + sigma z (LCM)."""
+    sigmas, d = [0.9, 0.5, 0.2], X1[:1]
+    x = SAMPLERS["consistency"].function(
+        lambda x, s: d, X1[1:2], sigmas, disable=True, flow=True, noise_sampler=lambda a, b: NOISE[:1]
+    )
+    torch.testing.assert_close(x, 0.8 * d + 0.2 * NOISE[:1])
+
+
+def test_churn_by_its_formula():
+    """Karras et al., Algorithm 2, written out; with the bounds on sigma, and the levels that the callback is told."""
+    sigmas, churn, low, high, s_noise = [9.0, 5.0, 2.0, 0.7, 0.2, 0.0], 1.5, 0.5, 6.0, 1.007
+    seen, hats = [], []
+    x = X1 * sigmas[0]
+    for s, t in itertools.pairwise(sigmas):
+        gamma = min(churn / 5, math.sqrt(2) - 1) if low <= s <= high else 0.0
+        hat = s * (1 + gamma)
+        hats.append(hat)
+        x = x + math.sqrt(hat**2 - s**2) * s_noise * NOISE
+        d = (x - denoiser(x, torch.full((3,), hat, dtype=torch.float64))) / hat
+        y = x + (t - hat) * d
+        if t:
+            d_2 = (y - denoiser(y, torch.full((3,), t, dtype=torch.float64))) / t
+            y = x + (t - hat) * (d + d_2) / 2
+        x = y
+    ours = SAMPLERS["edm"].function(
+        denoiser, X1 * sigmas[0], sigmas, callback=seen.append, disable=True, noise_sampler=lambda a, b: NOISE,
+        s_churn=churn, s_tmin=low, s_tmax=high, s_noise=s_noise,
+    )  # fmt: skip
+    assert relative_error(ours, x) < 1e-13
+    assert [info["i"] for info in seen] == [0, 1, 2, 3, 4]
+    assert [info["sigma"].item() for info in seen] == sigmas[:-1]
+    assert [info["sigma_hat"].item() for info in seen] == pytest.approx(hats, rel=1e-14)
+
+
+@each_stochastic
+def test_no_noise_on_the_way_up(spec):
+    with pytest.raises(ValueError, match=r"to invert an image|set s_churn to 0 to invert"):
+        spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **options_with_noise(spec))
+    if spec.id != "ddpm":
+        spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, **without_noise(spec))
+
+
+@each_stochastic
+def test_s_noise_scales_the_noise_of_every_stage(spec):
+    options = options_with_noise(spec)
+    plain, scaled, none = (spec.plan(EDM_LEVELS, s_noise=s, **options) for s in (1.0, 1.01, 0.0))
+    assert any(stage.noise for stage in plain)
+    for a, b, c in zip(plain, scaled, none, strict=True):
+        assert c.noise is None and a.update.terms == b.update.terms == c.update.terms
+        if a.noise:
+            assert b.noise.scale == pytest.approx(1.01 * a.noise.scale, rel=1e-15)
+            assert b.noise[1:] == a.noise[1:]
+
+
+@pytest.mark.parametrize("eta", [1.5, 4.0])
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "ddim"])
+def test_eta_above_1_replaces_all_noise_at_most(name, eta):
+    """Where the formula would make the variance of the noise kept negative, all of it is fresh."""
+    plan = SAMPLERS[name].plan([9.0, 1.0, 0.5], eta=eta)
+    last = [stage for stage in plan if stage.step == 0][-1]
+    assert last.noise.scale == pytest.approx(1.0)
+    assert all(stage.noise.scale <= stage.noise.sigma_next * (1 + 1e-12) for stage in plan)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
+@each_stochastic
+@both_spaces
+def test_derivative_with_respect_to_the_inner_levels(spec, flow):
+    model, sigmas = (flow_denoiser, [0.9, 0.75, 0.5, 0.3, 0.1]) if flow else (denoiser, [3.0, 1.9, 1.1, 0.6, 0.4])
+
+    def sample(inner):
+        ends = torch.tensor([sigmas[0], sigmas[-1]], dtype=torch.float64)
+        plan = spec.plan(torch.cat([ends[:1], inner, ends[1:]]), flow=flow, **options_with_noise(spec))
+        return integrate(model, X1[:1], plan, disable=True, noise_sampler=lambda a, b: NOISE[:1])
+
+    inner = torch.tensor(sigmas[1:-1], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(sample, (inner,), rtol=1e-5, atol=1e-6)
+
+
+# Where the noise comes from
+
+
+SHAPES = [(4, 4, 16, 16), (4, 16, 3, 6, 5), (4, 4, 9)]
+
+
+def draw(count: int, seed: int = 7, shape=SHAPES[0], flow: bool = False, dtype=torch.float32, pairs=None):
+    noise = BrownianNoise(torch.zeros(count, *shape[1:], dtype=dtype), seed, flow=flow)
+    return torch.stack([noise(a, b) for a, b in pairs or [(14.6, 7.0), (7.0, 2.2), (2.2, 0.3), (0.3, 0.03)]])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_noise_of_an_image_does_not_depend_on_the_batch(shape):
+    """Image k of a batch of 4, drawn in batches of 1, 2 and 3: bit for bit."""
+    whole = draw(4, shape=shape)
+    for count in (1, 2, 3):
+        assert torch.equal(draw(count, shape=shape), whole[:, :count])
+    first, second = whole[:, 0], whole[:, 1]
+    assert (first - second).abs().mean() > 0.5
+
+
+@each_stochastic
+@both_spaces
+def test_samples_of_an_image_do_not_depend_on_the_batch(spec, flow):
+    """With a model that works element by element, bit for bit."""
+    sigmas = FLOW_LEVELS if flow else EDM_LEVELS
+    x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def sample(count):
+        options = options_with_noise(spec)
+        return spec.function(pointwise, x[:count], sigmas, {}, disable=True, seed=3, flow=flow, **options)
+
+    def pointwise(x, sigma):
+        return x * 0.5
+
+    whole = sample(4)
+    for count in (1, 2, 3):
+        assert torch.equal(sample(count), whole[:count])
+
+
+@each_stochastic
+def test_seed(spec):
+    """As an argument, from extra_args as the host gives it, or from torch's generator."""
+    options = options_with_noise(spec)
+
+    def sample(extra_args=None, **more):
+        def model(x, sigma, **extra):
+            return pointwise(x, sigma)
+
+        return spec.function(model, X1, EDM_LEVELS, extra_args, disable=True, **options, **more)
+
+    assert torch.equal(sample(seed=5), sample(seed=5))
+    assert torch.equal(sample(seed=5), sample({"seed": 5}))
+    assert torch.equal(sample({"seed": 9}, seed=5), sample(seed=5))
+    assert not torch.allclose(sample(seed=5), sample(seed=6), atol=1e-3)
+    assert not torch.allclose(sample(seed=5), sample(seed=2**64 - 5), atol=1e-3)
+    torch.manual_seed(1)
+    first, second = sample(), sample()
+    torch.manual_seed(1)
+    assert torch.equal(first, sample()) and not torch.equal(first, second)
+
+
+def test_noise_is_the_same_in_every_dtype_and_on_every_schedule():
+    exact = draw(2)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert torch.equal(draw(2, dtype=dtype), exact.to(dtype))
+    assert torch.equal(draw(2, pairs=[(2.2, 0.3)])[0], exact[2])
+
+
+def test_gpu_noise_is_drawn_on_the_device_of_the_model(monkeypatch):
+    from samplers import spec as specs
+
+    devices = []
+
+    class Watch(BrownianNoise):
+        def __init__(self, x, seed, *, flow, device):
+            devices.append(str(device))
+            super().__init__(x, seed, flow=flow, device="cpu")
+
+    monkeypatch.setattr(specs, "BrownianNoise", Watch)
+    for choice in ("cpu", "gpu"):
+        x = X1.to("meta") if choice == "gpu" else X1  # the device without memory: the final check cannot read it
+        with pytest.raises(NotImplementedError) if choice == "gpu" else contextlib.nullcontext():
+            SAMPLERS["ddpm"].function(pointwise, x, EDM_LEVELS, disable=True, seed=1, noise_device=choice)
+    assert devices == ["cpu", "meta"]
+
+
+@both_spaces
+def test_noise_has_unit_variance_and_steps_are_independent(flow):
+    sigmas = [1.0, 0.99, 0.7, 0.4, 0.399, 0.1, 0.02] if flow else [80.0, 14.6, 3.0, 2.7, 2.699, 1.0, 0.4, 0.03, 0.002]
+    noise = BrownianNoise(torch.zeros(1, 250, 400, dtype=torch.float64), 1, flow=flow)
+    z = torch.stack([noise(a, b).flatten() for a, b in itertools.pairwise(sigmas)])
+    covariance = z @ z.T / z.shape[1]
+    assert (covariance - torch.eye(len(z), dtype=torch.float64)).abs().max() < 4.5 * math.sqrt(2 / z.shape[1])
+    assert z.mean(1).abs().max() < 4.5 / math.sqrt(z.shape[1])
+
+
+@both_spaces
+def test_a_step_gets_what_its_halves_get_together(flow):
+    """In units of the data the noise of the SDE has the SNR as its clock: W(s, t) = W(s, m) + W(m, t)."""
+    sigmas = (0.9, 0.5, 0.02) if flow else (9.0, 1.3, 0.2)
+    s, m, t = sigmas
+    snr = [(alpha(x, flow) / x) ** 2 for x in sigmas]
+    noise = BrownianNoise(torch.zeros(2, 4, 8, 8, dtype=torch.float64), 3, flow=flow)
+    whole = math.sqrt(snr[2] - snr[0]) * noise(s, t)
+    halves = math.sqrt(snr[1] - snr[0]) * noise(s, m) + math.sqrt(snr[2] - snr[1]) * noise(m, t)
+    assert (whole - halves).abs().max() < 2e-3 * whole.abs().max()  # the grid of the tree
+    assert torch.equal(noise(s, t), noise(t, s))  # a label, whichever way round
+
+
+@both_spaces
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "euler_ancestral"])
+def test_more_steps_follow_the_same_path(name, flow):
+    """With one seed the sample converges as the steps are halved; another seed gives another sample."""
+    spec = SAMPLERS[name]
+    x = X1 * RANGE[flow][0]
+
+    def sample(n, seed=5):
+        sigmas = levels(n, *RANGE[flow], flow)
+        return spec.function(gaussian(flow), x, sigmas, disable=True, flow=flow, seed=seed)
+
+    fine = sample(256)
+    errors = [(sample(n) - fine).square().mean().sqrt().item() for n in (16, 32, 64)]
+    assert errors[0] > 1.5 * errors[1] > 1.5**2 * errors[2]
+    assert errors[2] < 0.1 * (sample(64, seed=6) - fine).square().mean().sqrt().item()
+
+
+def test_without_noise_nothing_of_it_is_built():
+    """Neither torchsde imported nor a number drawn: at eta = 0, gamma = 0 and s_noise = 0."""
+    root = Path(__file__).resolve().parents[1]
+    script = f"""
+import sys; sys.path[:0] = [{str(root)!r}, {str(root / "tests")!r}]
+import torch
+from mixture import X1, pointwise, without_noise
+from samplers import SAMPLERS
+state = torch.get_rng_state()
+for spec in SAMPLERS.values():
+    options = {{"s_noise": 0.0}} if spec.id == "ddpm" else without_noise(spec)
+    spec.function(pointwise, X1, [9.0, 3.0, 1.0, 0.0], disable=True, **options)
+assert torch.equal(torch.get_rng_state(), state)
+assert "torchsde" not in sys.modules
+SAMPLERS["ddpm"].function(pointwise, X1, [9.0, 3.0, 1.0, 0.0], disable=True)
+assert "torchsde" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_torchsde_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    with pytest.raises(ImportError, match="pip install torchsde"):
+        SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True)
+    SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, noise_sampler=lambda a, b: NOISE)
+
+
+def test_levels_too_close_for_the_noise():
+    with pytest.raises(ValueError, match="too close"):
+        BrownianNoise(X1, 0)(1.0, 1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (3, 1, 4, 5)])
+def test_noise_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"noise_sampler gave noise of shape .* for a sample of \[3, 1, 4, 4\]"):
+        SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, noise_sampler=lambda a, b: torch.ones(shape))
