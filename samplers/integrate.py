@@ -178,7 +178,7 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     longest, known = 1, given
     for stage in plan:
         known += stage.sigma is not None
-        needed = 1 + max(stage.update.terms)
+        needed = 1 + max(stage.update.terms, default=-1)
         if needed > known or (known == given and (needed > 0 or DENOISED.terms.keys() & stage.update.terms.keys())):
             raise ValueError(
                 f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "

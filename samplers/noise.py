@@ -13,7 +13,8 @@ from torch import Tensor
 from .levels import Levels
 from .phi import value
 
-_GRID = 1e-5  # to which the place of a level within its cell is rounded
+_GRID = 2.0**-10  # to which the place of a level within its cell is rounded, finer for steps shorter than 4 of it
+_FINEST = 1e-9  # what the trees resolve
 _HORIZON = 10  # cells below the target from which a step out of lambda = -inf sums: the rest is e^-20 of it
 
 
@@ -59,9 +60,12 @@ class BrownianNoise:
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         low, high = sorted(value(self._space.at_sigma(s).lam) for s in (sigma, sigma_next))
         low = max(low, high - _HORIZON)
+        grid = _GRID
+        while high - low < 4 * grid and grid > _FINEST:
+            grid /= 2
         total, variance = None, 0.0
         for cell in range(math.floor(low), math.floor(high) + 1):
-            start, end = _place(max(low - cell, 0.0)), _place(min(high - cell, 1.0))
+            start, end = _place(max(low - cell, 0.0), grid), _place(min(high - cell, 1.0), grid)
             if end <= start:
                 continue
             weight = math.exp(cell - high)  # square root of the SNR that the cell spans, up to a common factor
@@ -70,7 +74,10 @@ class BrownianNoise:
             variance += weight**2 * (end - start)
         if total is None:
             raise ValueError(f"no noise between sigma = {sigma:g} and {sigma_next:g}: the levels are too close")
-        return total.div_(math.sqrt(variance)).to(self._like)
+        drawn = total.div_(math.sqrt(variance)).to(self._like.dtype)
+        if self._like.is_cuda and not drawn.is_cuda:
+            drawn = drawn.pin_memory()  # so that the copy need not wait for the network
+        return drawn.to(self._like.device, non_blocking=True)
 
     def _cell(self, cell: int) -> list[Any]:
         """The trees of a cell, one per image. Only the last two cells are kept: a tree caches many samples."""
@@ -80,16 +87,19 @@ class BrownianNoise:
             self._trees[cell] = [
                 self._interval(
                     0.0, 1.0, size=tuple(self._like.shape[1:]), dtype=torch.float32, device=self._device,
-                    entropy=(self._seed, k, cell % 2**32), tol=_GRID, pool_size=24, cache_size=32, halfway_tree=True,
+                    entropy=(self._seed, k, cell % 2**32), tol=_FINEST, pool_size=24, cache_size=32, halfway_tree=True,
                 )
                 for k in range(len(self._like))
             ]  # fmt: skip
         return self._trees[cell]
 
 
-def _place(offset: float) -> float:
-    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, on the grid that the tree resolves."""
-    return round(math.expm1(2 * offset) / math.expm1(2) / _GRID) * _GRID
+def _place(offset: float, grid: float) -> float:
+    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, to the next multiple of the grid.
+
+    The tree halves its intervals down to the place: a power of 1/2 is soon found.
+    """
+    return round(math.expm1(2 * offset) / math.expm1(2) / grid) * grid
 
 
 def random_seed() -> int:

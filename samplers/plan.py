@@ -9,7 +9,9 @@ and `integrate` later puts tensors in the place of the symbols.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,11 +24,11 @@ _X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the
 class Combination:
     """A linear combination of symbols: adds, subtracts, scales. `terms` maps a symbol's key to its coefficient."""
 
-    def __init__(self, terms: dict[int, Scalar]):
-        self.terms = terms
+    def __init__(self, terms: Mapping[int, Scalar]):
+        self.terms = MappingProxyType({key: c for key, c in terms.items() if isinstance(c, torch.Tensor) or c})
 
     def __add__(self, other: Combination) -> Combination:
-        terms = dict(self.terms)
+        terms: dict[int, Scalar] = dict(self.terms)
         for key, c in other.terms.items():
             terms[key] = terms[key] + c if key in terms else c
         return Combination(terms)
@@ -45,6 +47,12 @@ class Combination:
     def __repr__(self) -> str:
         names = {_X: "x", _START: "start", _DENOISED: "denoised"}
         return " + ".join(f"{float(c):.6g} {names.get(k, f'P[{k}]')}" for k, c in self.terms.items())
+
+    def replace(self, key: int, other: Combination) -> Combination:
+        """The same with another combination in the place of a symbol."""
+        if key not in self.terms:
+            return self
+        return Combination({k: c for k, c in self.terms.items() if k != key}) + self.terms[key] * other
 
     @property
     def differentiable(self) -> bool:
@@ -119,3 +127,24 @@ class Stage(NamedTuple):
 
 Plan = tuple[Stage, ...]
 """All stages of a run. Plain numbers, made before the first evaluation."""
+
+
+def economical(stages: Iterable[Stage]) -> Plan:
+    """The same plan with nothing remembered that no later stage asks for.
+
+    Solvers say what they remember as the papers do, the noise (x - alpha D) / sigma, say. Where only the stage itself
+    uses it, its update is written in x and D instead, which saves passes over memory and keeps a constant to the bit.
+    """
+    plan = tuple(stages)
+    made: list[int] = []  # the stage of each prediction, newest first
+    wanted = set()
+    for i, stage in enumerate(plan):
+        if stage.sigma is not None:
+            made.insert(0, i)
+        wanted |= {made[key] for key in stage.update.terms if 0 <= key < len(made) and made[key] != i}
+    return tuple(
+        stage
+        if i in wanted or stage.sigma is None
+        else stage._replace(update=stage.update.replace(0, stage.prediction), prediction=DENOISED)
+        for i, stage in enumerate(plan)
+    )

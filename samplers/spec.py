@@ -17,7 +17,7 @@ from torch import Tensor
 from .integrate import Decisions, Model, NoiseSampler, check_sample, integrate
 from .levels import Levels, pure_noise, read_levels, read_sigmas
 from .noise import BrownianNoise, random_seed
-from .plan import Plan, Stage
+from .plan import Plan, Stage, economical
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class SamplerSpec(_Spec):
 def _make_plan(solver: Callable[..., Iterator[Stage]], levels: Levels, options: dict[str, Any]) -> Plan:
     """The stages of a solver, their noise times s_noise."""
     s_noise = options.pop(S_NOISE.name, 1.0)
-    stages = tuple(solver(levels, **options))
+    stages = economical(solver(levels, **options))
     if s_noise == 1:
         return stages
     return tuple(_scaled(stage, s_noise) if stage.noise else stage for stage in stages)
