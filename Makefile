@@ -2,7 +2,7 @@
 PYTHON ?= python3
 HOST_PYTHON = .host/venv/bin/python
 
-.PHONY: demo test check serve setup bench-overhead train-demo
+.PHONY: demo test check serve setup bench-overhead bench-quality train-demo
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -20,6 +20,9 @@ serve: setup  ## ComfyUI with the pack and the demo nodes, to open in a browser
 
 bench-overhead: setup  ## time per step beyond the model, ours and the host's
 	$(HOST_PYTHON) bench/overhead.py
+
+bench-quality: setup  ## error against evaluations, ours and the host's: up to 40 minutes; FULL=1 for a GPU
+	$(HOST_PYTHON) bench/quality.py
 
 train-demo: setup  ## make the demo model's weights again (about two hours on two cores)
 	$(HOST_PYTHON) demo/train.py

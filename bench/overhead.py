@@ -3,16 +3,19 @@
     make bench-overhead
 
 The model returns a stored tensor, so that only the sampler is timed, as the host calls it (inference mode,
-float32 sigmas, no preview). Every figure is the median over interleaved repetitions of microseconds per step;
-the ratio is taken repetition by repetition.
+float32 sigmas, no preview). Every figure is the median over interleaved repetitions of microseconds per step (for an
+adaptive sampler, per try); the ratio is taken repetition by repetition. `plan` is what a schedule costs the first
+time, per step; plans are kept, so that it is not in `ours`. Stochastic samplers draw their noise, ours and the host's.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +31,7 @@ comfy.cli_args.args.cpu = not torch.cuda.is_available()
 import comfy.k_diffusion.sampling as k_diffusion  # noqa: E402
 import comfy.model_sampling  # noqa: E402
 
-from samplers import SAMPLERS, SCHEDULES  # noqa: E402
+from samplers import SAMPLERS, SCHEDULES, SamplerSpec  # noqa: E402
 
 LATENTS = {
     "SD1.5 512x512": (1, 4, 64, 64),
@@ -37,9 +40,17 @@ LATENTS = {
     "SDXL batch 4": (4, 4, 128, 128),
     "video 81x480x832": (1, 16, 21, 60, 104),
 }
-HOST = {"dpmpp_2m": "sample_dpmpp_2m", "dpmpp_3m": "sample_dpmpp_3m_sde"}
-HOST_OPTIONS = {"dpmpp_3m": {"eta": 0.0}}  # the host's 3M is an SDE solver: without noise, the same work
+SAME = (
+    "dpmpp_2m", "euler", "heun", "ipndm", "ipndm_v", "deis", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde",
+    "dpmpp_2s_ancestral", "euler_ancestral", "ddpm",
+)  # fmt: skip
+HOST: dict[str, tuple[str, dict]] = {name: (name, {}) for name in SAME} | {
+    "dpm_2s": ("dpm_2", {}),
+    "dpmpp_3m": ("dpmpp_3m_sde", {"eta": 0.0}),  # an SDE solver: without noise, the same work
+}
+"""The host's sampler that does the same work as ours, and its options."""
 STEPS, REPETITIONS, SECONDS = 20, 15, 0.05
+SEED = {"seed": 1}
 
 
 class StoredModel:
@@ -49,7 +60,9 @@ class StoredModel:
         self.denoised = torch.randn(shape, device=device)
         sampling = comfy.model_sampling.ModelSamplingDiscrete()
         patcher = types.SimpleNamespace(get_model_object=lambda name: sampling)
-        self.inner_model = types.SimpleNamespace(model_patcher=patcher)
+        self.inner_model = types.SimpleNamespace(
+            model_patcher=patcher, inner_model=types.SimpleNamespace(model_sampling=sampling)
+        )
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.denoised
@@ -65,6 +78,24 @@ def time_per_step(run: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - started) / repeats / STEPS * 1e6
 
 
+def plan_time(spec: SamplerSpec, sigmas: torch.Tensor) -> float:
+    """Microseconds per step to make a plan that is not kept yet."""
+    times = []
+    for i in range(REPETITIONS):
+        other = sigmas.cpu() * (1 + 1e-6 * (i + 1))
+        started = time.perf_counter()
+        spec.plan(other)
+        times.append((time.perf_counter() - started) / STEPS * 1e6)
+    return statistics.median(times)
+
+
+def tries(spec: SamplerSpec, model: StoredModel, x: torch.Tensor, sigmas: torch.Tensor) -> int:
+    """How many steps a run has."""
+    info: dict[str, int] = {}
+    spec.function(model, x, sigmas, disable=True, info=info)
+    return info["n_accept"] + info["n_reject"] if spec.adaptive else STEPS
+
+
 def measure(shape: tuple[int, ...], device: torch.device) -> dict[str, list[float]]:
     """Times per step of every sampler, ours as `id` and the host's as `host id`."""
     model = StoredModel(shape, device)
@@ -72,32 +103,44 @@ def measure(shape: tuple[int, ...], device: torch.device) -> dict[str, list[floa
     sigmas = SCHEDULES["karras"].function(STEPS, 0.0292, 14.6146).float().to(device)
     runs: dict[str, Callable[[], object]] = {}
     for name, spec in SAMPLERS.items():
-        runs[name] = lambda spec=spec: spec.function(model, x, sigmas, disable=True)
+        runs[name] = lambda spec=spec: spec.function(model, x, sigmas, dict(SEED), disable=True)
         if name in HOST:
-            function, options = getattr(k_diffusion, HOST[name]), HOST_OPTIONS.get(name, {})
-            runs[f"host {name}"] = lambda f=function, o=options: f(model, x, sigmas, disable=True, **o)
+            theirs, options = HOST[name]
+            function = getattr(k_diffusion, f"sample_{theirs}")
+            runs[f"host {name}"] = lambda f=function, o=options: f(model, x, sigmas, dict(SEED), disable=True, **o)
     repeats = {name: max(1, int(SECONDS / (time_per_step(run, 1) * STEPS / 1e6))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(REPETITIONS):
         for name, run in runs.items():
             times[name].append(time_per_step(run, repeats[name]))
+    for name, spec in SAMPLERS.items():
+        if spec.adaptive:
+            share = STEPS / tries(spec, model, x, sigmas)
+            times[name] = [microseconds * share for microseconds in times[name]]
     return times
 
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {STEPS} steps")
-    print(f"{'latent':18} {'sampler':10} {'ours us/step':>13} {'host us/step':>13} {'ratio':>6} {'goal':>5}")
+    sigmas = SCHEDULES["karras"].function(STEPS, 0.0292, 14.6146)
+    plans = {name: plan_time(spec, sigmas) for name, spec in SAMPLERS.items() if not spec.adaptive}
+    print(
+        f"{'latent':18} {'sampler':18} {'plan':>7} {'ours us/step':>13} {'host us/step':>13} {'ratio':>6} {'goal':>5}"
+    )
     for latent, shape in LATENTS.items():
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Should have tb<=t1")  # the host's float32 levels
             times = measure(shape, device)
         for name in SAMPLERS:
-            row = f"{latent:18} {name:10} {statistics.median(times[name]):13.1f}"
+            row = f"{latent:18} {name:18} {plans.get(name, math.nan):7.1f} {statistics.median(times[name]):13.1f}"
             if name in HOST:
                 host = times[f"host {name}"]
                 ratio = statistics.median(a / b for a, b in zip(times[name], host, strict=True))
                 goal = 0.25 if shape[0] == 1 and len(shape) == 4 else 0.5
-                row += f" {statistics.median(host):13.1f} {ratio:6.2f} {goal:5.2f}"
+                row += f" {statistics.median(host):13.1f} {ratio:6.2f}"
+                if not SAMPLERS[name].stochastic:  # those spend their time on noise, here and there
+                    row += f" {goal:5.2f}"
             print(row, flush=True)
 
 

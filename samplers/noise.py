@@ -13,8 +13,8 @@ from torch import Tensor
 from .levels import Levels
 from .phi import value
 
-_GRID = 2.0**-10  # to which the place of a level within its cell is rounded, finer for steps shorter than 4 of it
-_FINEST = 1e-9  # what the trees resolve
+_GRID = 2.0**-16  # to which the place of a level within its cell is rounded
+_TOLERANCE = 1e-9  # of the trees: below the grid, so that they halve their intervals exactly
 _HORIZON = 10  # cells below the target from which a step out of lambda = -inf sums: the rest is e^-20 of it
 
 
@@ -60,12 +60,9 @@ class BrownianNoise:
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         low, high = sorted(value(self._space.at_sigma(s).lam) for s in (sigma, sigma_next))
         low = max(low, high - _HORIZON)
-        grid = _GRID
-        while high - low < 4 * grid and grid > _FINEST:
-            grid /= 2
         total, variance = None, 0.0
         for cell in range(math.floor(low), math.floor(high) + 1):
-            start, end = _place(max(low - cell, 0.0), grid), _place(min(high - cell, 1.0), grid)
+            start, end = _place(max(low - cell, 0.0)), _place(min(high - cell, 1.0))
             if end <= start:
                 continue
             weight = math.exp(cell - high)  # square root of the SNR that the cell spans, up to a common factor
@@ -87,19 +84,17 @@ class BrownianNoise:
             self._trees[cell] = [
                 self._interval(
                     0.0, 1.0, size=tuple(self._like.shape[1:]), dtype=torch.float32, device=self._device,
-                    entropy=(self._seed, k, cell % 2**32), tol=_FINEST, pool_size=24, cache_size=32, halfway_tree=True,
+                    entropy=(self._seed, k, cell % 2**32), tol=_TOLERANCE, pool_size=24, cache_size=32, halfway_tree=True,
                 )
                 for k in range(len(self._like))
             ]  # fmt: skip
         return self._trees[cell]
 
 
-def _place(offset: float, grid: float) -> float:
-    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, to the next multiple of the grid.
-
-    The tree halves its intervals down to the place: a power of 1/2 is soon found.
+def _place(offset: float) -> float:
+    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, to the nearest multiple of the grid.
     """
-    return round(math.expm1(2 * offset) / math.expm1(2) / grid) * grid
+    return round(math.expm1(2 * offset) / math.expm1(2) / _GRID) * _GRID
 
 
 def random_seed() -> int:
