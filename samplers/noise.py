@@ -51,7 +51,8 @@ class BrownianNoise:
                 "or pass a noise_sampler of your own"
             ) from error
         self._interval: Callable[..., Any] = BrownianInterval
-        self._like = x
+        self._count, self._shape = len(x), tuple(x.shape[1:])
+        self._dtype, self._target = x.dtype, x.device
         self._seed = seed % 2**64
         self._space = Levels((), flow)
         self._device = torch.device(device)
@@ -71,29 +72,36 @@ class BrownianNoise:
             variance += weight**2 * (end - start)
         if total is None:
             raise ValueError(f"no noise between sigma = {sigma:g} and {sigma_next:g}: the levels are too close")
-        drawn = total.div_(math.sqrt(variance)).to(self._like.dtype)
-        if self._like.is_cuda and not drawn.is_cuda:
+        drawn = total.div_(math.sqrt(variance)).to(self._dtype)
+        if self._target.type == "cuda" and not drawn.is_cuda:
             drawn = drawn.pin_memory()  # so that the copy need not wait for the network
-        return drawn.to(self._like.device, non_blocking=True)
+        return drawn.to(self._target, non_blocking=True)
 
     def _cell(self, cell: int) -> list[Any]:
         """The trees of a cell, one per image. Only the last two cells are kept: a tree caches many samples."""
         if cell not in self._trees:
             for old in list(itertools.islice(self._trees, max(len(self._trees) - 1, 0))):
                 del self._trees[old]
-            self._trees[cell] = [
-                self._interval(
-                    0.0, 1.0, size=tuple(self._like.shape[1:]), dtype=torch.float32, device=self._device,
-                    entropy=(self._seed, k, cell % 2**32), tol=_TOLERANCE, pool_size=24, cache_size=32, halfway_tree=True,
-                )
-                for k in range(len(self._like))
-            ]  # fmt: skip
+            self._trees[cell] = [self._tree(cell, k) for k in range(self._count)]
         return self._trees[cell]
+
+    def _tree(self, cell: int, k: int) -> Any:
+        return self._interval(
+            0.0,
+            1.0,
+            size=self._shape,
+            dtype=torch.float32,
+            device=self._device,
+            entropy=(self._seed, k, cell % 2**32),
+            tol=_TOLERANCE,
+            pool_size=24,
+            cache_size=32,
+            halfway_tree=True,
+        )
 
 
 def _place(offset: float) -> float:
-    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, to the nearest multiple of the grid.
-    """
+    """Where lambda = cell + offset lies on the clock of its cell, 0 ... 1, to the nearest multiple of the grid."""
     return round(math.expm1(2 * offset) / math.expm1(2) / _GRID) * _GRID
 
 

@@ -119,6 +119,11 @@ def without_noise(spec: SamplerSpec) -> dict[str, object]:
     return given(spec, eta=0.0, gamma=0.0, s_churn=0.0)
 
 
+def with_noise(spec: SamplerSpec) -> dict[str, object]:
+    """Options under which the sampler adds noise, if it can."""
+    return given(spec, eta=1.0, gamma=0.5, s_churn=2.0)
+
+
 def exact_options(spec: SamplerSpec) -> dict[str, object]:
     """Options under which the sampler has its stated order: no noise, no lower order at the end, no corrector."""
     exact = [o.name for o in spec.options if "exact" in o.choices]

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from mixture import NOISE, X1, each_ode, pointwise, without_noise
+from mixture import NOISE, X1, each_ode, each_stochastic, pointwise, with_noise, without_noise
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -57,6 +57,16 @@ def test_nothing_is_read_back_from_the_device(spec, sigmas, flow):
     assert not names & {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"}
 
 
+@pytest.mark.parametrize(("sigmas", "flow"), [(SIGMAS, False), (FLOW_SIGMAS, True)], ids=["edm", "flow"])
+@each_stochastic
+def test_nothing_is_read_back_where_noise_is_drawn(spec, sigmas, flow):
+    with Watch() as watch:
+        spec.function(watch.model, X1, torch.tensor(sigmas), {"seed": 1}, disable=True, flow=flow, **with_noise(spec))
+    names = {name for name, _ in watch.ops}
+    assert {"randn", "sum"} <= names
+    assert not names & {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"}
+
+
 def test_the_watch_sees_a_read():
     with Watch() as watch:
         float(torch.ones(3).sum())
@@ -79,6 +89,20 @@ def test_one_pass_over_memory_per_operand(spec, sigmas, flow):
     large = [
         name for name, size in watch.ops if size >= x.numel() and name != "new_full"
     ]  # that one takes only x's type
+    assert len(large) <= allowed, large
+
+
+@each_stochastic
+def test_one_more_pass_for_noise(spec):
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 32, 32)
+    plan = spec.plan(SIGMAS, **with_noise(spec))
+    assert any(stage.noise for stage in plan)
+    allowed = sum(len(stage.update.terms) + (stage.noise is not None) + (stage.sigma is not None) for stage in plan)
+    allowed += sum(len(stage.prediction.terms) for stage in plan if stage.prediction is not DENOISED)
+    with Watch() as watch:
+        integrate(watch.model, x, plan, disable=True, noise_sampler=lambda a, b: noise)
+    large = [name for name, size in watch.ops if size >= x.numel() and name != "new_full"]
     assert len(large) <= allowed, large
 
 

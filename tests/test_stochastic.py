@@ -23,10 +23,10 @@ from mixture import (
     denoiser,
     each_stochastic,
     flow_denoiser,
-    given,
     levels,
     pointwise,
     relative_error,
+    with_noise,
     without_noise,
 )
 from test_plan import alpha, runs
@@ -56,11 +56,6 @@ SOLVERS = [
     ("ddpm", {}, 1),
 ]
 each_solver = pytest.mark.parametrize(("name", "options", "order"), SOLVERS)
-
-
-def options_with_noise(spec) -> dict[str, object]:
-    """Options under which the sampler adds noise."""
-    return given(spec, eta=1.0, gamma=0.5, s_churn=2.0)
 
 
 def gaussian(flow: bool):
@@ -173,7 +168,7 @@ def test_a_constant_prediction_keeps_data_and_noise_in_their_shares(spec, run):
     """x = alpha D + sigma unit noise at every level: for constant D what is left of the first noise and all that was
     added make up sigma exactly, whatever the steps. Flow from pure noise too."""
     sigmas, flow = run
-    plan = spec.plan(sigmas, flow=flow, **options_with_noise(spec))
+    plan = spec.plan(sigmas, flow=flow, **with_noise(spec))
     count = sum(stage.noise is not None for stage in plan)
     x = torch.zeros(count + 2, 1, 1, dtype=torch.float64)
     x[1] = sigmas[0]
@@ -201,7 +196,7 @@ def test_at_sigma_zero_the_sample_is_the_last_prediction(spec, sigmas, flow):
         made.append(pointwise(x, sigma))
         return made[-1]
 
-    x = spec.function(model, X1, sigmas, disable=True, seed=1, flow=flow, **options_with_noise(spec))
+    x = spec.function(model, X1, sigmas, disable=True, seed=1, flow=flow, **with_noise(spec))
     assert torch.equal(x, made[-1])
 
 
@@ -279,14 +274,14 @@ def test_churn_by_its_formula():
 @each_stochastic
 def test_no_noise_on_the_way_up(spec):
     with pytest.raises(ValueError, match=r"to invert an image|set s_churn to 0 to invert"):
-        spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **options_with_noise(spec))
+        spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **with_noise(spec))
     if spec.id != "ddpm":
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, **without_noise(spec))
 
 
 @each_stochastic
 def test_s_noise_scales_the_noise_of_every_stage(spec):
-    options = options_with_noise(spec)
+    options = with_noise(spec)
     plain, scaled, none = (spec.plan(EDM_LEVELS, s_noise=s, **options) for s in (1.0, 1.01, 0.0))
     assert any(stage.noise for stage in plain)
     for a, b, c in zip(plain, scaled, none, strict=True):
@@ -314,7 +309,7 @@ def test_derivative_with_respect_to_the_inner_levels(spec, flow):
 
     def sample(inner):
         ends = torch.tensor([sigmas[0], sigmas[-1]], dtype=torch.float64)
-        plan = spec.plan(torch.cat([ends[:1], inner, ends[1:]]), flow=flow, **options_with_noise(spec))
+        plan = spec.plan(torch.cat([ends[:1], inner, ends[1:]]), flow=flow, **with_noise(spec))
         return integrate(model, X1[:1], plan, disable=True, noise_sampler=lambda a, b: NOISE[:1])
 
     inner = torch.tensor(sigmas[1:-1], dtype=torch.float64, requires_grad=True)
@@ -350,7 +345,7 @@ def test_samples_of_an_image_do_not_depend_on_the_batch(spec, flow):
     x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def sample(count):
-        options = options_with_noise(spec)
+        options = with_noise(spec)
         return spec.function(pointwise, x[:count], sigmas, {}, disable=True, seed=3, flow=flow, **options)
 
     def pointwise(x, sigma):
@@ -364,7 +359,7 @@ def test_samples_of_an_image_do_not_depend_on_the_batch(spec, flow):
 @each_stochastic
 def test_seed(spec):
     """As an argument, from extra_args as the host gives it, or from torch's generator."""
-    options = options_with_noise(spec)
+    options = with_noise(spec)
 
     def sample(extra_args=None, **more):
         def model(x, sigma, **extra):
