@@ -35,7 +35,7 @@ Decisions = Generator[Stage, State, dict[str, int]]
 
 
 class NonFiniteError(ValueError):
-    """The model returned NaN or infinity, or the sample overflowed."""
+    """x held NaN or infinity, the model returned it, or the sample overflowed."""
 
 
 def integrate(
@@ -73,7 +73,8 @@ def integrate(
     Raises:
         ValueError: if x has the wrong rank or dtype, or the noise sampler or the history that the plan needs is
             missing.
-        NonFiniteError: if a prediction held NaN or infinity, naming the step and the sigma, or the sample overflowed.
+        NonFiniteError: if x or a prediction held NaN or infinity, naming the step and the sigma, or the sample
+            overflowed.
     """
     check_sample(x)
     state = State() if isinstance(plan, Generator) else None
@@ -87,7 +88,7 @@ def integrate(
     info = {} if info is None else info
     predictions = deque(history[:keep], maxlen=keep)
     wide = torch.promote_types(x.dtype, torch.float32)
-    checksums: list[Tensor] = []
+    checksums = [checksum(x, wide)]
     evaluated: list[tuple[int, Scalar]] = []
     denoised = start = x  # denoised: until there is one
     step, churned = -1, None
@@ -97,6 +98,7 @@ def integrate(
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
                 answer = model(x, sigma, **extra_args)
+                check_answer(answer, x)
                 denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
                 checksums.append(checksum(denoised, wide))
                 evaluated.append((stage.step, stage.sigma))
@@ -205,6 +207,15 @@ def check_sample(x: Tensor) -> None:
         )
 
 
+def check_answer(answer: Any, x: Tensor) -> None:
+    """Raise ValueError unless the model's answer is a tensor shaped like x."""
+    if not isinstance(answer, Tensor) or answer.shape != x.shape:
+        got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(
+            f"the model must return the denoised sample, shaped like x, {list(x.shape)}; it returned {got}"
+        )
+
+
 def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A sum is finite only if its terms are: the cheapest check that needs no answer now."""
     return tensor.sum() if tensor.dtype == dtype else tensor.sum(dtype=dtype)
@@ -220,8 +231,10 @@ def non_finite(step: int, steps: int, sigma: Scalar) -> NonFiniteError:
 
 
 def check_finite(checksums: list[Tensor], evaluated: Sequence[tuple[int, Scalar]], steps: int) -> None:
-    """The one read-back: were all predictions finite, and the last sample? Names the first that was not."""
-    *predictions, last = torch.stack(checksums).tolist()
+    """The one read-back: were the first sample, all predictions and the last sample finite? Names what was not."""
+    first, *predictions, last = torch.stack(checksums).tolist()
+    if not math.isfinite(first):
+        raise NonFiniteError("x holds NaN or infinity: the latent or the noise that the run starts from is broken")
     for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
         if not math.isfinite(checked):
             raise non_finite(step, steps, sigma)

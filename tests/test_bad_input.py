@@ -62,6 +62,20 @@ def test_infinities_of_both_signs_do_not_cancel():
         sample(SAMPLERS["ddim"], model=model)
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x[:1], r"shaped like x, \[3, 1, 4, 4\]; it returned a tensor of shape \[1, 1, 4, 4\]"),
+        (lambda x: (x, x), "it returned tuple"),
+        (lambda x: None, "it returned NoneType"),
+    ],
+)
+@each_ode
+def test_an_answer_that_is_no_denoised_sample(spec, answer, message):
+    with pytest.raises(ValueError, match=message):
+        sample(spec, model=lambda x, sigma: answer(x))
+
+
 def test_non_finite_error_is_a_value_error():
     assert issubclass(NonFiniteError, ValueError)
 
@@ -139,6 +153,15 @@ def test_sample_of_another_rank(spec, shape):
 def test_sample_of_another_dtype(spec, dtype):
     with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got {dtype}"):
         sample(spec, torch.ones(1, 4, 8, 8).to(dtype))
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+@each_ode
+def test_sample_that_is_not_finite(spec, value):
+    x = X1.clone()
+    x[1, 0, 2, 3] = value
+    with pytest.raises(NonFiniteError, match="x holds NaN or infinity"):
+        sample(spec, x)
 
 
 def test_sample_that_is_no_tensor():
