@@ -13,11 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from .classic import derivative, euler_step
 from .dpm_solver import NOISE, finite_step
+from .integrate import Decisions, State
 from .levels import Level, Levels
 from .phi import Scalar, value
 from .plan import DENOISED, START, Combination, P, Stage, X
+
+Predict = Callable[[State, Level, Level], Sequence["Middle"]]
+"""predict(state, s, t) -> the numbers of the step from s to t, for each image of the batch."""
 
 
 class Middle(NamedTuple):
@@ -113,3 +120,52 @@ def scaled(stage: Stage, scale: Scalar) -> Stage:
         inverse = (P[0] - stage.prediction.replace(denoised, Combination({}))) / share
     update = stage.update.replace(denoised, inverse)
     return stage._replace(update=Combination({key: scale * c if key >= 0 else c for key, c in update.terms.items()}))
+
+
+def predicted(
+    solver: Callable[[Levels, Sequence[Middle]], Iterator[Stage]], levels: Levels, predict: Predict, batch: int
+) -> Decisions:
+    """A solver of this module whose numbers are predicted image by image, when the step has been evaluated at s.
+
+    The coefficients of a step are then one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its own
+    coefficient functions, once for each image.
+    """
+    middles = [[Middle()] * (len(levels) - 1) for _ in range(batch)]
+    for i in range(len(levels) - 1):
+        first, *more = step_of(solver(levels, middles[0]), i)
+        if not more:  # no middle
+            yield first
+            continue
+        state = yield first._replace(update=X, completes=False)
+        for mine, numbers in zip(middles, predict(state, levels[i], levels[i + 1]), strict=True):
+            mine[i] = numbers
+        to_middle, to_end = zip(*(step_of(solver(levels, mine), i) for mine in middles), strict=True)
+        x = state.value(X)
+        yield stacked(to_middle, x)._replace(sigma=None, prediction=DENOISED)
+        yield stacked(to_end, x)
+    return {}
+
+
+def step_of(stages: Iterator[Stage], i: int) -> list[Stage]:
+    return [stage for stage in stages if stage.step == i]
+
+
+def stacked(stages: Sequence[Stage], x: Tensor) -> Stage:
+    """The same stage of each image as one, with coefficients shaped [B, 1, ...] for x, and sigma [B]."""
+
+    def stack(values: Sequence[Scalar]) -> Tensor:
+        return torch.stack([torch.as_tensor(c, dtype=torch.float64) for c in values])
+
+    def combination(each: Sequence[Combination]) -> Combination:
+        if all(one is DENOISED for one in each):
+            return DENOISED
+        keys = dict.fromkeys(key for one in each for key in one.terms)
+        columns = {key: stack([one.terms.get(key, 0.0) for one in each]) for key in keys}
+        return Combination({key: column.to(x).reshape(-1, *[1] * (x.ndim - 1)) for key, column in columns.items()})
+
+    first = stages[0]
+    return first._replace(
+        sigma=first.sigma if first.sigma is None else stack([stage.sigma or 0.0 for stage in stages]),
+        update=combination([stage.update for stage in stages]),
+        prediction=combination([stage.prediction for stage in stages]),
+    )

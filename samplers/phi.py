@@ -18,8 +18,8 @@ _SERIES_TERMS = 18  # 1 / 18! < 2e-16
 
 
 def value(z: Scalar) -> float:
-    """The number in a scalar, without its gradient."""
-    return float(z.detach()) if isinstance(z, torch.Tensor) else float(z)
+    """The number in a scalar, without its gradient; of a number per image the mean."""
+    return float(z.detach().mean()) if isinstance(z, torch.Tensor) else float(z)
 
 
 def exp(z: Scalar) -> Scalar:

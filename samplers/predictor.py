@@ -1,0 +1,81 @@
+"""The network of AMED: from the model's bottleneck and two levels to the numbers of the step between them.
+
+Z. Zhou, D. Chen, C. Wang, C. Chen: Fast ODE-based Sampling for Diffusion Models in Around 5 Steps. CVPR 2024,
+arXiv 2312.00094.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, silu
+
+from .amed import Middle
+from .dpm_solver import finite_step
+from .levels import Levels
+from .phi import value
+
+_SIDE = 8  # to which a bottleneck is pooled
+_CHANNELS = 8  # of the embedding of a level
+_HIDDEN, _FEATURES = 128, 4
+
+
+class Predictor(nn.Module):
+    """About 9,000 parameters: bottleneck 64 -> 128 -> 4, sinusoidal embeddings of both sigmas, three linear heads.
+
+        r in (0, 1),    scale_dir in (1 - a, 1 + a),    scale_time in (1 - b, 1 + b)
+
+    Zhou et al. 2024, arXiv 2312.00094, section 3.3 and appendix.
+
+    Args:
+        scale_dir: a; 0 leaves the direction as it is.
+        scale_time: b; 0 leaves the time as it is.
+    """
+
+    def __init__(self, scale_dir: float = 0.01, scale_time: float = 0.0):
+        super().__init__()
+        if not (0 <= scale_dir < 1 and 0 <= scale_time < 1):
+            raise ValueError(
+                f"scale_dir = {scale_dir:g} and scale_time = {scale_time:g} must be at least 0 and below 1"
+            )
+        self.bounds = scale_dir, scale_time
+        self.bottleneck = nn.Sequential(nn.Linear(_SIDE**2, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _FEATURES))
+        self.level = nn.Linear(_CHANNELS, _CHANNELS)
+        self.heads = nn.ModuleList(nn.Linear(2 * _CHANNELS + _FEATURES, 1) for _ in range(3))
+
+    def forward(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """Numbers [B, 3] (r, scale_dir, scale_time) from `pool`ed bottlenecks [B, 8, 8]."""
+        embedded = silu(self.level(torch.stack([embed(s).to(bottleneck) for s in (sigma, sigma_next)]))).flatten()
+        features = torch.cat([self.bottleneck(bottleneck.flatten(1)), embedded.expand(len(bottleneck), -1)], dim=1)
+        r, *scales = (torch.sigmoid(head(features)) for head in self.heads)
+        scales = [1 + bound * (2 * share - 1) for bound, share in zip(self.bounds, scales, strict=True)]
+        return torch.cat([r, *scales], dim=1)
+
+    def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[Middle]:
+        """The numbers as scalars, one `Middle` per image. With gradients if they are enabled, else plain."""
+        rows = self(bottleneck, sigma, sigma_next).double()
+        if rows.requires_grad:
+            return [Middle(*row.unbind()) for row in rows.cpu()]
+        return [Middle(*row) for row in rows.tolist()]
+
+    def fixed(self, levels: Levels) -> Sequence[Middle]:
+        """The numbers of all steps without a bottleneck (zeros): a fixed plan, which costs nothing to follow."""
+        zeros = next(self.parameters()).new_zeros(1, _SIDE, _SIDE)
+        return [
+            self.middles(zeros, value(s.sigma), value(t.sigma))[0] if finite_step(s, t) else Middle()
+            for s, t in itertools.pairwise(levels)
+        ]
+
+
+def embed(sigma: float) -> Tensor:
+    """Sinusoidal embedding of a sigma, [8]: sin and cos of sigma 10000^(-k/3), k = 0 ... 3."""
+    angles = sigma * 10_000.0 ** -torch.linspace(0, 1, _CHANNELS // 2)
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+def pool(bottleneck: Tensor) -> Tensor:
+    """What the predictor sees of a bottleneck [B, C, H, W]: the mean over channels, pooled to [B, 8, 8]."""
+    return adaptive_avg_pool2d(bottleneck.float().mean(dim=1, keepdim=True), _SIDE)[:, 0]
