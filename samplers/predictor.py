@@ -21,6 +21,7 @@ from .phi import value
 _SIDE = 8  # to which a bottleneck is pooled
 _CHANNELS = 8  # of the embedding of a level
 _HIDDEN, _FEATURES = 128, 4
+_EDGE = 1e-3  # distance that r keeps from 0 and 1, where two levels would be one
 
 
 class Predictor(nn.Module):
@@ -52,7 +53,7 @@ class Predictor(nn.Module):
         features = torch.cat([self.bottleneck(bottleneck.flatten(1)), embedded.expand(len(bottleneck), -1)], dim=1)
         r, *scales = (torch.sigmoid(head(features)) for head in self.heads)
         scales = [1 + bound * (2 * share - 1) for bound, share in zip(self.bounds, scales, strict=True)]
-        return torch.cat([r, *scales], dim=1)
+        return torch.cat([r.clamp(_EDGE, 1 - _EDGE), *scales], dim=1)
 
     def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[Middle]:
         """The numbers as scalars, one `Middle` per image. With gradients if they are enabled, else plain."""
