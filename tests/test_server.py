@@ -99,6 +99,26 @@ def test_demo_workflow_renders(running_host, prompt):
     assert not np.array_equal(images(running_host, prompt)[0], again[0])
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "euler_ancestral"])
+def test_a_stochastic_sampler_writes_the_same_file_twice(running_host, prompt, sampler):
+    """From the same seed, byte for byte; the host's cache is emptied in between. Another seed, another file."""
+    node(prompt, "FewStepSampler")["sampler"] = sampler
+
+    written = set()
+
+    def files() -> list[bytes]:
+        running_host.post("/free", {"free_memory": True})
+        names = asyncio.run(demo_run().run(running_host.url, prompt))
+        assert not written & set(names)  # new files, not those of the cache
+        written.update(names)
+        return [(running_host.log.parent / name).read_bytes() for name in names]
+
+    first, again = files(), files()
+    assert len(first) == 4 and first == again
+    node(prompt, "SamplerCustom")["noise_seed"] = 2
+    assert files() != first
+
+
 def test_ksampler_dropdown_over_http(running_host, prompt):
     """KSampler with our names: accepted, and the same image as the nodes give."""
     by_nodes = images(running_host, prompt)
