@@ -64,13 +64,13 @@ def grid(rows: list[list[torch.Tensor]], top: list[str], left: list[str], margin
 
 
 def by_steps(painter: Painter) -> Image.Image:
-    """Prompts and schedules down, steps across; the last column is a run of many steps."""
+    """Prompts and ways to sample down, steps across; the last column is a run of many steps."""
     counts = (4, 5, 6, 8, 12, 20)
     rows, labels = [], []
     for prompt in ("red apple", "cat face", "grinning face", "strawberry"):
         exact = painter.paint(prompt, 150, "dpmpp_2m", "karras")[0]
-        for label, schedule, early in (("karras", "karras", False), ("time_quadratic *", "time_quadratic", True)):
-            rows.append([painter.paint(prompt, n, "dpmpp_2m", schedule, early=early)[0] for n in counts] + [exact])
+        for label, sampler, early in (("dpmpp_2m", "dpmpp_2m", False), ("ipndm_v *", "ipndm_v", True)):
+            rows.append([painter.paint(prompt, n, sampler, "karras", early=early)[0] for n in counts] + [exact])
             labels.append(label)
     return grid(rows, [f"{n} steps" for n in counts] + ["150"], labels, 120)
 
