@@ -197,8 +197,8 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="ipndm_v",
             label="iPNDM, variable steps",
             paper="Zhang and Chen 2023, arXiv 2204.13902",
-            help="Adams-Bashforth with the weights of the steps as they are, one evaluation a step. In our benchmark the "
-            "best at 5 to 8 steps, on karras with discard_penultimate.",
+            help="Adams-Bashforth with the weights of the steps as they are, one evaluation a step. In our benchmark "
+            "the best at 5 to 8 steps, on karras with discard_penultimate.",
             solver=adams.ipndm_v,
             order=4,
             options=(Option("order", 4, "Number of derivatives used.", 1, 4),),
