@@ -190,9 +190,8 @@ class SamplerSpec(_Spec):
         else:
             plan = self.plan(sigmas, flow=flow, **options)
             if noise_sampler is None and any(stage.noise for stage in plan):
-                seed = (extra_args or {}).get("seed") if seed is None else seed
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
-                noise_sampler = BrownianNoise(x, random_seed() if seed is None else seed, flow=flow, device=device)
+                noise_sampler = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
         return integrate(
             model,
             x,
@@ -203,6 +202,21 @@ class SamplerSpec(_Spec):
             noise_sampler=noise_sampler,
             info=info,
         )
+
+
+def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
+    """As given, as the host gives it in extra_args, or a new one.
+
+    Raises:
+        ValueError: if it is no whole number.
+    """
+    seed = extra_args.get("seed") if seed is None else seed
+    if seed is None:
+        return random_seed()
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed = {seed!r} must be a whole number") from None
 
 
 def _make_plan(solver: Callable[..., Iterator[Stage]], levels: Levels, options: dict[str, Any]) -> Plan:

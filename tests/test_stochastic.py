@@ -378,6 +378,13 @@ def test_seed(spec):
     assert torch.equal(first, sample()) and not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("seed", [1.5, "7", [1, 2]])
+def test_a_seed_that_is_no_whole_number(seed):
+    for arguments in ({"seed": seed}, {"extra_args": {"seed": seed}}):
+        with pytest.raises(ValueError, match="seed = .* must be a whole number"):
+            SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, **arguments)
+
+
 def test_noise_is_the_same_in_every_dtype_and_on_every_schedule():
     exact = draw(2)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
