@@ -1,12 +1,14 @@
 """Widgets for the options of the registry, and back again.
 
 A node offers every option of every sampler it can choose. A number or switch on which they agree shows its default;
-choices, and what they differ on, start at "default" (a number at -1), which means that of the chosen sampler.
-Options that the chosen sampler does not have are ignored; a choice that it does not have is an error.
+choices, and what they differ on, start at "default" (a number at -1), which means that of the chosen sampler; the
+tooltip says what that is. Options that the chosen sampler does not have are ignored; a choice that it does not have is
+an error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,23 +18,25 @@ from ..samplers import Option
 
 DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler is negative
-DECIMALS = 2  # that the front end keeps of a number
 _SWITCH = {"on": True, "off": False}
 
 
 def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
     """One input per option name, in order of first appearance."""
-    uses: dict[str, list[tuple[str, Option]]] = {}
+    specs = list(specs)
+    uses: dict[str, dict[str, Option]] = {}
     for spec in specs:
         for option in spec.options:
-            uses.setdefault(option.name, []).append((spec.id, option))
-    return [_input(name, [o for _, o in used], [id for id, _ in used]) for name, used in uses.items()]
+            uses.setdefault(option.name, {})[spec.id] = option
+    return [_input(name, used, for_all=len(used) == len(specs)) for name, used in uses.items()]
 
 
-def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
+def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
+    """The widget of an option, from those of its name by the sampler that has it."""
+    options = list(used.values())
     first = options[0]
     default = first.default if all(o.default == first.default for o in options) else None
-    common = {"id": name, "tooltip": _tooltip(options, ids), "optional": True}
+    common = {"id": name, "tooltip": _tooltip(used, for_all), "optional": True}
     if isinstance(first.default, bool):
         if default is None:
             return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
@@ -43,31 +47,48 @@ def _input(name: str, options: list[Option], ids: list[str]) -> io.Input:
     bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
     if default is None:
         bounds |= {"min": UNSET, "default": UNSET}
-        common["tooltip"] += "\n-1 is the default of the sampler or schedule."
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
-    return io.Float.Input(step=10**-DECIMALS, round=False, **bounds, **common)
+    return io.Float.Input(step=min(o.step for o in options), round=False, **bounds, **common)
 
 
-def _tooltip(options: list[Option], ids: list[str]) -> str:
-    """The help of the option, once for those samplers that share it."""
-    users: dict[str, list[str]] = {}
-    for option, id in zip(options, ids, strict=True):
+def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
+    """The help of the option, once for those that share it, and the defaults that the widget does not show."""
+    helps: dict[str, list[str]] = {}
+    defaults: dict[Any, list[str]] = {}
+    for id, option in used.items():
         choices = f"{' or '.join(option.choices)}. " if option.choices else ""
-        users.setdefault(choices + option.help, []).append(id)
-    return "\n".join(f"{help} ({', '.join(used)})" for help, used in users.items())
+        helps.setdefault(choices + option.help, []).append(id)
+        defaults.setdefault(option.default, []).append(id)
+    lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
+    if len(defaults) > 1 or isinstance(next(iter(defaults)), str):
+        unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
+        told = (f"{_spoken(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
+        lines.append(f"{unset}: {', '.join(told)}.")
+    return "\n".join(lines)
+
+
+def _owners(ids: list[str], everyone: bool) -> str:
+    return "" if everyone else f" ({', '.join(ids)})"
+
+
+def _spoken(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return default if isinstance(default, str) else f"{default:g}"
 
 
 def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the widgets that are options of `spec`; those at their default are left to the spec.
 
-    The front end rounds numbers to the step of the widget: 0.33 is the default 1/3 again.
+    The front end rounds numbers to the step of the widget: 0.33 is the default 1/3 again. A default that the widget can
+    show is taken as it is.
     """
     chosen = {}
     for option in spec.options:
         value = widgets.get(option.name, DEFAULT)
         if value in (DEFAULT, UNSET) or (
-            isinstance(option.default, float) and value == round(option.default, DECIMALS)
+            isinstance(option.default, float) and value == round(option.default, -math.floor(math.log10(option.step)))
         ):
             continue
         chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value

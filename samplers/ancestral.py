@@ -9,7 +9,11 @@ Samplers differ in how far below t they go and in how they get there.
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Callable, Iterator
+
+import torch
 
 from .dpm_solver import DATA, finite_step, step_1s, step_2s
 from .levels import Level, Levels
@@ -30,8 +34,8 @@ def fresh_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
         return None
     if value(t.lam) < value(s.lam):
         raise ValueError(
-            f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot take fresh noise: "
-            "to invert an image set eta (or gamma, s_churn) to 0"
+            f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot take fresh noise: to invert an "
+            "image set the option for it (eta, gamma, s_churn) to 0, or take a sampler without noise"
         )
     return Noise(sqrt(variance), s.sigma, t.sigma)
 
@@ -137,17 +141,47 @@ def dpmpp_2s_ancestral(
             yield renoised(stage, s, d, t) if stage.completes else stage
 
 
-def consistency(levels: Levels, *, gamma: float = 1.0) -> Iterator[Stage]:
-    """Multistep consistency sampling, for distilled models (LCM, TCD, Hyper): down to (1 - gamma) sigma_t, noise up.
+def consistency(levels: Levels, *, gamma: float = 1.0, gamma_of: str = "time") -> Iterator[Stage]:
+    """Multistep consistency sampling, for distilled models (LCM, TCD, Hyper): down to (1 - gamma) of t, noise up to t.
 
         gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.
 
-    TCD's strategic stochastic sampling takes (1 - gamma) of the time; here it is of sigma, which for rectified
-    flow is the time. Song et al. 2023, arXiv 2303.01469, Algorithm 1; Luo et al. 2023, arXiv 2310.04378; Zheng et al.
-    2024, arXiv 2402.19159, Algorithm 2.
+    (1 - gamma) of the time, as in TCD's strategic stochastic sampling: that of Stable Diffusion, for whose kin TCD
+    was made, or sigma itself for rectified flow. With `gamma_of="sigma"` it is of sigma in both spaces.
+    Song et al. 2023, arXiv 2303.01469, Algorithm 1; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024,
+    arXiv 2402.19159, Algorithm 2.
     """
 
     def below(s: Level, t: Level) -> Level:
-        return levels.at_sigma((1 - gamma) * t.sigma) if gamma and value(t.sigma) else t
+        if gamma == 0 or value(t.sigma) == 0:
+            return t
+        if gamma_of == "sigma" or levels.flow:
+            return levels.at_sigma((1 - gamma) * t.sigma)
+        return levels.at_sigma(sd_sigma((1 - gamma) * sd_time(t.sigma)))
 
     return _first_order(levels, below)
+
+
+@functools.cache
+def _sd_sigmas() -> list[float]:
+    """Sigmas of Stable Diffusion at the times 0, 1 ... 1000: linear in sqrt(beta), with no noise at time 0.
+
+    Rombach et al. 2022, arXiv 2112.10752; beta from 0.00085 to 0.012.
+    """
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = (1 - betas).cumprod(0)
+    return [0.0, *((1 - alpha_bar) / alpha_bar).sqrt().tolist()]
+
+
+def sd_time(sigma: Scalar) -> Scalar:
+    """The time of a sigma, linear between those of the table and beyond its end."""
+    sigmas = _sd_sigmas()
+    k = min(max(bisect.bisect_right(sigmas, value(sigma)) - 1, 0), len(sigmas) - 2)
+    return k + (sigma - sigmas[k]) / (sigmas[k + 1] - sigmas[k])
+
+
+def sd_sigma(time: Scalar) -> Scalar:
+    """The sigma of a time; undoes `sd_time`."""
+    sigmas = _sd_sigmas()
+    k = min(max(int(value(time)), 0), len(sigmas) - 2)
+    return sigmas[k] + (time - k) * (sigmas[k + 1] - sigmas[k])

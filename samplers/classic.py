@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from .ancestral import fresh_noise
 from .levels import Level, Levels
 from .phi import value
-from .plan import DENOISED, START, Combination, Noise, P, Stage, X
+from .plan import DENOISED, START, Combination, P, Stage, X
 
 
 def derivative(s: Level) -> Combination:
@@ -71,13 +72,10 @@ def edm(levels: Levels, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: fl
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
         if gamma and s_tmin <= value(s.sigma) <= s_tmax and value(s.alpha) > 0:
-            if value(t.sigma) > value(s.sigma):
-                raise ValueError(
-                    "churn adds noise, which ascending sigmas cannot take: set s_churn to 0 to invert an image"
-                )
             hat = levels.at_lambda(s.lam - math.log1p(gamma))
-            added = hat.alpha * (s.sigma / s.alpha) * math.sqrt(gamma * (2 + gamma))
-            noise = Noise(added, s.sigma, t.sigma if value(t.sigma) else s.sigma / 2)
+            noise = fresh_noise((hat.alpha * s.sigma / s.alpha) ** 2 * (gamma * (2 + gamma)), s, t)
+            if noise and value(t.sigma) == 0:
+                noise = noise._replace(sigma_next=s.sigma / 2)
             yield Stage(i, None, (hat.alpha / s.alpha) * X, noise=noise)
             s = hat
         yield from heun_step(i, s, t)

@@ -78,6 +78,8 @@ def integrate(
     """
     check_sample(x)
     state = State() if isinstance(plan, Generator) else None
+    if state is not None and not x.isfinite().all():  # it may read, and would take the fault for the model's
+        raise NonFiniteError(_BROKEN_START)
     if isinstance(plan, Generator):
         keep, total = len(P), None
     else:
@@ -98,11 +100,11 @@ def integrate(
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
                 answer = model(x, sigma, **extra_args)
-                check_answer(answer, x)
+                check_like(answer, x, "model must return the denoised sample")
                 denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
                 checksums.append(checksum(denoised, wide))
                 evaluated.append((stage.step, stage.sigma))
-                if stage.step != step or (state is not None and x is start):  # each try of an adaptive step
+                if stage.step != step or (state is not None and x is start):  # at START: a new try of the step
                     step = stage.step
                     bar.update(step - bar.n)
                     if callback is not None:
@@ -113,7 +115,7 @@ def integrate(
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
             x = combine(stage.update, (*predictions, denoised, start, x))
-            if stage.noise is not None and noise_sampler is not None:
+            if stage.noise is not None:
                 x = add_noise(x, stage.noise, noise_sampler)
                 if stage.sigma is None:
                     churned = stage.noise.sigma
@@ -143,11 +145,13 @@ def stages(plan: Sequence[Stage] | Decisions, state: State | None, info: dict[st
         info.update(end.value or {})
 
 
-def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler) -> Tensor:
+def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler | None) -> Tensor:
     """x + scale * noise, in one pass over memory."""
+    if noise_sampler is None:
+        raise ValueError("this plan adds noise: a noise_sampler is needed")
     drawn = noise_sampler(value(noise.sigma), value(noise.sigma_next))
-    if drawn.shape != x.shape:
-        raise ValueError(f"the noise_sampler gave noise of shape {list(drawn.shape)} for a sample of {list(x.shape)}")
+    check_like(drawn, x, "noise_sampler must return noise")
+    drawn = drawn.to(x)
     if isinstance(noise.scale, Tensor):  # a plan with gradients
         return x + noise.scale * drawn
     return x.add(drawn, alpha=noise.scale)
@@ -198,27 +202,30 @@ def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_sample(x: Tensor) -> None:
-    """Raise ValueError unless x is a floating-point tensor of 3 to 5 dimensions."""
+    """Raise ValueError unless x is a floating-point tensor of 3 to 5 dimensions with something in it."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if not 3 <= x.ndim <= 5:
         raise ValueError(
             f"x must be a batch of latents with 3 to 5 dimensions ([B, C, ...]), got shape {list(x.shape)}"
         )
+    if not x.numel():
+        raise ValueError(f"x holds no image: its shape is {list(x.shape)}")
 
 
-def check_answer(answer: Any, x: Tensor) -> None:
-    """Raise ValueError unless the model's answer is a tensor shaped like x."""
+def check_like(answer: Any, x: Tensor, what: str) -> None:
+    """Raise ValueError unless an answer is a tensor shaped like x."""
     if not isinstance(answer, Tensor) or answer.shape != x.shape:
         got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(
-            f"the model must return the denoised sample, shaped like x, {list(x.shape)}; it returned {got}"
-        )
+        raise ValueError(f"the {what}, shaped like x, {list(x.shape)}; it returned {got}")
 
 
 def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A sum is finite only if its terms are: the cheapest check that needs no answer now."""
     return tensor.sum() if tensor.dtype == dtype else tensor.sum(dtype=dtype)
+
+
+_BROKEN_START = "x holds NaN or infinity: the latent or the noise that the run starts from is broken"
 
 
 def non_finite(step: int, steps: int, sigma: Scalar) -> NonFiniteError:
@@ -234,7 +241,7 @@ def check_finite(checksums: list[Tensor], evaluated: Sequence[tuple[int, Scalar]
     """The one read-back: were the first sample, all predictions and the last sample finite? Names what was not."""
     first, *predictions, last = torch.stack(checksums).tolist()
     if not math.isfinite(first):
-        raise NonFiniteError("x holds NaN or infinity: the latent or the noise that the run starts from is broken")
+        raise NonFiniteError(_BROKEN_START)
     for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
         if not math.isfinite(checked):
             raise non_finite(step, steps, sigma)

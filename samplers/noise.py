@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,10 @@ from torch import Tensor
 from .levels import Levels
 from .phi import value
 
-_GRID = 2.0**-16  # to which the place of a level within its cell is rounded
-_TOLERANCE = 1e-9  # of the trees: below the grid, so that they halve their intervals exactly
-_HORIZON = 10  # cells below the target from which a step out of lambda = -inf sums: the rest is e^-20 of it
+_GRID = 2.0**-26  # to which the place of a level within its cell is rounded
+_TOLERANCE = 1e-12  # of the trees: below the grid, so that they halve their intervals exactly
+_HORIZON = 10  # cells that a step sums at most, out of lambda = -inf too: the rest is e^-20 of it
+_CACHE = 8  # samples that a tree keeps between draws
 
 
 class BrownianNoise:
@@ -60,6 +60,8 @@ class BrownianNoise:
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         low, high = sorted(value(self._space.at_sigma(s).lam) for s in (sigma, sigma_next))
+        if high == math.inf:
+            raise ValueError(f"no noise for the step from sigma = {sigma:g} to {sigma_next:g}: it ends without any")
         low = max(low, high - _HORIZON)
         total, variance = None, 0.0
         for cell in range(math.floor(low), math.floor(high) + 1):
@@ -71,19 +73,31 @@ class BrownianNoise:
             total = gain * weight if total is None else total.add_(gain, alpha=weight)
             variance += weight**2 * (end - start)
         if total is None:
-            raise ValueError(f"no noise between sigma = {sigma:g} and {sigma_next:g}: the levels are too close")
+            raise ValueError(
+                f"no noise between sigma = {sigma:.9g} and {sigma_next:.9g}: the levels are too close, use fewer steps"
+            )
         drawn = total.div_(math.sqrt(variance)).to(self._dtype)
         if self._target.type == "cuda" and not drawn.is_cuda:
             drawn = drawn.pin_memory()  # so that the copy need not wait for the network
         return drawn.to(self._target, non_blocking=True)
 
     def _cell(self, cell: int) -> list[Any]:
-        """The trees of a cell, one per image. Only the last two cells are kept: a tree caches many samples."""
+        """The trees of a cell, one per image. Only those of the last two cells are kept."""
         if cell not in self._trees:
-            for old in list(itertools.islice(self._trees, max(len(self._trees) - 1, 0))):
-                del self._trees[old]
+            for old in list(self._trees)[:-1]:
+                self._forget(old)
             self._trees[cell] = [self._tree(cell, k) for k in range(self._count)]
         return self._trees[cell]
+
+    def _forget(self, cell: int) -> None:
+        """Let go of a cell. Its nodes refer to each other: what they cache would wait for the garbage collector."""
+        for tree in self._trees.pop(cell):
+            getattr(tree, "_increment_and_space_time_levy_area_cache", {}).clear()
+
+    def close(self) -> None:
+        """Let go of all samples that are kept for the next draw; a later draw makes them again."""
+        for cell in list(self._trees):
+            self._forget(cell)
 
     def _tree(self, cell: int, k: int) -> Any:
         return self._interval(
@@ -95,7 +109,7 @@ class BrownianNoise:
             entropy=(self._seed, k, cell % 2**32),
             tol=_TOLERANCE,
             pool_size=24,
-            cache_size=32,
+            cache_size=_CACHE,
             halfway_tree=True,
         )
 

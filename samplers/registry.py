@@ -227,11 +227,12 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             id="dpmpp_3m_sde",
             label="DPM-Solver++ 3M SDE",
             paper=_DPMPP,
-            help="Third order with fresh noise, one evaluation a step. From 20 steps on.",
+            help="Third order with fresh noise, one evaluation a step. From 20 steps on: it breaks the image below 12.",
             solver=sde.dpmpp_3m_sde,
             order=3,
             stochastic=True,
             options=(_eta(1.0), _FORM_3M),
+            curated=False,
         ),
         SamplerSpec(
             id="dpmpp_sde",
@@ -351,9 +352,10 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
                     "Relative tolerance. Smaller: more evaluations, closer to the exact result.",
                     1e-5,
                     1.0,
+                    step=1e-4,
                 ),
-                Option("atol", 0.0078, "Absolute tolerance, for latents or images of size 1.", 1e-6, 1.0),
-                Option("h_init", 0.05, "First step, in log-SNR / 2.", 1e-3, 10.0),
+                Option("atol", 0.0078, "Absolute tolerance, for latents or images of size 1.", 1e-6, 1.0, step=1e-4),
+                Option("h_init", 0.05, "First step, in log-SNR / 2.", 1e-3, 10.0, step=1e-3),
                 Option(
                     "accept_safety",
                     0.81,
@@ -370,12 +372,22 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         SamplerSpec(
             id="consistency",
             label="Consistency (LCM, TCD)",
-            paper="Song et al. 2023, arXiv 2303.01469",
+            paper="Song et al. 2023, arXiv 2303.01469; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024, "
+            "arXiv 2402.19159",
             help="For distilled models (LCM, TCD, Hyper-SD) at 2 to 8 steps and guidance 1 to 2.",
             solver=ancestral.consistency,
             order=1,
             stochastic=True,
-            options=(Option("gamma", 1.0, "Fresh noise: 1 is LCM, 0 deterministic; TCD recommends 0.3.", 0.0, 1.0),),
+            options=(
+                Option("gamma", 1.0, "Fresh noise: 1 is LCM, 0 deterministic; TCD recommends 0.3.", 0.0, 1.0),
+                Option(
+                    "gamma_of",
+                    "time",
+                    "What gamma is a share of. time: that of Stable Diffusion, as in TCD; sigma: the noise level. For "
+                    "flow models both are the same.",
+                    choices=("time", "sigma"),
+                ),
+            ),
         ),
     ],
 )
@@ -457,7 +469,7 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             id="laplace",
             label="Laplace",
             paper="Hang et al. 2024, arXiv 2407.03297",
-            help="Most steps where signal and noise are equally strong.",
+            help="Most steps where signal and noise are equally strong. For 15 steps and more.",
             levels=schedules.laplace,
             options=(
                 Option("median", 1.0, "Where the steps gather, exp(mu); 1 is as much noise as signal.", 0.01, 100.0),
@@ -491,7 +503,7 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             help="Half of the steps at nearly full noise, then ever larger ones. For video flow models (Mochi).",
             levels=schedules.linear_quadratic,
             options=(
-                Option("threshold_noise", 0.025, "How far down the linear steps lead, of 1.", 0.001, 0.9),
+                Option("threshold_noise", 0.025, "How far down the linear steps lead, of 1.", 0.001, 0.9, step=1e-3),
                 Option("linear_steps", 0, "Number of linear steps; 0 is half of all.", 0, 10000),
             ),
             ends_at_sigma_min=False,
@@ -519,7 +531,14 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
             help="Published levels for each number of steps from 2 to 20, from the curvature of trajectories.",
             levels=schedules.gits,
             options=(
-                Option("coeff", 1.2, "Which table: larger puts more steps at low noise. In steps of 0.05.", 0.8, 1.5),
+                Option(
+                    "coeff",
+                    1.2,
+                    "Which table: larger puts more steps at low noise. In steps of 0.05.",
+                    0.8,
+                    1.5,
+                    step=0.05,
+                ),
             ),
             ends_at_sigma_min=False,
         ),

@@ -30,6 +30,8 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    step: float = 0.01
+    """In which a widget counts it."""
 
     def check(self, owner: str, value: Any) -> Any:
         """The value, of the option's type; raises ValueError naming the option if it does not fit."""
@@ -131,7 +133,10 @@ class SamplerSpec(_Spec):
         options.pop(NOISE_DEVICE.name, None)
         if isinstance(sigmas, Tensor) and sigmas.requires_grad:
             return _make_plan(self.solver, read_levels(sigmas, flow), options)
-        return _cached_plan(self.solver, read_sigmas(sigmas), flow, tuple(options.items()))
+        values = read_sigmas(sigmas)
+        if len(values) > _LONG:
+            return _make_plan(self.solver, read_levels(values, flow), options)
+        return _cached_plan(self.solver, values, flow, tuple(options.items()))
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
         """The number of model evaluations (NFE) that `function` makes for these sigmas.
@@ -183,6 +188,7 @@ class SamplerSpec(_Spec):
         """
         check_sample(x)
         plan: Plan | Decisions
+        own_noise: BrownianNoise | None = None
         if self.adaptive:
             decisions = self.solver(read_levels(read_sigmas(sigmas), flow), **self.check_options(options))
             assert isinstance(decisions, Generator)
@@ -191,17 +197,21 @@ class SamplerSpec(_Spec):
             plan = self.plan(sigmas, flow=flow, **options)
             if noise_sampler is None and any(stage.noise for stage in plan):
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
-                noise_sampler = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
-        return integrate(
-            model,
-            x,
-            plan,
-            extra_args=extra_args,
-            callback=callback,
-            disable=disable,
-            noise_sampler=noise_sampler,
-            info=info,
-        )
+                own_noise = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
+        try:
+            return integrate(
+                model,
+                x,
+                plan,
+                extra_args=extra_args,
+                callback=callback,
+                disable=disable,
+                noise_sampler=own_noise or noise_sampler,
+                info=info,
+            )
+        finally:
+            if own_noise is not None:
+                own_noise.close()
 
 
 def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
@@ -232,6 +242,9 @@ def _scaled(stage: Stage, s_noise: float) -> Stage:
     assert stage.noise is not None
     noise = stage.noise._replace(scale=s_noise * stage.noise.scale) if s_noise else None
     return stage._replace(noise=noise)
+
+
+_LONG = 200  # levels of a plan that is not worth keeping
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,6 +28,12 @@ each_sampler = _each(list(SAMPLERS.values()))
 each_planned = _each([spec for spec in SAMPLERS.values() if not spec.adaptive])
 each_ode = _each([spec for spec in SAMPLERS.values() if not spec.adaptive and spec.id != "ddpm"])
 """Those with a plan that follows the probability-flow ODE, under the options `without_noise`."""
+
+
+def each_ode_but(*ids: str) -> pytest.MarkDecorator:
+    return _each([spec for spec in SAMPLERS.values() if not spec.adaptive and spec.id not in ("ddpm", *ids)])
+
+
 each_stochastic = _each([spec for spec in SAMPLERS.values() if spec.stochastic])
 
 

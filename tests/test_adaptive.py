@@ -8,7 +8,7 @@ import pytest
 import torch
 from mixture import FLOW_MAX, FLOW_MIN, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_denoiser, relative_error, solution
 
-from samplers import DENOISED, SAMPLERS, P, Stage, X, integrate
+from samplers import DENOISED, SAMPLERS, Noise, P, Stage, X, integrate
 
 SPEC = SAMPLERS["dpm_adaptive"]
 ENDS = {False: [SIGMA_MAX, SIGMA_MIN], True: [FLOW_MAX, FLOW_MIN]}
@@ -95,6 +95,43 @@ def test_callback_at_each_try_with_progress_over_the_given_steps():
         assert info["sigma"] == info["sigma_hat"]
     sigmas = [info["sigma"].item() for info in infos]
     assert sigmas == sorted(sigmas, reverse=True)
+
+
+@both_spaces
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_constant_prediction_is_followed_exactly(order, flow):
+    """With D constant the ODE is a straight line, and every sample of every try stays on it."""
+    sigmas, d = ([1.0, 0.7, 0.2, 0.0] if flow else [9.0, 3.0, 0.2, 0.0]), X1[1:2]
+
+    def line(sigma: float):
+        at_start, here = ((1 - s if flow else 1.0) for s in (sigmas[0], sigma))
+        return sigma / sigmas[0] * (X1[:1] - at_start * d) + here * d
+
+    def model(x, sigma):
+        torch.testing.assert_close(x, line(sigma.item()), rtol=0, atol=1e-11)
+        return d
+
+    x, info = sample(sigmas, flow, model, x=X1[:1], order=order)
+    assert torch.equal(x, d) and info["nfe"] > 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_start_that_is_not_finite_is_not_the_models_fault(value):
+    x = X1.clone()
+    x[0, 0, 1, 1] = value
+    with pytest.raises(ValueError, match="x holds NaN or infinity"):
+        SPEC.function(denoiser, x, [2.0, 1.0], disable=True)
+
+
+def test_noise_of_such_a_solver_needs_a_sampler():
+    def solver():
+        yield Stage(0, 1.0, DENOISED, noise=Noise(0.5, 1.0, 0.5))
+        return {}
+
+    with pytest.raises(ValueError, match="a noise_sampler is needed"):
+        integrate(denoiser, X1, solver(), disable=True)
+    x = integrate(denoiser, X1, solver(), disable=True, noise_sampler=lambda a, b: X1)
+    torch.testing.assert_close(x, denoiser(X1, torch.ones(3, dtype=torch.float64)) + 0.5 * X1)
 
 
 def test_there_is_no_plan():

@@ -148,6 +148,12 @@ def test_sample_of_another_rank(spec, shape):
         sample(spec, torch.ones(shape))
 
 
+@each_ode
+def test_sample_without_an_image(spec):
+    with pytest.raises(ValueError, match=r"x holds no image: its shape is \[0, 4, 8, 8\]"):
+        sample(spec, torch.ones(0, 4, 8, 8))
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 @each_ode
 def test_sample_of_another_dtype(spec, dtype):

@@ -194,12 +194,15 @@ def test_dpm_adaptive(hosts, order):
     assert report == {key: info[key] for key in ("nfe", "n_accept", "n_reject")}
 
 
-def test_nothing_that_both_have_is_left_out():
+def test_nothing_that_both_have_is_left_out(comfy_process):
     """Every sampler is compared with the host's, but for those that the host does not have."""
     compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
     compared |= {"deis", "dpm_fast", "dpm_adaptive"}
     not_in_host = {"dpmpp_2s", "dpmpp_3s", "dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
     assert compared | not_in_host == set(SAMPLERS) and not compared & not_in_host
+    from comfy.k_diffusion import sampling
+
+    assert not [name for name in not_in_host if hasattr(sampling, f"sample_{name}")]
 
 
 # Where the host is fragile

@@ -7,6 +7,7 @@ exactly, without drawing anything.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import subprocess
@@ -31,7 +32,7 @@ from mixture import (
 )
 from test_plan import alpha, runs
 
-from samplers import SAMPLERS, integrate
+from samplers import SAMPLERS, SCHEDULES, integrate
 from samplers.noise import BrownianNoise
 
 MEAN, VARIANCE = 0.7, 0.3
@@ -236,6 +237,52 @@ def test_the_two_ancestral_forms_meet_in_edm_space_at_eta_1():
         same("euler_ancestral", {"ancestral_step": "linear"}, "euler_ancestral", {}, FLOW_LEVELS, True)
 
 
+def sd_alphas() -> torch.Tensor:
+    """Stable Diffusion's alpha_bar at the time steps 0 ... 999."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5])
+@pytest.mark.parametrize(("t", "prev"), [(999, 799), (799, 399), (399, 199)])
+def test_tcd_step_by_its_own_formula(gamma, t, prev):
+    """Zheng et al., Algorithm 2, in the notation of diffusers' TCDScheduler: denoise to time (1 - gamma) t, then noise.
+
+    Times are counted from 1 here, so that none is left at gamma = 1; (prev + 1) (1 - gamma) is whole.
+    """
+    alpha_bar = sd_alphas()
+    s = round((1 - gamma) * (prev + 1)) - 1
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    x, d = X1[:1], X1[1:2]
+    eps = (x - d) / sigma[t]
+    denoised = alpha_bar[s].sqrt() * d + (1 - alpha_bar[s]).sqrt() * eps
+    ratio = alpha_bar[prev] / alpha_bar[s]
+    theirs = (ratio.sqrt() * denoised + (1 - ratio).sqrt() * NOISE[:1]) / alpha_bar[prev].sqrt()
+    ours = SAMPLERS["consistency"].function(
+        lambda x, s: d, x, [sigma[t], sigma[prev]], disable=True, noise_sampler=lambda a, b: NOISE[:1], gamma=gamma
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_time_of_a_sigma_and_back():
+    from samplers.ancestral import sd_sigma, sd_time
+
+    for sigma in (0.0, 0.01, 0.0292, 0.5, 3.0, 14.6, 80.0):
+        assert sd_sigma(sd_time(sigma)) == pytest.approx(sigma, rel=1e-12, abs=1e-15)
+    assert sd_time(((1 - sd_alphas()[499]) / sd_alphas()[499]).sqrt().item()) == pytest.approx(500, abs=1e-9)
+
+
+@pytest.mark.parametrize(("sigmas", "flow"), [([9.0, 2.0, 0.3], False), ([0.9, 0.5, 0.2], True)])
+def test_gamma_of_sigma(sigmas, flow):
+    """Down to (1 - gamma) sigma in both spaces; in flow space that is the time."""
+    plan = SAMPLERS["consistency"].plan(sigmas, flow=flow, gamma=0.3, gamma_of="sigma")
+    for stage, t in zip(plan, sigmas[1:], strict=True):
+        a_t, a_d = alpha(t, flow), alpha(0.7 * t, flow)
+        assert stage.noise.scale == pytest.approx(math.sqrt(t**2 - (a_t / a_d * 0.7 * t) ** 2), rel=1e-12)
+    by_time = SAMPLERS["consistency"].plan(sigmas, flow=flow, gamma=0.3)
+    assert ([stage.noise for stage in by_time] == [stage.noise for stage in plan]) == flow
+
+
 def test_consistency_sampling_by_its_formula():
     """gamma = 1 forgets the sample: alpha D + sigma z (LCM)."""
     sigmas, d = [0.9, 0.5, 0.2], X1[:1]
@@ -273,7 +320,7 @@ def test_churn_by_its_formula():
 
 @each_stochastic
 def test_no_noise_on_the_way_up(spec):
-    with pytest.raises(ValueError, match=r"to invert an image|set s_churn to 0 to invert"):
+    with pytest.raises(ValueError, match=r"up to .* cannot take fresh noise: to invert .* set the option .* to 0"):
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **with_noise(spec))
     if spec.id != "ddpm":
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, **without_noise(spec))
@@ -381,7 +428,7 @@ def test_seed(spec):
 @pytest.mark.parametrize("seed", [1.5, "7", [1, 2]])
 def test_a_seed_that_is_no_whole_number(seed):
     for arguments in ({"seed": seed}, {"extra_args": {"seed": seed}}):
-        with pytest.raises(ValueError, match="seed = .* must be a whole number"):
+        with pytest.raises(ValueError, match=r"seed = .* must be a whole number"):
             SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, **arguments)
 
 
@@ -482,7 +529,86 @@ def test_levels_too_close_for_the_noise():
         BrownianNoise(X1, 0)(1.0, 1.0 - 1e-9)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (3, 1, 4, 5)])
-def test_noise_of_another_shape(shape):
-    with pytest.raises(ValueError, match=r"noise_sampler gave noise of shape .* for a sample of \[3, 1, 4, 4\]"):
-        SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, noise_sampler=lambda a, b: torch.ones(shape))
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.ones(1, 1, 4, 4), r"a tensor of shape \[1, 1, 4, 4\]"),
+        (torch.ones(3, 1, 4, 5), r"a tensor of shape \[3, 1, 4, 5\]"),
+        (None, "NoneType"),
+        (1.0, "float"),
+    ],
+)
+def test_noise_of_another_shape(answer, message):
+    start = r"the noise_sampler must return noise, shaped like x, \[3, 1, 4, 4\]; it returned "
+    with pytest.raises(ValueError, match=start + message):
+        SAMPLERS["ddpm"].function(pointwise, X1, EDM_LEVELS, disable=True, noise_sampler=lambda a, b: answer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@each_stochastic
+def test_noise_of_another_dtype_does_not_change_that_of_the_sample(spec, dtype):
+    x = X1.float()
+
+    def noise_sampler(sigma, sigma_next):
+        return NOISE.to(dtype)
+
+    result = spec.function(pointwise, x, EDM_LEVELS, disable=True, noise_sampler=noise_sampler, **with_noise(spec))
+    assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)])
+@pytest.mark.parametrize("shape", [(2, 4, 9), (2, 4, 6, 5), (2, 4, 3, 6, 5)])
+@each_stochastic
+def test_every_dtype_and_shape_with_noise(spec, shape, dtype, tolerance):
+    x = 9 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = []
+
+    def sample(x):
+        def model(x, sigma):
+            assert x.shape == shape
+            return pointwise(x.double(), sigma.double()).to(x.dtype)
+
+        return spec.function(model, x, EDM_LEVELS, callback=seen.append, disable=True, seed=1, **with_noise(spec))
+
+    result, exact = sample(x.to(dtype)), sample(x)
+    assert result.dtype == dtype
+    assert (result.double() - exact).abs().max() <= tolerance * exact.abs().max()
+    assert [info["i"] for info in seen] == 2 * list(range(len(EDM_LEVELS) - 1))
+
+
+def test_memory_of_the_noise_is_that_of_a_few_samples():
+    """Over a whole run, of which each cell has trees of its own; and nothing is kept after it."""
+    x = torch.zeros(1, 4, 32, 32)
+    sigmas = levels(60, 14.6, 0.03).tolist()
+    noise = BrownianNoise(x, 0)
+
+    def living() -> int:
+        return sum(isinstance(t, torch.Tensor) and t.shape == (4, 32, 32) for t in gc.get_objects())
+
+    gc.collect()
+    before, most = living(), 0
+    gc.disable()
+    try:
+        for s, t in itertools.pairwise(sigmas):
+            noise(s, t)
+            most = max(most, living() - before)
+        noise.close()
+        left = living() - before
+    finally:
+        gc.enable()
+    assert most < 50
+    assert left <= 16  # the roots of the eight cells, until the next collection
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("beta", 3000), ("linear_quadratic", 3000), ("karras", 10000)])
+def test_noise_for_very_many_steps(schedule, steps):
+    """Levels that differ in float32 get noise; that of neighbours is independent and of unit variance."""
+    sigmas = SCHEDULES[schedule].function(steps, 0.0292, 14.6146).float().tolist()
+    noise = BrownianNoise(torch.zeros(1, 1, 60, 60), 0)
+    z = torch.stack([noise(a, b).flatten() for a, b in itertools.islice(itertools.pairwise(sigmas), 8)])
+    assert ((z @ z.T / z.shape[1]) - torch.eye(8)).abs().max() < 4.5 * math.sqrt(2 / z.shape[1])
+
+
+def test_there_is_no_noise_for_a_step_to_zero():
+    with pytest.raises(ValueError, match="no noise for the step from sigma = 1 to 0"):
+        BrownianNoise(X1, 0)(1.0, 0.0)
