@@ -12,7 +12,7 @@ from torch import Tensor
 from .levels import Levels
 from .phi import value
 
-_GRID = 2.0**-26  # to which the place of a level within its cell is rounded
+_GRID = 2.0**-20  # to which the place of a level within its cell is rounded
 _TOLERANCE = 1e-12  # of the trees: below the grid, so that they halve their intervals exactly
 _HORIZON = 10  # cells that a step sums at most, out of lambda = -inf too: the rest is e^-20 of it
 _CACHE = 8  # samples that a tree keeps between draws

@@ -333,6 +333,28 @@ def test_rounded_widget_is_the_default(comfyui):
     assert comfyui.nodes["FewStepSampler"].execute("dpmpp_3s", r1=0.32).result[0].extra_options["r1"] == 0.32
 
 
+def test_widgets_count_finely_enough(comfyui, eps_model):
+    """A value beside the default is not taken for it, and the smallest that matter can be typed."""
+    node = comfyui.nodes["FewStepSampler"]
+    options = node.execute("dpm_adaptive", rtol=0.0005, atol=0.01).result[0].extra_options
+    assert (options["rtol"], options["atol"]) == (0.0005, 0.01)
+    steps = {i.id: getattr(i, "step", None) for i in node.define_schema().inputs}
+    assert steps["rtol"] == steps["atol"] == 1e-4 and steps["r"] == 0.01
+    run = comfyui.nodes["FewStepScheduler"].execute
+    default, other = (run(eps_model, "linear_quadratic", 8, 1.0, threshold_noise=t).result[0] for t in (0.025, 0.03))
+    assert torch.equal(default, run(eps_model, "linear_quadratic", 8, 1.0).result[0])
+    assert not torch.equal(default, other)
+
+
+def test_tooltips_say_what_the_default_is(comfyui):
+    tooltips = {i.id: i.tooltip for i in comfyui.nodes["FewStepSampler"].define_schema().inputs}
+    assert "-1, the default: 0 (ddim), 1 (dpmpp_2m_sde" in tooltips["eta"]
+    assert "default: off (dpmpp_2s" in tooltips["lower_order_final"]
+    assert tooltips["noise_device"].endswith("default: cpu.")
+    tooltips = {i.id: i.tooltip for i in comfyui.nodes["FewStepScheduler"].define_schema().inputs}
+    assert "(" not in tooltips["start_step"].replace("KSampler (Advanced)", "")  # every schedule has it: none is named
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_scheduler_node(comfyui, eps_model, schedule):
     run = comfyui.nodes["FewStepScheduler"].execute
