@@ -13,9 +13,9 @@ from .levels import Levels
 from .phi import value
 
 _GRID = 2.0**-20  # to which the place of a level within its cell is rounded
-_TOLERANCE = 1e-12  # of the trees: below the grid, so that they halve their intervals exactly
+_TOLERANCE = 1e-24  # of the trees: so small that they round no multiple of the grid, and end on it exactly
 _HORIZON = 10  # cells that a step sums at most, out of lambda = -inf too: the rest is e^-20 of it
-_CACHE = 8  # samples that a tree keeps between draws
+_CACHE = 16  # samples that a tree keeps: most of those on the way from its root to a place
 
 
 class BrownianNoise:
