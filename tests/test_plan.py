@@ -246,7 +246,7 @@ def test_a_plan_with_gradients_has_the_same_numbers(spec, run):
 def test_options_with_more_than_one_choice_make_a_difference(spec):
     """An option that a solver forgets to read would otherwise go unseen."""
     sigmas = levels(6).tolist()
-    base = given(spec, eta=0.5, s_churn=10.0)
+    base = given(spec, eta=0.5, gamma=0.5, s_churn=10.0)
 
     def numbers(**options):
         return [(stage.update.terms, stage.noise) for stage in spec.plan(sigmas, **base | options)]
