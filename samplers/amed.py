@@ -4,6 +4,10 @@ Trajectories of the probability-flow ODE lie nearly in a plane. By the mean valu
 level between t_cur and t_next whose direction leads from one to the other almost exactly; a small network that has
 seen the model's bottleneck, or a fixed list of numbers, says where.
 
+The levels of a run are all those it visits, in turn one that a step starts from and one that was inserted:
+s, m, t = s', m', t' ... So n levels above 0 cost n evaluations, like those of any multistep solver, and AMED-Plugin
+over such a solver is the solver itself on these levels, with scales (`tuned`). An odd last step has no middle.
+
     Z. Zhou, D. Chen, C. Wang, C. Chen: Fast ODE-based Sampling for Diffusion Models in Around 5 Steps. CVPR 2024,
     arXiv 2312.00094.
 """
@@ -17,11 +21,15 @@ import torch
 from torch import Tensor
 
 from .classic import derivative, euler_step
-from .dpm_solver import NOISE, finite_step
+from .dpm_solver import NOISE, dpm_2m, finite_step, step_1s
 from .integrate import Decisions, State
 from .levels import Level, Levels
-from .phi import Scalar, value
+from .phi import Scalar
 from .plan import DENOISED, START, Combination, P, Stage, X
+from .tuned import PLAIN, Tuning, analytical_first_step, tuned
+
+Solver = Callable[[Levels], Iterator[Stage]]
+"""A solver with one stage per level, its options filled in."""
 
 Predict = Callable[[State, Level, Level], Sequence["Middle"]]
 """predict(state, s, t) -> the numbers of the step from s to t, for each image of the batch."""
@@ -39,115 +47,149 @@ class Middle(NamedTuple):
     scale_time: Scalar = 1.0
     """Factor of the sigma that the model is told at m."""
 
-
-def middle(levels: Levels, s: Level, t: Level, numbers: Middle) -> tuple[Level, Scalar]:
-    """The inserted level, and the sigma that the model is told there."""
-    m = levels.between(s, t, numbers.r)
-    told = numbers.scale_time * m.sigma
-    return m, min(told, 1.0) if levels.flow and value(told) > 1 else told
+    @property
+    def tuning(self) -> Tuning:
+        return Tuning(scale_dir=self.scale_dir, scale_time=self.scale_time)
 
 
-def amed(levels: Levels, middles: Sequence[Middle]) -> Iterator[Stage]:
-    """AMED-Solver: two evaluations a step, and the direction at the inserted level m for the whole step:
+# Where the inserted levels lie
 
-        x_m = x_s + (sigma_m - sigma_s) d_s,    x_t = x_s + scale_dir (sigma_t - sigma_s) d_m
 
-    with d = (x - D) / sigma; D at m is evaluated at scale_time sigma_m, and d_m divides by sigma_m. A step that is
-    infinite in lambda has no middle and is an Euler step.
-    Zhou et al. 2024, arXiv 2312.00094, Algorithm 2.
+def insert(outer: Levels, middles: Sequence[Middle]) -> tuple[Levels, list[Tuning]]:
+    """The levels of the steps with their inserted ones in between, and the numbers of all of them.
+
+    A step that is infinite in lambda gets no middle, and must be the last for the levels to alternate.
     """
-    for i in range(len(levels) - 1):
-        s, t = levels[i], levels[i + 1]
-        if not finite_step(s, t):
-            yield from euler_step(i, s, t)
-            continue
-        m, told = middle(levels, s, t, middles[i])
-        yield Stage(i, s.sigma, X + (m.sigma - s.sigma) * derivative(s), derivative(s), completes=False)
-        yield Stage(i, told, START + (middles[i].scale_dir * (t.sigma - s.sigma)) * derivative(m), derivative(m))
-
-
-def amed_2s(levels: Levels, middles: Sequence[Middle]) -> Iterator[Stage]:
-    """AMED-Plugin over DPM-Solver-2: r is that of `dpm_2s`.
-
-    x_t = (alpha_t / alpha_s) x_s - scale_dir sigma_t (e^h - 1) ((1 - 1/(2r)) eps_s + 1/(2r) eps_m)
-    """
-    for i in range(len(levels) - 1):
-        s, t = levels[i], levels[i + 1]
-        if not finite_step(s, t):
-            yield from euler_step(i, s, t)
-            continue
-        m, told = middle(levels, s, t, middles[i])
-        yield Stage(i, s.sigma, NOISE.taylor(X, s, m, P[0]), NOISE.of(s), completes=False)
-        eps = P[1] + (P[0] - P[1]) / (2 * middles[i].r)
-        yield scaled(Stage(i, told, NOISE.taylor(START, s, t, eps), NOISE.of(m)), middles[i].scale_dir)
-
-
-def plugin(
-    base: Callable[..., Iterator[Stage]], levels: Levels, middles: Sequence[Middle], **options: object
-) -> Iterator[Stage]:
-    """AMED-Plugin over a solver with one evaluation a step: it runs over the levels with the middles inserted.
-
-    Its own coefficients are those of the levels as they are; at m the model is told scale_time sigma_m, and the part
-    of the update that comes from predictions is multiplied by scale_dir.
-    Zhou et al. 2024, arXiv 2312.00094, section 3.4.
-    """
-    sigmas: list[Scalar] = [levels[0].sigma]
-    inserted: dict[int, tuple[Scalar, Scalar]] = {}  # by index of the level: sigma told, scale_dir
-    steps: list[int] = []
+    sigmas, tunings = [outer[0].sigma], []
     for i, numbers in enumerate(middles):
-        s, t = levels[i], levels[i + 1]
+        s, t = outer[i], outer[i + 1]
         if finite_step(s, t):
-            m, told = middle(levels, s, t, numbers)
-            inserted[len(sigmas)] = told, numbers.scale_dir
-            sigmas.append(m.sigma)
-            steps.append(i)
+            sigmas.append(outer.between(s, t, numbers.r).sigma)
+            tunings.append(PLAIN)
+            tunings.append(numbers.tuning)
+        else:
+            tunings.append(PLAIN)
         sigmas.append(t.sigma)
-        steps.append(i)
-    for stage in base(Levels(tuple(sigmas), levels.flow), **options):
-        here = stage._replace(step=steps[stage.step])
-        if stage.step in inserted and stage.sigma is not None:
-            told, scale_dir = inserted[stage.step]
-            here = scaled(here, scale_dir)._replace(sigma=told)
-        yield here
+    return Levels(tuple(sigmas), outer.flow), tunings
 
 
-def scaled(stage: Stage, scale: Scalar) -> Stage:
-    """The stage with that part of its update which comes from predictions multiplied by `scale`."""
-    (denoised,) = DENOISED.terms
-    inverse = P[0]  # the denoised sample in terms of what is remembered of it
-    if stage.prediction is not DENOISED:
-        share = stage.prediction.terms[denoised]
-        inverse = (P[0] - stage.prediction.replace(denoised, Combination({}))) / share
-    update = stage.update.replace(denoised, inverse)
-    return stage._replace(update=Combination({key: scale * c if key >= 0 else c for key, c in update.terms.items()}))
+def end_of_step(levels: Levels, i: int) -> Level:
+    """The level that the inserted levels[i + 1] lies in front of: levels[i + 2], or where that is 0 a level as far
+    below the inserted one, in lambda, as that is below levels[i]."""
+    s, m, t = levels[i], levels[i + 1], levels[i + 2]
+    return t if finite_step(m, t) else levels.at_lambda(2 * m.lam - s.lam)
 
 
-def predicted(
-    solver: Callable[[Levels, Sequence[Middle]], Iterator[Stage]], levels: Levels, predict: Predict, batch: int
-) -> Decisions:
-    """A solver of this module whose numbers are predicted image by image, when the step has been evaluated at s.
+def with_midpoints(levels: Levels) -> Levels:
+    """Every second level moved to the middle in lambda (the geometric mean in EDM) of its neighbours.
 
-    The coefficients of a step are then one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its own
-    coefficient functions, once for each image.
+    One beside a level of infinite lambda (sigma = 0, or pure noise in rectified flow) stays where it is.
     """
-    middles = [[Middle()] * (len(levels) - 1) for _ in range(batch)]
-    for i in range(len(levels) - 1):
-        first, *more = step_of(solver(levels, middles[0]), i)
-        if not more:  # no middle
-            yield first
+    sigmas = list(levels.sigmas)
+    for i in range(0, len(levels) - 2, 2):
+        if finite_step(levels[i], levels[i + 2]):
+            sigmas[i + 1] = levels.between(levels[i], levels[i + 2], 0.5).sigma
+    return Levels(tuple(sigmas), levels.flow)
+
+
+# Solvers that know of the inserted levels
+
+
+def amed(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+    """AMED-Solver: two evaluations from s to t, and the direction at the level m between them for all of the way:
+
+        x_m = x_s + (sigma_m - sigma_s) d_s,    x_t = x_s + scale_dir (sigma_t - sigma_s) d_m,    d = (x - D) / sigma
+
+    The levels are s, m, t, and so on; see `with_midpoints` for `middle` and `analytical_first_step` for `afs`. The
+    scales come with `tuned`. To sigma_t = 0 the way leads over m in two Euler steps, so that the sample is the last
+    prediction; an odd last step is one. Zhou et al. 2024, arXiv 2312.00094, Algorithm 2.
+    """
+    return _on_levels(_amed, levels, middle, afs)
+
+
+def _amed(levels: Levels) -> Iterator[Stage]:
+    for i in range(0, len(levels) - 2, 2):
+        s, m, t = levels[i], levels[i + 1], levels[i + 2]
+        if t.sigma == 0:
+            yield from euler_step(i, s, m)
+            yield from euler_step(i + 1, m, t)
             continue
+        yield Stage(i, s.sigma, X + (m.sigma - s.sigma) * derivative(s), derivative(s), completes=False)
+        yield Stage(i + 1, m.sigma, START + (t.sigma - s.sigma) * derivative(m), derivative(m))
+    if len(levels) % 2 == 0:
+        yield from euler_step(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1])
+
+
+def amed_dpm_2s(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+    """AMED-Plugin over DPM-Solver-2, whose own second evaluation is the inserted one, r = (lambda_m - lambda_s) / h:
+
+        x_t = (alpha_t / alpha_s) x_s - scale_dir sigma_t (e^h - 1) ((1 - 1/(2r)) eps_s + 1/(2r) eps_m)
+
+    Levels and options as in `amed`. Steps that are infinite in lambda are two of order 1.
+    """
+    return _on_levels(_amed_dpm_2s, levels, middle, afs)
+
+
+def _amed_dpm_2s(levels: Levels) -> Iterator[Stage]:
+    for i in range(0, len(levels) - 2, 2):
+        s, m, t = levels[i], levels[i + 1], levels[i + 2]
+        if not finite_step(s, t):
+            yield from step_1s(i, s, m, NOISE)
+            yield from step_1s(i + 1, m, t, NOISE)
+            continue
+        r = (m.lam - s.lam) / (t.lam - s.lam)
+        yield Stage(i, s.sigma, NOISE.taylor(X, s, m, P[0]), NOISE.of(s), completes=False)
+        yield Stage(i + 1, m.sigma, NOISE.taylor(START, s, t, P[1] + (P[0] - P[1]) / (2 * r)), NOISE.of(m))
+    if len(levels) % 2 == 0:
+        yield from step_1s(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1], NOISE)
+
+
+def amed_dpm_2m(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+    """AMED-Plugin over DPM-Solver(2M): that solver on levels of which every second is an inserted one.
+
+    Options as in `amed`. Any other solver of one evaluation a step is a base in the same way, see `Recipe`.
+    """
+    return _on_levels(dpm_2m, levels, middle, afs)
+
+
+def _on_levels(solver: Solver, levels: Levels, middle: str, afs: bool) -> Iterator[Stage]:
+    levels = with_midpoints(levels) if middle == "midpoint" else levels
+    stages = solver(levels)
+    return analytical_first_step(stages, levels) if afs else stages
+
+
+# Numbers that are predicted, image by image
+
+
+def predicted(solver: Solver, levels: Levels, predict: Predict, batch: int) -> Decisions:
+    """A solver whose inserted levels and scales are predicted image by image, once a step has been evaluated at s.
+
+    `levels` are those of `amed`; the inserted ones among them are replaced, but where a step starts from pure noise in
+    rectified flow. The coefficients are then one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its
+    own coefficient functions, once for each image.
+    """
+    count = len(levels) - 1
+    sigmas = [list(levels.sigmas) for _ in range(batch)]
+    tunings = [[PLAIN] * count for _ in range(batch)]
+
+    def stages_at(i: int) -> list[Stage]:
+        runs = (Levels(tuple(each), levels.flow) for each in sigmas)
+        return [list(tuned(solver(run), run, mine))[i] for run, mine in zip(runs, tunings, strict=True)]
+
+    for i in range(0, count, 2):
+        first, *_ = stages_at(i)
         state = yield first._replace(update=X, completes=False)
-        for mine, numbers in zip(middles, predict(state, levels[i], levels[i + 1]), strict=True):
-            mine[i] = numbers
-        to_middle, to_end = zip(*(step_of(solver(levels, mine), i) for mine in middles), strict=True)
         x = state.value(X)
-        yield stacked(to_middle, x)._replace(sigma=None, prediction=DENOISED)
-        yield stacked(to_end, x)
+        if i + 1 < count:
+            s, end = levels[i], end_of_step(levels, i)
+            if finite_step(s, end):
+                for k, middle in enumerate(predict(state, s, end)):
+                    sigmas[k][i + 1] = levels.between(s, end, middle.r).sigma
+                    tunings[k][i + 1] = middle.tuning
+        yield stacked(stages_at(i), x)._replace(sigma=None, prediction=DENOISED)
+        if i + 1 < count:
+            yield stacked(stages_at(i + 1), x)
     return {}
-
-
-def step_of(stages: Iterator[Stage], i: int) -> list[Stage]:
-    return [stage for stage in stages if stage.step == i]
 
 
 def stacked(stages: Sequence[Stage], x: Tensor) -> Stage:

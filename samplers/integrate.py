@@ -111,6 +111,7 @@ def integrate(
                         level = sigma[0] if churned is None else level_tensor(churned, x, wide)[0]
                         callback({"x": x, "i": step, "sigma": level, "sigma_hat": sigma[0], "denoised": answer})
                     churned = None
+            if stage.remembers:
                 remember = stage.prediction
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
@@ -169,6 +170,8 @@ def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
         for i, (key, weight) in enumerate(chain):
             total = total.lerp_(operands[key], weight) if i else total.lerp(operands[key], weight)
         return total
+    if not update.terms:  # of a prediction that is 0, at pure noise
+        return torch.zeros_like(operands[-1])
     (key, c), *rest = [(key, c) for key, c in update.terms.items() if isinstance(c, Tensor) or c]
     total = operands[key] * c
     for key, c in rest:
@@ -183,7 +186,7 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     """How many predictions a run has to remember at a time; checks that it never needs more than it then has."""
     longest, known = 1, given
     for stage in plan:
-        known += stage.sigma is not None
+        known += stage.remembers
         needed = 1 + max(stage.update.terms, default=-1)
         if needed > known or (known == given and (needed > 0 or DENOISED.terms.keys() & stage.update.terms.keys())):
             raise ValueError(

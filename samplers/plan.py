@@ -124,6 +124,11 @@ class Stage(NamedTuple):
     noise: Noise | None = None
     """Noise added after the update."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it adds a prediction: that of its evaluation or, without one, a formula in the sample."""
+        return self.sigma is not None or self.prediction is not DENOISED
+
 
 Plan = tuple[Stage, ...]
 """All stages of a run. Plain numbers, made before the first evaluation."""
@@ -139,12 +144,12 @@ def economical(stages: Iterable[Stage]) -> Plan:
     made: list[int] = []  # the stage of each prediction, newest first
     wanted = set()
     for i, stage in enumerate(plan):
-        if stage.sigma is not None:
+        if stage.remembers:
             made.insert(0, i)
         wanted |= {made[key] for key in stage.update.terms if 0 <= key < len(made) and made[key] != i}
     return tuple(
         stage
-        if i in wanted or stage.sigma is None
+        if i in wanted or not stage.remembers
         else stage._replace(update=stage.update.replace(0, stage.prediction), prediction=DENOISED)
         for i, stage in enumerate(plan)
     )

@@ -6,17 +6,15 @@ arXiv 2312.00094.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, silu
 
-from .amed import Middle
+from .amed import Middle, end_of_step
 from .dpm_solver import finite_step
 from .levels import Levels
 from .phi import value
+from .tuned import PLAIN, Tuning
 
 _SIDE = 8  # to which a bottleneck is pooled
 _CHANNELS = 8  # of the embedding of a level
@@ -62,13 +60,20 @@ class Predictor(nn.Module):
             return [Middle(*row.unbind()) for row in rows.cpu()]
         return [Middle(*row) for row in rows.tolist()]
 
-    def fixed(self, levels: Levels) -> Sequence[Middle]:
-        """The numbers of all steps without a bottleneck (zeros): a fixed plan, which costs nothing to follow."""
+    def fixed(self, levels: Levels) -> tuple[Levels, list[Tuning]]:
+        """Levels and numbers of a whole run without a bottleneck (zeros): a fixed plan, which costs nothing to follow.
+
+        `levels` are those of `amed`, of which every second is replaced.
+        """
         zeros = next(self.parameters()).new_zeros(1, _SIDE, _SIDE)
-        return [
-            self.middles(zeros, value(s.sigma), value(t.sigma))[0] if finite_step(s, t) else Middle()
-            for s, t in itertools.pairwise(levels)
-        ]
+        sigmas, tunings = list(levels.sigmas), [PLAIN] * (len(levels) - 1)
+        for i in range(0, len(levels) - 2, 2):
+            s, end = levels[i], end_of_step(levels, i)
+            if finite_step(s, end):
+                (middle,) = self.middles(zeros, value(s.sigma), value(end.sigma))
+                sigmas[i + 1] = levels.between(s, end, middle.r).sigma
+                tunings[i + 1] = middle.tuning
+        return Levels(tuple(sigmas), levels.flow), tunings
 
 
 def embed(sigma: float) -> Tensor:

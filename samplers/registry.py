@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import adams, adaptive, ancestral, classic, dpm_solver, schedules, sde, unipc
+from . import adams, adaptive, amed, ancestral, classic, dpm_solver, schedules, sde, unipc
 from .spec import Option, Registry, SamplerSpec, ScheduleSpec
 
 
@@ -51,6 +51,22 @@ _FORM_3M = Option(
 )
 _DPM = "Lu et al. 2022, arXiv 2206.00927"
 _DPMPP = "Lu et al. 2022, arXiv 2211.01095"
+
+_AMED = "Zhou et al. 2024, arXiv 2312.00094"
+_AMED_OPTIONS = (
+    Option(
+        "middle",
+        "midpoint",
+        "Where every second level lies. midpoint: halfway (in log-SNR) between its neighbours; given: where the "
+        "schedule put it.",
+        choices=("midpoint", "given"),
+    ),
+    Option(
+        "afs",
+        False,
+        "Analytical first step: takes the starting noise for the first prediction, which saves one evaluation.",
+    ),
+)
 
 SAMPLERS: Mapping[str, SamplerSpec] = Registry(
     "sampler",
@@ -388,6 +404,36 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
                     choices=("time", "sigma"),
                 ),
             ),
+        ),
+        SamplerSpec(
+            id="amed",
+            label="AMED-Solver",
+            paper=_AMED,
+            help="Pairs of evaluations; the second one's direction leads all the way. With trained numbers for 4 to 6.",
+            solver=amed.amed,
+            order=2,
+            options=_AMED_OPTIONS,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="amed_dpm_2s",
+            label="AMED-Plugin, DPM-Solver-2",
+            paper=_AMED,
+            help="DPM-Solver-2 on pairs of levels, for trained numbers.",
+            solver=amed.amed_dpm_2s,
+            order=2,
+            options=_AMED_OPTIONS,
+            curated=False,
+        ),
+        SamplerSpec(
+            id="amed_dpm_2m",
+            label="AMED-Plugin, DPM-Solver 2M",
+            paper=_AMED,
+            help="In 10 steps from full noise on SD1.5 it follows the authors' trained plan, whatever the schedule; "
+            "else DPM-Solver 2M with every second level halfway between its neighbours.",
+            solver=amed.amed_dpm_2m,
+            order=2,
+            options=_AMED_OPTIONS,
         ),
     ],
 )

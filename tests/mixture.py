@@ -121,8 +121,8 @@ def given(spec: SamplerSpec, **options: object) -> dict[str, object]:
 
 
 def without_noise(spec: SamplerSpec) -> dict[str, object]:
-    """The options under which the sampler is deterministic."""
-    return given(spec, eta=0.0, gamma=0.0, s_churn=0.0)
+    """The options under which the sampler is deterministic, on the levels that it is given."""
+    return given(spec, eta=0.0, gamma=0.0, s_churn=0.0, middle="given")
 
 
 def with_noise(spec: SamplerSpec) -> dict[str, object]:

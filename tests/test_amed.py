@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solution
 from test_reference import CASES, result
 
-from samplers import X, adams, classic, dpm_solver, integrate, read_levels
-from samplers.amed import Middle, amed, amed_2s, plugin, predicted
+from samplers import SAMPLERS, X, adams, classic, dpm_solver, integrate, read_levels
+from samplers.amed import Middle, amed, amed_dpm_2m, amed_dpm_2s, end_of_step, insert, predicted, with_midpoints
 from samplers.predictor import Predictor, pool
+from samplers.tuned import Tuning, analytical_first_step, tuned
 
 SOLVERS = {
-    "amed": amed,
-    "dpm_2": amed_2s,
-    "euler": lambda levels, middles: plugin(classic.euler, levels, middles),
-    "ipndm": lambda levels, middles: plugin(adams.ipndm, levels, middles),
-    "dpm_pp_2": lambda levels, middles: plugin(dpm_solver.dpmpp_2m, levels, middles),
-    "dpm_pp_2_eps": lambda levels, middles: plugin(dpm_solver.dpm_2m, levels, middles),
+    "amed": partial(amed, middle="given"),
+    "dpm_2": partial(amed_dpm_2s, middle="given"),
+    "euler": classic.euler,
+    "ipndm": adams.ipndm,
+    "dpm_pp_2": dpm_solver.dpmpp_2m,
+    "dpm_pp_2_eps": dpm_solver.dpm_2m,
 }
 each_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+
+
+def run(solver, outer, middles, model=denoiser, x=X1, flow=False):
+    """Sample with a solver on levels with inserted ones."""
+    levels, tunings = insert(read_levels(outer, flow), middles)
+    return integrate(model, x, list(tuned(solver(levels), levels, tunings)), disable=True)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("amed/")])
 def test_the_reference_result(name):
     case = CASES[name]
     middles = [Middle(*(case["options"][key] for key in ("r", "scale_dir", "scale_time")))] * (len(case["sigmas"]) - 1)
-    plan = list(SOLVERS[name.split("/")[1]](read_levels(case["sigmas"]), middles))
-    x = integrate(denoiser, X1 * case["sigmas"][0], plan, disable=True)
+    x = run(SOLVERS[name.split("/")[1]], case["sigmas"], middles, x=X1 * case["sigmas"][0])
     assert relative_error(x, result(case)) < 1e-9
 
 
@@ -40,7 +47,7 @@ def test_without_scales_the_plugin_is_its_base_on_the_inserted_levels():
     for s, t in itertools.pairwise(outer):
         inner += [t**r * s ** (1 - r), t]
     for base in (classic.euler, adams.ipndm, dpm_solver.dpmpp_2m, dpm_solver.dpmpp_3m, dpm_solver.dpm_3m):
-        ours = integrate(denoiser, X1, list(plugin(base, read_levels(outer), [Middle(r)] * 3)), disable=True)
+        ours = run(base, outer, [Middle(r)] * 3)
         plain = integrate(denoiser, X1, list(base(read_levels(inner))), disable=True)
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
@@ -52,11 +59,10 @@ def test_with_r_one_half_and_no_scales_it_converges_to_the_solution(solver, flow
     high, low = (0.8, 0.1) if flow else (3.0, 0.1)
 
     def error(n: int) -> float:
-        run = read_levels(levels(n, high, low, flow), flow)
-        plan = list(solver(run, [Middle()] * n))
+        outer = levels(n, high, low, flow)
+        model = flow_denoiser if flow else denoiser
         return relative_error(
-            integrate(flow_denoiser if flow else denoiser, solution(high, flow), plan, disable=True),
-            solution(low, flow),
+            run(solver, outer, [Middle()] * n, model, solution(high, flow), flow), solution(low, flow)
         )
 
     order = math.log2(error(64) / error(128))
@@ -65,57 +71,171 @@ def test_with_r_one_half_and_no_scales_it_converges_to_the_solution(solver, flow
 
 @each_solver
 @pytest.mark.parametrize(
-    ("sigmas", "flow", "nfe"),
-    [([9.0, 2.0, 0.0], False, 3), ([9.0, 0.0], False, 1), ([1.0, 0.5, 0.2], True, 3), ([1.0, 0.4, 0.0], True, 2)],
+    ("sigmas", "flow"),
+    [
+        ([9.0, 2.0, 0.0], False),
+        ([9.0, 2.0, 1.0, 0.0], False),
+        ([9.0, 0.0], False),
+        ([1.0, 0.5, 0.2], True),
+        ([1.0, 0.4, 0.0], True),
+        ([1.0, 0.0], True),
+    ],
 )
-def test_steps_that_are_infinite_in_lambda_have_no_middle(solver, sigmas, flow, nfe):
-    plan = list(solver(read_levels(sigmas, flow), [Middle(0.4, 0.98, 1.1)] * (len(sigmas) - 1)))
-    assert sum(stage.sigma is not None for stage in plan) == nfe
+def test_every_level_above_0_is_one_evaluation_and_the_limits_are_finite(solver, sigmas, flow):
     made = []
 
     def model(x, sigma):
         made.append((flow_denoiser if flow else denoiser)(x, sigma))
         return made[-1]
 
-    x = integrate(model, X1 * sigmas[0], plan, disable=True)
+    run_levels = read_levels(sigmas, flow)
+    x = integrate(model, X1 * sigmas[0], list(solver(run_levels)), disable=True)
     assert x.isfinite().all()
+    assert len(made) == sum(sigma > 0 for sigma in sigmas[:-1])
     if sigmas[-1] == 0:
-        assert torch.equal(x, made[-1])
+        torch.testing.assert_close(x, made[-1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 def test_the_model_is_told_the_scaled_level_and_no_more_than_pure_noise(flow):
     outer = [0.95, 0.6, 0.3] if flow else [9.0, 2.0, 0.4]
-    run = read_levels(outer, flow)
+    inner, tunings = insert(read_levels(outer, flow), [Middle(0.3, 1.0, 1.2)] * 2)
     for solver in SOLVERS.values():
-        told = [stage.sigma for stage in solver(run, [Middle(0.3, 1.0, 1.2)] * 2)]
-        middle = [run.between(run[i], run[i + 1], 0.3).sigma for i in (0, 1)]
-        expected = [outer[0], 1.2 * middle[0], outer[1], 1.2 * middle[1]]
+        told = [stage.sigma for stage in tuned(solver(inner), inner, tunings)]
+        expected = [outer[0], 1.2 * inner[1].sigma, outer[1], 1.2 * inner[3].sigma]
         assert told == pytest.approx([min(sigma, 1.0) if flow else sigma for sigma in expected], rel=1e-12)
+
+
+def test_midpoints_are_geometric_means_and_ends_stay():
+    assert with_midpoints(read_levels([9.0, 5.0, 4.0, 3.0, 1.0])).sigmas == pytest.approx([9.0, 6.0, 4.0, 2.0, 1.0])
+    assert with_midpoints(read_levels([9.0, 5.0, 0.0])).sigmas == (9.0, 5.0, 0.0)
+    assert with_midpoints(read_levels([9.0, 5.0, 4.0, 3.0])).sigmas == pytest.approx([9.0, 6.0, 4.0, 3.0])
+    assert with_midpoints(read_levels([1.0, 0.5, 0.2], True)).sigmas == (1.0, 0.5, 0.2)
+    flow = with_midpoints(read_levels([0.8, 0.5, 0.2], True))
+    assert flow[1].lam == pytest.approx((flow[0].lam + flow[2].lam) / 2)
+    moved = [stage.sigma for stage in amed_dpm_2m(read_levels([9.0, 5.0, 4.0]))]
+    assert moved == pytest.approx([9.0, 6.0])
+
+
+def test_end_of_a_step_to_0_mirrors_its_first_half():
+    assert end_of_step(read_levels([8.0, 4.0, 0.0]), 0).sigma == pytest.approx(2.0)
+    assert end_of_step(read_levels([8.0, 4.0, 1.0]), 0).sigma == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @each_solver
 def test_derivative_with_respect_to_the_learned_numbers(solver):
-    run = read_levels([3.0, 1.0, 0.4])
-
     def sample(numbers):
-        middles = [Middle(*row.unbind()) for row in numbers]
-        return integrate(denoiser, X1[:1], list(solver(run, middles)), disable=True)
+        return run(solver, [3.0, 1.0, 0.4], [Middle(*row.unbind()) for row in numbers], x=X1[:1])
 
     numbers = torch.tensor([[0.4, 0.99, 1.02], [0.6, 1.01, 0.97]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(sample, (numbers,), rtol=1e-5, atol=1e-6)
+
+
+# The analytical first step
+
+
+@pytest.mark.parametrize("name", ["amed", "amed_dpm_2s", "amed_dpm_2m"])
+def test_afs_takes_the_noise_for_the_first_direction(name):
+    """One evaluation less, and the first prediction of the noise is x / sqrt(1 + sigma^2)."""
+    sigmas = [9.0, 4.0, 2.0, 0.5, 0.2]
+    asked = []
+
+    def model(x, sigma):
+        asked.append(float(sigma[0]))
+        return denoiser(x, sigma)
+
+    ours = integrate(model, X1 * 9, list(SAMPLERS[name].solver(read_levels(sigmas), afs=True)), disable=True)
+    assert len(asked) == 3 and 9.0 not in asked
+
+    first = True
+
+    def told(x, sigma):
+        nonlocal first
+        if first:
+            first = False
+            return x - sigma[0] * x / (1 + sigma[0] ** 2) ** 0.5
+        return denoiser(x, sigma)
+
+    plain = integrate(told, X1 * 9, list(SAMPLERS[name].solver(read_levels(sigmas))), disable=True)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_afs_at_pure_noise_of_a_flow_predicts_0():
+    run_levels = read_levels([1.0, 0.6, 0.3], True)
+    plan = list(analytical_first_step(dpm_solver.dpmpp_2m(run_levels), run_levels))
+    seen = []
+
+    def model(x, sigma):
+        seen.append(x)
+        return flow_denoiser(x, sigma)
+
+    integrate(model, X1, plan, disable=True)
+    torch.testing.assert_close(seen[0], 0.6 * X1)
+
+
+# Other tunings
+
+
+def test_slope_and_curvature_change_the_newest_prediction():
+    run_levels = read_levels([9.0, 4.0, 2.0, 0.5])
+    plain = list(dpm_solver.dpmpp_2m(run_levels, lower_order_final=False))
+    changed = list(tuned(plain, run_levels, [Tuning(), Tuning(slope=0.3), Tuning(slope=-0.2, curvature=0.1)]))
+    for k, (before, after) in enumerate(zip(plain, changed, strict=True)):
+        total = 1 - run_levels[k + 1].sigma / run_levels[k].sigma  # the weight of the predictions
+        expected = [{}, {0: 0.3, 1: -0.3}, {0: -0.2 + 0.1, 1: 0.2 - 0.2, 2: 0.1}][k]
+        for key in before.update.terms.keys() | after.update.terms.keys():
+            difference = after.update.terms.get(key, 0.0) - before.update.terms.get(key, 0.0)
+            assert difference == pytest.approx(total * expected.get(key, 0.0), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "base", [dpm_solver.dpmpp_2m, dpm_solver.dpm_2m, adams.ipndm_v], ids=["data", "noise", "adams"]
+)
+def test_slope_blends_down_to_first_order(base):
+    """The last step to 0 has one prediction only: with a slope it goes on along the line."""
+    run_levels = read_levels([9.0, 3.0, 0.0])
+    plan = list(tuned(base(run_levels), run_levels, [Tuning(), Tuning(slope=0.5)]))
+    made = []
+
+    def model(x, sigma):
+        made.append((x, denoiser(x, sigma)))
+        return made[-1][1]
+
+    x = integrate(model, X1 * 9, plan, disable=True)
+    (x_0, d_0), (x_1, d_1) = made
+    if base is dpm_solver.dpmpp_2m:
+        expected = d_1 + 0.5 * (d_1 - d_0)
+    else:
+        e_0, e_1 = (x_0 - d_0) / 9, (x_1 - d_1) / 3
+        expected = x_1 - 3 * (e_1 + 0.5 * (e_1 - e_0))
+    torch.testing.assert_close(x, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_slope_without_an_earlier_prediction_is_an_error():
+    run_levels = read_levels([9.0, 3.0, 0.0])
+    with pytest.raises(ValueError, match="level 0 has no slope"):
+        list(tuned(dpm_solver.dpmpp_2m(run_levels), run_levels, [Tuning(slope=0.1), Tuning()]))
+    with pytest.raises(ValueError, match="level 1 has no curvature"):
+        list(tuned(dpm_solver.dpmpp_2m(run_levels), run_levels, [Tuning(), Tuning(curvature=0.1)]))
 
 
 # Numbers that are predicted, image by image
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-@pytest.mark.parametrize(("sigmas", "flow"), [([9.0, 2.0, 0.4, 0.0], False), ([1.0, 0.7, 0.4, 0.1], True)])
+@pytest.mark.parametrize(
+    ("sigmas", "flow"),
+    [
+        ([9.0, 4.0, 2.0, 1.0, 0.4, 0.0], False),
+        ([9.0, 4.0, 2.0, 1.0, 0.0], False),
+        ([1.0, 0.8, 0.7, 0.5, 0.4, 0.2, 0.1], True),
+    ],
+)
 @each_solver
 def test_a_batch_with_numbers_of_its_own_is_its_images_one_by_one(solver, sigmas, flow, dtype):
     numbers = [Middle(0.3, 0.99, 1.03), Middle(0.5, 1.01, 0.98), Middle(0.62, 1.0, 1.0)]
-    model, run = (flow_denoiser if flow else denoiser), read_levels(sigmas, flow)
+    model, given = (flow_denoiser if flow else denoiser), read_levels(sigmas, flow)
     asked = []
 
     def predict(state, s, t):
@@ -123,13 +243,20 @@ def test_a_batch_with_numbers_of_its_own_is_its_images_one_by_one(solver, sigmas
         return numbers
 
     x = (X1 * sigmas[0]).to(dtype)
-    whole = integrate(model, x, predicted(solver, run, predict, 3), disable=True)
+    whole = integrate(model, x, predicted(solver, given, predict, 3), disable=True)
     assert whole.dtype == dtype
     for k, mine in enumerate(numbers):
-        alone = integrate(model, x[k : k + 1], list(solver(run, [mine] * 3)), disable=True)
+        inner, tunings = list(given.sigmas), [Tuning()] * (len(given) - 1)
+        for i in range(0, len(given) - 2, 2):
+            if given[i].alpha:
+                inner[i + 1] = given.between(given[i], end_of_step(given, i), mine.r).sigma
+                tunings[i + 1] = mine.tuning
+        alone_levels = read_levels(inner, flow)
+        plan = list(tuned(solver(alone_levels), alone_levels, tunings))
+        alone = integrate(model, x[k : k + 1], plan, disable=True)
         torch.testing.assert_close(whole[k : k + 1], alone, rtol=1e-11 if dtype == torch.float64 else 1e-4, atol=1e-5)
-    finite = [(s, t) for s, t in itertools.pairwise(sigmas) if t > 0 and not (flow and s == 1)]
-    assert asked == [(s, t, x.shape) for s, t in finite]
+    starts = [i for i in range(0, len(given) - 2, 2) if given[i].alpha]
+    assert asked == [(given[i].sigma, end_of_step(given, i).sigma, x.shape) for i in starts]
 
 
 def test_predictor_has_the_size_and_the_bounds_of_the_paper():
@@ -163,28 +290,28 @@ def test_bottlenecks_of_any_size_are_pooled(size):
 
 
 def test_a_predictor_without_bottleneck_is_a_fixed_plan():
-    predictor, run = Predictor(0.02, 0.1), read_levels([9.0, 2.0, 0.4, 0.0])
+    predictor, given = Predictor(0.02, 0.1), read_levels([9.0, 4.0, 2.0, 0.8, 0.4, 0.0])
+    solver, zeros = SOLVERS["amed"], torch.zeros(3, 8, 8)
     with torch.no_grad():
-        middles = predictor.fixed(run)
-        zeros = torch.zeros(3, 8, 8)
+        inner, tunings = predictor.fixed(given)
         step_by_step = integrate(
             denoiser,
             X1,
-            predicted(amed, run, lambda _, s, t: predictor.middles(zeros, s.sigma, t.sigma), 3),
+            predicted(solver, given, lambda _, s, t: predictor.middles(zeros, s.sigma, t.sigma), 3),
             disable=True,
         )
-    assert middles[-1] == Middle()
-    plan = integrate(denoiser, X1, list(amed(run, middles)), disable=True)
+    assert tunings[0] == tunings[2] == tunings[4] == Tuning() and inner[1].sigma != 4.0
+    plan = integrate(denoiser, X1, list(tuned(solver(inner), inner, tunings)), disable=True)
     torch.testing.assert_close(plan, step_by_step, rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_reach_the_predictor():
-    predictor, run = Predictor(0.02, 0.1), read_levels([3.0, 1.0, 0.4])
+    predictor, given = Predictor(0.02, 0.1), read_levels([3.0, 1.5, 1.0, 0.6, 0.4])
     bottleneck = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     x = integrate(
         denoiser,
         X1,
-        predicted(amed, run, lambda _, s, t: predictor.middles(bottleneck, s.sigma, t.sigma), 3),
+        predicted(SOLVERS["amed"], given, lambda _, s, t: predictor.middles(bottleneck, s.sigma, t.sigma), 3),
         disable=True,
     )
     x.square().sum().backward()

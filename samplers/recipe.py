@@ -1,0 +1,254 @@
+"""A recipe: a solver with levels and numbers that were learned for one model, which a run then follows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .integrate import Model, integrate
+from .levels import Levels, read_levels, read_sigmas
+from .plan import Plan, Stage, economical
+from .registry import SAMPLERS
+from .tuned import PLAIN, Tuning, analytical_first_step, tuned
+
+SAME_LEVEL = 1e-4  # relative; float32 on the way through the host, rounded numbers in a workflow
+
+_BOUNDS = {
+    "scale_dir": (0.1, 10.0),
+    "scale_time": (0.1, 10.0),
+    "slope": (-10.0, 10.0),
+    "curvature": (-10.0, 10.0),
+    "guidance": (0.0, 100.0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A base solver on levels of its own, with a `Tuning` for each of them but the last.
+
+    Raises:
+        ValueError: naming the field at fault.
+    """
+
+    base: str
+    """Id of a sampler without noise that evaluates the model once at each level; `amed` and `amed_dpm_2s` are two."""
+
+    sigmas: tuple[float, ...]
+    """Descending levels, n + 1 for n evaluations."""
+
+    flow: bool = False
+    """Levels of a rectified-flow model."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the base solver."""
+
+    tunings: tuple[Tuning, ...] = ()
+    """One for each evaluation; none at all for the base solver as it is."""
+
+    afs: bool = False
+    """Whether the first evaluation is left out (`analytical_first_step`)."""
+
+    def __post_init__(self) -> None:
+        levels = _reading("sigmas", lambda: read_levels(self.sigmas, self.flow))
+        if levels[1].sigma > levels[0].sigma:
+            raise ValueError("sigmas must descend: a recipe is for sampling")
+        object.__setattr__(self, "sigmas", levels.sigmas)
+        if self.base not in SAMPLERS:
+            raise ValueError(f"base = {self.base!r} is no sampler of this version; known: {', '.join(SAMPLERS)}")
+        options = dict(self.options)
+        if "middle" in {option.name for option in SAMPLERS[self.base].options}:
+            options["middle"] = "given"
+        _reading("options", lambda: SAMPLERS[self.base].check_options(options))
+        object.__setattr__(self, "options", MappingProxyType(options))
+        tunings = tuple(Tuning(*t) for t in self.tunings) or (PLAIN,) * (len(levels) - 1)
+        object.__setattr__(self, "tunings", tunings)
+        if len(tunings) != len(levels) - 1:
+            raise ValueError(
+                f"tunings: {len(tunings)} of them for {len(levels)} sigmas; each level but the last has one"
+            )
+        for k, tuning in enumerate(tunings):
+            for name, number in tuning._asdict().items():
+                low, high = _BOUNDS[name]
+                if not low <= number <= high:  # NaN as well
+                    raise ValueError(f"{name}[{k}] = {number} must lie between {low:g} and {high:g}")
+        self._check_base(levels)
+        self.plan()
+
+    def _check_base(self, levels: Levels) -> None:
+        spec = SAMPLERS[self.base]
+        plan = () if spec.adaptive else spec.plan(self.sigmas, flow=self.flow, **self.options)
+        if [stage.sigma for stage in plan] != list(levels.sigmas[:-1]) or any(stage.noise for stage in plan):
+            raise ValueError(
+                f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level and add "
+                "no noise, as dpmpp_2m or ipndm_v"
+            )
+
+    def plan(self) -> Plan:
+        """The stages of the run."""
+        levels = read_levels(self.sigmas, self.flow)
+        stages: Any = tuned(self.solver(levels), levels, self.tunings)
+        return economical(analytical_first_step(stages, levels) if self.afs else stages)
+
+    def solver(self, levels: Levels) -> Sequence[Stage]:
+        """The stages of the base solver, one per level, without the tunings."""
+        return tuple(SAMPLERS[self.base].solver(levels, **self.options))
+
+    @property
+    def nfe(self) -> int:
+        """Number of model evaluations."""
+        return len(self.sigmas) - 1 - self.afs
+
+    def piece(self, sigmas: Tensor | Sequence[float]) -> Recipe:
+        """The recipe for a part of its levels: image to image, or a run that is split in two.
+
+        Raises:
+            ValueError: if they are no part of the recipe's own.
+        """
+        given = read_sigmas(sigmas)
+        for first in range(len(self.sigmas) - len(given) + 1):
+            last = first + len(given)
+            if all(math.isclose(a, b, rel_tol=SAME_LEVEL) for a, b in zip(given, self.sigmas[first:last], strict=True)):
+                break
+        else:
+            raise ValueError(
+                f"sigmas: this run was given {_spoken(given)}, and its plan has levels of its own, "
+                f"{_spoken(self.sigmas)}: connect the sigmas that come with the plan, whole or a part of them"
+            )
+        if (first, last) == (0, len(self.sigmas)):
+            return self
+        kept = [
+            t._replace(slope=t.slope if k > 0 else 0.0, curvature=t.curvature if k > 1 else 0.0)
+            for k, t in enumerate(self.tunings[first : last - 1])
+        ]
+        return replace(self, sigmas=self.sigmas[first:last], tunings=tuple(kept), afs=self.afs and first == 0)
+
+    @property
+    def guides(self) -> bool:
+        """Whether it sets the guidance scale of single evaluations."""
+        return any(tuning.guidance != 1 for tuning in self.tunings)
+
+    @torch.no_grad()
+    def function(
+        self,
+        model: Model,
+        x: Tensor,
+        sigmas: Tensor | Sequence[float] | None = None,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+        *,
+        set_guidance: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Sample along the recipe, with the signature of k-diffusion; see `SamplerSpec.function`.
+
+        Args:
+            sigmas: all of the recipe's own levels or a part of them; none means all.
+            set_guidance: called before each evaluation with the factor of the guidance scale, if the recipe has any.
+
+        Raises:
+            ValueError: naming the argument at fault.
+        """
+        recipe = self if sigmas is None else self.piece(sigmas)
+        return integrate(
+            recipe.guided(model, set_guidance),
+            x,
+            recipe.plan(),
+            extra_args=extra_args,
+            callback=callback,
+            disable=disable,
+        )
+
+    def guided(self, model: Model, set_guidance: Callable[[float], None] | None) -> Model:
+        """The model with the guidance of each evaluation set before it.
+
+        Raises:
+            ValueError: if the recipe has such guidance and nothing to set it with.
+        """
+        if not self.guides:
+            return model
+        if set_guidance is None:
+            raise ValueError(
+                "this plan changes the guidance of single evaluations, and this model has no guidance scale"
+            )
+        factors = iter([tuning.guidance for tuning in self.tunings][self.afs :])
+
+        def evaluate(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+            set_guidance(next(factors))
+            return model(x, sigma, **extra_args)
+
+        return evaluate
+
+    # As text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON. Lists of numbers that change nothing are left out."""
+        columns = {name: [getattr(t, name) for t in self.tunings] for name in Tuning._fields}
+        return {
+            "base": self.base,
+            "options": dict(self.options),
+            "flow": self.flow,
+            "afs": self.afs,
+            "sigmas": list(self.sigmas),
+            **{name: column for name, column in columns.items() if set(column) != {getattr(PLAIN, name)}},
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe of `as_dict`.
+
+        Raises:
+            ValueError: naming the field that is missing or does not fit.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a plan is an object with fields base, sigmas and others; got {json.dumps(fields)[:40]}")
+        known = {"base", "options", "flow", "afs", "sigmas", *Tuning._fields}
+        unknown = fields.keys() - known
+        if unknown:
+            raise ValueError(f"unknown field {min(unknown)!r}; this version knows {', '.join(sorted(known))}")
+        for name in ("base", "sigmas"):
+            if name not in fields:
+                raise ValueError(f"field {name!r} is missing")
+        sigmas = _numbers("sigmas", fields["sigmas"])
+        columns = {name: _numbers(name, fields[name]) for name in Tuning._fields if name in fields}
+        for name, column in columns.items():
+            if len(column) != len(sigmas) - 1:
+                raise ValueError(
+                    f"{name} has {len(column)} numbers for {len(sigmas)} sigmas; it needs one less than those"
+                )
+        tunings = [Tuning(**{name: c[k] for name, c in columns.items()}) for k in range(len(sigmas) - 1)]
+        options = fields.get("options", {})
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options = {options!r} must be an object")
+        flow, afs = (_switch(name, fields.get(name, False)) for name in ("flow", "afs"))
+        return cls(str(fields["base"]), sigmas, flow, options, tuple(tunings), afs)
+
+
+def _reading(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives, with the name of the field in front of its complaint."""
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _numbers(name: str, given: Any) -> tuple[float, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(n, int | float) for n in given):
+        raise ValueError(f"{name} must be a list of numbers")
+    return tuple(map(float, given))
+
+
+def _switch(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ValueError(f"{name} = {given!r} must be true or false")
+    return given
+
+
+def _spoken(sigmas: Sequence[float]) -> str:
+    return ", ".join(f"{sigma:.4g}" for sigma in sigmas)
