@@ -161,34 +161,50 @@ def _on_levels(solver: Solver, levels: Levels, middle: str, afs: bool) -> Iterat
 # Numbers that are predicted, image by image
 
 
-def predicted(solver: Solver, levels: Levels, predict: Predict, batch: int) -> Decisions:
+class Pairs:
+    """A run in which every image has inserted levels and scales of its own.
+
+    Coefficients are one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its own coefficient
+    functions, once for each image.
+    """
+
+    def __init__(self, solver: Solver, levels: Levels, x: Tensor):
+        self.levels, self._solver, self._like = levels, solver, x
+        self._sigmas = [list(levels.sigmas) for _ in range(len(x))]
+        self._tunings = [[PLAIN] * (len(levels) - 1) for _ in range(len(x))]
+
+    def has_middle(self, i: int) -> bool:
+        """Whether numbers are predicted for the step that begins at levels[i]: it has a second evaluation, and begins
+        neither at pure noise in rectified flow nor with it."""
+        return i + 2 < len(self.levels) and finite_step(self.levels[i], end_of_step(self.levels, i))
+
+    def insert(self, i: int, middles: Sequence[Middle]) -> None:
+        """Give the step that begins at levels[i] these numbers, one `Middle` per image."""
+        s, end = self.levels[i], end_of_step(self.levels, i)
+        for sigmas, tunings, middle in zip(self._sigmas, self._tunings, middles, strict=True):
+            sigmas[i + 1] = self.levels.between(s, end, middle.r).sigma
+            tunings[i + 1] = middle.tuning
+
+    def stage(self, i: int) -> Stage:
+        """The stage that evaluates at level i."""
+        runs = (Levels(tuple(sigmas), self.levels.flow) for sigmas in self._sigmas)
+        pairs = zip(runs, self._tunings, strict=True)
+        return stacked([list(tuned(self._solver(run), run, mine))[i] for run, mine in pairs], self._like)
+
+
+def predicted(solver: Solver, levels: Levels, predict: Predict, x: Tensor) -> Decisions:
     """A solver whose inserted levels and scales are predicted image by image, once a step has been evaluated at s.
 
-    `levels` are those of `amed`; the inserted ones among them are replaced, but where a step starts from pure noise in
-    rectified flow. The coefficients are then one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its
-    own coefficient functions, once for each image.
+    `levels` are those of `amed`, of which the inserted ones are replaced, see `Pairs`; x is the batch to be sampled.
     """
-    count = len(levels) - 1
-    sigmas = [list(levels.sigmas) for _ in range(batch)]
-    tunings = [[PLAIN] * count for _ in range(batch)]
-
-    def stages_at(i: int) -> list[Stage]:
-        runs = (Levels(tuple(each), levels.flow) for each in sigmas)
-        return [list(tuned(solver(run), run, mine))[i] for run, mine in zip(runs, tunings, strict=True)]
-
-    for i in range(0, count, 2):
-        first, *_ = stages_at(i)
-        state = yield first._replace(update=X, completes=False)
-        x = state.value(X)
-        if i + 1 < count:
-            s, end = levels[i], end_of_step(levels, i)
-            if finite_step(s, end):
-                for k, middle in enumerate(predict(state, s, end)):
-                    sigmas[k][i + 1] = levels.between(s, end, middle.r).sigma
-                    tunings[k][i + 1] = middle.tuning
-        yield stacked(stages_at(i), x)._replace(sigma=None, prediction=DENOISED)
-        if i + 1 < count:
-            yield stacked(stages_at(i + 1), x)
+    pairs = Pairs(solver, levels, x)
+    for i in range(0, len(levels) - 1, 2):
+        state = yield pairs.stage(i)._replace(update=X, completes=False)
+        if pairs.has_middle(i):
+            pairs.insert(i, predict(state, levels[i], end_of_step(levels, i)))
+        yield pairs.stage(i)._replace(sigma=None, prediction=DENOISED)
+        if i + 2 < len(levels):
+            yield pairs.stage(i + 1)
     return {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,9 +16,12 @@ from .integrate import Model, integrate
 from .levels import Levels, read_levels, read_sigmas
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
+from .spec import NOISE_DEVICE, S_NOISE
 from .tuned import PLAIN, Tuning, analytical_first_step, tuned
 
 SAME_LEVEL = 1e-4  # relative; float32 on the way through the host, rounded numbers in a workflow
+
+_NOT_SOLVER = {S_NOISE.name, NOISE_DEVICE.name}  # options of every sampler that can add noise
 
 _BOUNDS = {
     "scale_dir": (0.1, 10.0),
@@ -93,12 +96,17 @@ class Recipe:
     def plan(self) -> Plan:
         """The stages of the run."""
         levels = read_levels(self.sigmas, self.flow)
-        stages: Any = tuned(self.solver(levels), levels, self.tunings)
+        stages = tuned(SAMPLERS[self.base].solver(levels, **self._solver_options), levels, self.tunings)
         return economical(analytical_first_step(stages, levels) if self.afs else stages)
 
-    def solver(self, levels: Levels) -> Sequence[Stage]:
-        """The stages of the base solver, one per level, without the tunings."""
-        return tuple(SAMPLERS[self.base].solver(levels, **self.options))
+    def stages(self, levels: Levels) -> Iterator[Stage]:
+        """Those of the base solver on other levels, without the tunings."""
+        stages = SAMPLERS[self.base].solver(levels, **self._solver_options)
+        return analytical_first_step(stages, levels) if self.afs else stages
+
+    @property
+    def _solver_options(self) -> dict[str, Any]:
+        return {k: v for k, v in SAMPLERS[self.base].check_options(self.options).items() if k not in _NOT_SOLVER}
 
     @property
     def nfe(self) -> int:

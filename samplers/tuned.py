@@ -44,8 +44,8 @@ def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) ->
 
         x_t = c x + scale_dir (c_0 P_0 + c_1 P_1 ... + C (slope (P_0 - P_1) + curvature (P_0 - 2 P_1 + P_2)))
 
-    with C = c_0 + c_1 + ..., and the model told scale_time sigma. But for scale_dir the coefficients add up to what they
-    did, so that a constant prediction is still solved exactly.
+    with C = c_0 + c_1 + ..., and the model told scale_time sigma. But for scale_dir the coefficients add up to what
+    they did, so that a constant prediction is still solved exactly.
 
     Raises:
         ValueError: if slope or curvature are asked for where there are no such predictions.

@@ -243,7 +243,7 @@ def test_a_batch_with_numbers_of_its_own_is_its_images_one_by_one(solver, sigmas
         return numbers
 
     x = (X1 * sigmas[0]).to(dtype)
-    whole = integrate(model, x, predicted(solver, given, predict, 3), disable=True)
+    whole = integrate(model, x, predicted(solver, given, predict, x), disable=True)
     assert whole.dtype == dtype
     for k, mine in enumerate(numbers):
         inner, tunings = list(given.sigmas), [Tuning()] * (len(given) - 1)
@@ -297,7 +297,7 @@ def test_a_predictor_without_bottleneck_is_a_fixed_plan():
         step_by_step = integrate(
             denoiser,
             X1,
-            predicted(solver, given, lambda _, s, t: predictor.middles(zeros, s.sigma, t.sigma), 3),
+            predicted(solver, given, lambda _, s, t: predictor.middles(zeros, s.sigma, t.sigma), X1),
             disable=True,
         )
     assert tunings[0] == tunings[2] == tunings[4] == Tuning() and inner[1].sigma != 4.0
@@ -311,7 +311,7 @@ def test_gradients_reach_the_predictor():
     x = integrate(
         denoiser,
         X1,
-        predicted(SOLVERS["amed"], given, lambda _, s, t: predictor.middles(bottleneck, s.sigma, t.sigma), 3),
+        predicted(SOLVERS["amed"], given, lambda _, s, t: predictor.middles(bottleneck, s.sigma, t.sigma), X1),
         disable=True,
     )
     x.square().sum().backward()

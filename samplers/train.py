@@ -1,0 +1,219 @@
+"""Training of AMED's predictor, as in the paper: each step of the student is to end where the teacher's does.
+
+The predictor gives three numbers per image and step, so the gradient of the loss goes through three derivatives of the
+sample: that in scale_dir is a difference of two combinations, those in r and scale_time are differences of two
+evaluations. Nothing is traced through the network. It may be quantised, offloaded or compiled, memory is that of
+sampling, and, what matters more, the differences see the time steps to which a discrete model rounds its levels: a
+gradient through the network would see none of scale_time, and of r only a part.
+
+    Z. Zhou, D. Chen, C. Wang, C. Chen: Fast ODE-based Sampling for Diffusion Models in Around 5 Steps. CVPR 2024,
+    arXiv 2312.00094.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .amed import Middle, Pairs, end_of_step
+from .integrate import Model, combine, level_tensor
+from .levels import Levels, read_levels
+from .phi import value
+from .plan import DENOISED, P, Stage
+from .predictor import Predictor, pool
+from .recipe import Recipe
+from .registry import SAMPLERS
+
+SINGLESTEP = ("amed", "amed_dpm_2s", "euler")
+"""Bases that remember nothing: each of their steps starts from the teacher's sample."""
+
+STEPS = 0.03, 0.01, 0.03
+"""By how much r, scale_dir and scale_time are moved to take a difference."""
+
+Operands = tuple[Tensor, ...]
+"""(*predictions, denoised, start, x), what combinations are made of."""
+
+
+class Trainer:
+    """Trains a predictor for the steps of a recipe.
+
+    Args:
+        predictor: is trained in place.
+        recipe: the base solver and its levels, of which every second one is learned; its tunings are left out.
+        extra: M, the levels that the teacher has more in each step.
+        teacher: the solver of the teacher, deterministic.
+        learning_rate: of Adam.
+
+    Raises:
+        ValueError: naming the argument at fault.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        recipe: Recipe,
+        *,
+        extra: int = 3,
+        teacher: str = "dpmpp_2m",
+        learning_rate: float = 5e-3,
+    ):
+        if extra < 1:
+            raise ValueError(f"extra = {extra} must be at least 1: the teacher needs more levels than the student")
+        if SAMPLERS[teacher].stochastic or SAMPLERS[teacher].adaptive:
+            raise ValueError(f"teacher = {teacher!r} must be a sampler with a plan and without noise")
+        self.predictor, self.recipe = predictor.train().requires_grad_(True), recipe
+        self.levels = read_levels(recipe.sigmas, recipe.flow)
+        self.starts = list(range(0, len(self.levels) - 2, 2))
+        self.optimizer = torch.optim.Adam(predictor.parameters(), lr=learning_rate)
+        self._teacher, self._teacher_sigmas = teacher, teacher_levels(self.levels, extra)
+        self._extra = extra
+
+    @property
+    def evaluations(self) -> int:
+        """Of the model, for one batch."""
+        return len(self._teacher_sigmas) - 1 + sum(4 for _ in self.starts) + (len(self.levels) % 2 == 0)
+
+    @torch.no_grad()
+    def learn(
+        self,
+        model: Model,
+        x: Tensor,
+        bottleneck: Callable[[], Tensor | None],
+        extra_args: Mapping[str, Any] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> list[float]:
+        """Train on one batch of starting noise; the predictor is updated after each step.
+
+        Args:
+            model: a k-diffusion denoiser, x its starting noise [B, C, ...] at the recipe's first level.
+            bottleneck: gives that of the last evaluation, or None.
+            batch: images of all processes together, where torch.distributed shares the work; else B.
+
+        Returns:
+            The loss of each step that has a middle: the squared distance to the teacher, mean over images.
+        """
+        args = extra_args or {}
+
+        def evaluate(at: Tensor, sigma: Tensor) -> Tensor:
+            return model(at, sigma, **args)
+
+        goals = self.teach(evaluate, x)
+        pairs = Pairs(self.recipe.stages, self.levels, x)
+        operands: Operands = (x, x, x)
+        losses = []
+        for i, goal in zip(self.starts, goals, strict=True):
+            operands = evaluated(pairs.stage(i), operands, evaluate)
+            if pairs.has_middle(i):
+                seen = None if pairs.stage(i).sigma is None else bottleneck()
+                operands, loss = self._step(pairs, i, operands, goal, seen, evaluate, batch or len(x))
+                losses.append(loss)
+            else:
+                operands = _go(pairs, i, operands, evaluate)
+            if self.recipe.base in SINGLESTEP:
+                operands = (*operands[:-2], goal, goal)
+        return losses
+
+    def teach(self, evaluate: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> list[Tensor]:
+        """The teacher's samples at the ends of the steps."""
+        plan = SAMPLERS[self._teacher].plan(self._teacher_sigmas, flow=self.levels.flow)
+        operands: Operands = (x, x, x)
+        ends, wanted = [], [k * (self._extra + 1) for k in range(1, len(self.starts) + 1)]
+        for stage in plan:
+            operands = updated(stage, evaluated(stage, operands, evaluate))
+            if stage.completes and stage.step + 1 in wanted:
+                ends.append(operands[-1])
+        return ends
+
+    def _step(
+        self,
+        pairs: Pairs,
+        i: int,
+        operands: Operands,
+        goal: Tensor,
+        seen: Tensor | None,
+        evaluate: Callable[[Tensor, Tensor], Tensor],
+        batch: int,
+    ) -> tuple[Operands, float]:
+        """One step of the student, and of Adam."""
+        s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
+        weight = next(self.predictor.parameters())
+        pooled = weight.new_zeros(len(goal), 8, 8) if seen is None else pool(seen).to(weight)
+        with torch.enable_grad():
+            numbers = self.predictor(pooled, s, end)
+        rows = numbers.detach().double().cpu()
+
+        def outcome(k: int | None = None) -> Operands:
+            there = rows.clone()
+            if k is not None:
+                there[:, k] += step_of(k, there)
+            pairs.insert(i, [Middle(*row) for row in there.tolist()])
+            return _go(pairs, i, operands, evaluate)
+
+        def step_of(k: int, there: Tensor) -> Tensor:
+            h = torch.full((len(there),), STEPS[k], dtype=torch.float64)
+            return torch.where(there[:, 0] + h < 1, h, -h) if k == 0 else h
+
+        ended = outcome()
+        difference = (ended[-1] - goal).flatten(1)
+        gradient = torch.zeros_like(rows)
+        free = [0, *(1 + k for k, bound in enumerate(self.predictor.bounds) if bound)]
+        for k in free:
+            slope = (outcome(k)[-1] - ended[-1]).flatten(1).double().cpu() / step_of(k, rows)[:, None]
+            gradient[:, k] = 2 * (difference.double().cpu() * slope).sum(dim=1)
+        self.optimizer.zero_grad()
+        numbers.backward((gradient / batch).to(numbers))
+        _share([p.grad for p in self.predictor.parameters() if p.grad is not None])
+        self.optimizer.step()
+        pairs.insert(i, [Middle(*row) for row in rows.tolist()])
+        return ended, float(difference.square().sum()) / batch
+
+
+def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
+    """The levels of the steps, with `extra` more in each, at equal distances in lambda; out of pure noise in sigma."""
+    sigmas = [value(levels[0].sigma)]
+    for i in range(0, len(levels) - 1, 2):
+        s, t = levels[i], levels[min(i + 2, len(levels) - 1)]
+        for k in range(1, extra + 1):
+            share = k / (extra + 1)
+            if value(s.alpha) == 0 or i + 2 >= len(levels):
+                inner = s.sigma + share * (t.sigma - s.sigma)
+            else:
+                inner = levels.between(s, end_of_step(levels, i), share).sigma
+            sigmas.append(value(inner))
+        sigmas.append(value(t.sigma))
+    return tuple(sigmas)
+
+
+def evaluated(stage: Stage, operands: Operands, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Operands:
+    """The operands after the evaluation of a stage, as `integrate` keeps them."""
+    *predictions, denoised, start, x = operands
+    if stage.sigma is not None:
+        denoised = evaluate(x, level_tensor(stage.sigma, x, torch.promote_types(x.dtype, torch.float32)))
+    if stage.remembers:
+        new = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
+        predictions = [new, *predictions][: len(P)]
+    return (*predictions, denoised, start, x)
+
+
+def updated(stage: Stage, operands: Operands) -> Operands:
+    """The operands after the update of a stage."""
+    x = combine(stage.update, operands)
+    return (*operands[:-2], x if stage.completes else operands[-2], x)
+
+
+def _go(pairs: Pairs, i: int, operands: Operands, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Operands:
+    """From the evaluation at levels[i] to the end of the step."""
+    at_middle = updated(pairs.stage(i), operands)
+    stage = pairs.stage(i + 1)
+    return updated(stage, evaluated(stage, at_middle, evaluate))
+
+
+def _share(gradients: Sequence[Tensor]) -> None:
+    """Add up those of all processes, if there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for gradient in gradients:
+            torch.distributed.all_reduce(gradient)
