@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_sampling
 import torch
 
 from ..samplers import SamplerSpec, ScheduleSpec
+from ..samplers.learned import Learned
+from ..samplers.published import PUBLISHED
+from .bottleneck import Bottleneck
 
 
 def is_flow(model_sampling: Any) -> bool:
@@ -31,6 +36,12 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     """The sampler as the host calls it: the level space is read from the model that is being sampled."""
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+        published = PUBLISHED.get(spec.id)
+        if published is not None and not spec.changed_options(options):
+            reason = _why_not(published, model, sigmas)
+            if reason is None:
+                return learned_function(published)(model, x, None, extra_args, callback, disable)
+            logging.info("%s: the published numbers are left out: %s", spec.label, reason)
         flow = is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
         info: dict[str, int] = {}
         samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **options)
@@ -55,3 +66,90 @@ def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **optio
         **options,
     )
     return sigmas.float()
+
+
+# What was learned for one model
+
+
+def fingerprint(patcher: Any) -> dict[str, Any]:
+    """What tells kinds of models apart, for `Learned.check_model`: fine-tunes and LoRAs of one kind are alike."""
+    sampling = patcher.get_model_object("model_sampling")
+    model = patcher.model
+    return {
+        "family": type(model.model_config).__name__,
+        "sampling": next(
+            c.__name__ for c in type(sampling).__mro__ if c.__name__ in _SAMPLINGS or c is torch.nn.Module
+        ),
+        "prediction": getattr(getattr(model, "model_type", None), "name", "unknown"),
+        "sigma_min": float(sampling.sigma_min),
+        "sigma_max": float(sampling.sigma_max),
+        "shift": time_shift(sampling) if is_flow(sampling) else 1.0,
+        "latent_channels": int(model.latent_format.latent_channels),
+    }
+
+
+_SAMPLINGS = [name for name in vars(comfy.model_sampling) if name.startswith(("ModelSampling", "StableCascade"))]
+
+
+def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
+    """A plan or predictor as the host calls a sampler.
+
+    Raises:
+        ValueError: from the function, where the model is of another kind than it was made for, or the sigmas not its own.
+    """
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        patcher = model.inner_model.model_patcher
+        learned.check_model(fingerprint(patcher))
+        _compare_guidance(learned, getattr(model.inner_model, "cfg", None))
+        network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
+        with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
+            return learned.function(
+                bottleneck.watch(model), x, sigmas, extra_args, callback, disable,
+                set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
+            )  # fmt: skip
+
+    sample.__name__ = "sample_fewstep_plan"
+    return sample
+
+
+@contextlib.contextmanager
+def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
+    """A function that multiplies the guidance scale of the guider that samples; None where it has no such number."""
+    guider = model.inner_model
+    scale = getattr(guider, "cfg", None)
+    if not isinstance(scale, int | float):
+        yield None
+        return
+
+    def set_guidance(factor: float) -> None:
+        guider.cfg = scale * factor
+
+    try:
+        yield set_guidance
+    finally:
+        guider.cfg = scale
+
+
+def _compare_guidance(learned: Learned, scale: Any) -> None:
+    wanted = learned.about.get("guidance")
+    if (
+        isinstance(wanted, int | float)
+        and isinstance(scale, int | float)
+        and not math.isclose(wanted, scale, rel_tol=0.02)
+    ):
+        logging.warning("this plan was made at guidance %g and runs at %g: expect less of it", wanted, scale)
+
+
+def _why_not(published: Learned, model: Any, sigmas: torch.Tensor) -> str | None:
+    """Why a run cannot follow published numbers; None if it can."""
+    recipe = published.recipe
+    try:
+        published.check_model(fingerprint(model.inner_model.model_patcher))
+    except ValueError as error:
+        return str(error)
+    if len(sigmas) != len(recipe.sigmas):
+        return f"they are for {len(recipe.sigmas) - 1} steps and this run has {len(sigmas) - 1}"
+    if not math.isclose(float(sigmas[0]), recipe.sigmas[0], rel_tol=1e-3) or float(sigmas[-1]) != 0:
+        return "they are for a run from pure noise to the clean image"
+    return None

@@ -85,6 +85,11 @@ class _Spec:
                 raise ValueError(f"{self.id} has no option {name!r}; its options are: {', '.join(known) or 'none'}")
         return {name: o.check(self.id, given.get(name, o.default)) for name, o in known.items()}
 
+    def changed_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the given options that are not at their default."""
+        defaults = {option.name: option.default for option in self.options}
+        return {name: value for name, value in self.check_options(given).items() if value != defaults[name]}
+
 
 S_NOISE = Option("s_noise", 1.0, "Multiplies the fresh noise. Slightly above 1 brings back detail.", 0.0, 10.0)
 NOISE_DEVICE = Option(
