@@ -95,7 +95,7 @@ def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callab
     """A plan or predictor as the host calls a sampler.
 
     Raises:
-        ValueError: from the function, where the model is of another kind than it was made for, or the sigmas not its own.
+        ValueError: from the function, where the model is of another kind than it was made for, or the sigmas are foreign.
     """
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
