@@ -5,10 +5,9 @@ What a cell gave is kept on disk under a key made of all that it depends on, so 
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import inspect
+import importlib.util
 import itertools
 import logging
 import math
@@ -18,7 +17,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import samplers as pack  # noqa: E402
 from samplers import SAMPLERS, SCHEDULES  # noqa: E402
 
 if "comfy.samplers" not in sys.modules:
@@ -66,7 +64,7 @@ class Entry:
     """A sampler with its options."""
 
     source: str
-    """ours or host"""
+    """ours, host, or learned: a file of demo/plans"""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -179,6 +177,36 @@ def host_schedules() -> list[Schedule]:
     return [Schedule("host", n) for n in comfy.samplers.SCHEDULER_HANDLERS if not n.startswith(OURS_PREFIX)]
 
 
+LEARNED = ROOT / "demo" / "plans"
+"""Plans and predictors that were fitted to the demo model, each for one number of evaluations."""
+
+
+def learned_entries() -> list[Entry]:
+    return [Entry("learned", path.stem) for path in sorted(LEARNED.glob("*.safetensors"))]
+
+
+def learned_path(entry: Entry) -> Path:
+    return LEARNED / f"{entry.name}.safetensors"
+
+
+@functools.cache
+def learned(entry: Entry) -> Any:
+    """As the pack inside the host loads it."""
+    return _pack_in_host().samplers.learned.load(learned_path(entry))
+
+
+@functools.cache
+def _pack_in_host() -> Any:
+    """The pack as a custom node: what reads the network's bottleneck and sets the guidance needs the host."""
+    spec = importlib.util.spec_from_file_location(
+        "fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec and spec.loader
+    sys.modules["fewstep"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
+
+
 # Levels and evaluations
 
 
@@ -205,6 +233,8 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
     Raises:
         Exception: whatever the schedule raises.
     """
+    if entry.source == "learned":
+        return tuple(learned(entry).recipe.sigmas)
     for steps in range(budget, 0, -1):
         levels = make_levels(entry, schedule, steps)
         if len(levels) > 1 and count_evaluations(entry, levels) <= budget:
@@ -220,6 +250,8 @@ def count_evaluations(entry: Entry, levels: tuple[float, ...]) -> int:
 @functools.cache
 def _count(entry: Entry, count: int, ends_at_zero: bool) -> int:
     """It depends on the number of levels and on whether the last is 0; the levels themselves do not matter."""
+    if entry.source == "learned":
+        return int(learned(entry).recipe.nfe)
     levels = make_levels(entry, Schedule("ours", "exponential"), max(count - ends_at_zero, 1))
     levels = levels if ends_at_zero else levels[:-1]
     if entry.source == "ours":
@@ -230,7 +262,7 @@ def _count(entry: Entry, count: int, ends_at_zero: bool) -> int:
 @functools.cache
 def is_stochastic(entry: Entry) -> bool:
     """Whether the result depends on the seed of the noise that is added on the way."""
-    if entry.adaptive:
+    if entry.adaptive or entry.source == "learned":
         return False
     levels = make_levels(entry, Schedule("ours", "exponential"), 6)
     if entry.source == "ours":
@@ -249,31 +281,32 @@ def _weights() -> str:
 
 @functools.cache
 def _identity(entry: Entry, levels: tuple[float, ...]) -> tuple[Any, ...]:
-    """What the sampler does on these levels. Samplers that do the same share it, and so their cells."""
+    """What the sampler does on these levels. Samplers that do the same share it, and so their cells.
+
+    Of ours it is what comes out on a model that costs nothing: it changes with their behaviour, not with their code.
+    """
     if entry.source == "host":
         function = comfy.samplers.sampler_object(entry.name).sampler_function
         return COMFYUI_WHEEL, function.__module__, function.__qualname__, levels
-    options = dict(entry.options)
-    if entry.adaptive:
-        return entry.name, entry.options, levels, *map(_code, ("adaptive", "dpm_solver", "integrate"))
-    plan = SAMPLERS[entry.name].plan(levels, **options)
-    stages = tuple(
-        (*s[:2], _terms(s.update), _terms(s.prediction), s.completes, s.noise and tuple(s.noise)) for s in plan
-    )
-    noise = (_code("noise"),) if any(stage.noise for stage in plan) else ()
-    return stages, _code("integrate"), *noise
+    if entry.source == "learned":
+        file = digest(learned_path(entry).read_bytes())
+        function = functools.partial(learned(entry).function, set_guidance=lambda factor: None)
+        return "learned", file, *_behaviour(function, levels)
+    return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **dict(entry.options)), levels)
 
 
-def _terms(combination: pack.Combination) -> Any:
-    """Without the last digits, in which two ways to write one formula differ."""
-    return tuple(sorted((key, f"{float(c):.12g}") for key, c in combination.terms.items() if c))
+def _behaviour(function: Callable[..., Tensor], levels: tuple[float, ...]) -> tuple[Any, ...]:
+    """Levels that the model is asked for, and the sample, without the last digits, in which two ways to write one
+    formula differ."""
+    asked = []
 
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(f"{float(sigma[0]):.9g}")
+        return torch.tanh(x / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt() + 0.1 * sigma[0].log())
 
-@functools.cache
-def _code(module: str) -> str:
-    """A module of ours as its syntax tree: comments do not count."""
-    source = inspect.getsource(sys.modules[f"{pack.__name__}.{module}"])
-    return digest(ast.dump(ast.parse(source)))
+    noise = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = function(model, noise * levels[0], levels, disable=True)
+    return (*asked, *(f"{v:.9g}" for v in x.flatten().tolist()))
 
 
 # Sampling
@@ -313,6 +346,8 @@ def sample(
     noise = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(pair.seed)) for pair in pairs])
     if entry.source == "ours":
         sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options))
+    elif entry.source == "learned":
+        sampler = comfy.samplers.KSAMPLER(_pack_in_host().nodes.host.learned_function(learned(entry)))
     else:
         sampler = comfy.samplers.sampler_object(entry.name)
     seed = pairs[0].seed + 10**9 if seed is None else seed  # apart from those of the starting noise

@@ -35,7 +35,7 @@ os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from bench import cells, distances  # noqa: E402
+from bench import cells, distances, learned  # noqa: E402
 from bench.cells import Cache, Entry, Job, Outcome, OutOfTime, Pair, Runner, Schedule  # noqa: E402
 
 PROMPTS = (
@@ -432,13 +432,14 @@ class Sampling:
                 tried[entry] = min(tried.get(entry, (math.inf, schedule)), (distance, schedule), key=itemgetter(0))
         return [(entry, schedule) for entry, (_, schedule) in sorted(tried.items(), key=lambda item: item[1][0])]
 
-    def measure(self, chosen: list[tuple[Entry, Schedule]], compared: list[Cell]) -> None:
-        """Fills `result`: in turn the best of ours and of the host, with the deterministic ones in between."""
+    def measure(self, chosen: list[tuple[Entry, Schedule]], compared: list[Cell], weak: list[Cell]) -> None:
+        """Fills `result`: in turn the best of ours and of the host, with the deterministic ones in between: the best,
+        and learned ones whose error is not below their base's."""
         by_source = [[c for c in chosen if c[0].source == source] for source in ("ours", "host")]
         in_turn = [c for two in itertools.zip_longest(*by_source) for c in two if c]
         noisy = [Cell(entry, schedule, b) for entry, schedule in in_turn for b in self.size.sample_budgets]
         best = 2 * len(self.size.sample_budgets)
-        for cell in noisy[:best] + compared + noisy[best:]:
+        for cell in dict.fromkeys(noisy[:best] + compared + weak + noisy[best:]):
             outcome = self.run("stochastic samplers", cell, 3 * 10**6, self.size.samples)
             if not outcome.failed:
                 self.result.add(cell, outcome)
@@ -455,7 +456,7 @@ class Row:
 
     sampler: str
     source: str
-    """ours, host, or borrowed: a sampler of the host on our schedules"""
+    """ours, host, borrowed: a sampler of the host on our schedules, or learned: a file of demo/plans"""
 
     schedule: str
     """`*`: without the last level above 0"""
@@ -633,6 +634,9 @@ def describe(results: Results, size: Size) -> str:
     parts = [_INTRODUCTION.format(size=size, guidance=cells.GUIDANCE)]
     if results.floor:
         parts.append(_describe_errors(results, results.floor, size))
+    if any(cell.entry.source == "learned" for cell in results.scores):
+        found = results.distribution.rows if results.distribution else []
+        parts.append(learned.describe(results.scores, {cell: data.frechet for cell, _, _, data in found if data}))
     if results.distribution:
         parts.append(_describe_distribution(results.distribution, size))
     if results.failures:
@@ -750,6 +754,10 @@ def _measure(bench: Bench, names: Sequence[str], results: Results) -> None:
     free = [Cell(entry, Schedule(entry.source, "karras"), None) for entry in adaptive]
     bench.report(bench.choose(choices) + free, "all")
 
+    files = [f for f in learned.fitted() if f.evaluations in bench.size.budgets and _is_wanted(f.entry, names)]
+    fitted = [Cell(f.entry, learned.OWN_LEVELS, f.evaluations) for f in files]
+    bench.scores |= bench.score("report, learned", fitted, bench.reported_on, bench.size.batch)
+
     lent = dict.fromkeys(leaders(bench.scores, "host", bench.size.borrowers), schedules["ours"])
     if lent:
         bench.report(bench.choose(lent), "borrowed")
@@ -759,7 +767,8 @@ def _measure(bench: Bench, names: Sequence[str], results: Results) -> None:
         chosen = sampling.choose(stochastic, _liked(bench.scores, schedules))
         compared = [cell for budget in bench.size.sample_budgets for duel in duels(bench.scores, [budget])
                     for cell in (duel.ours, duel.host)]  # fmt: skip
-        sampling.measure(chosen, compared)
+        weak = [cell for pair in learned.without_gain(bench.scores) for cell in pair]
+        sampling.measure(chosen, compared, weak)
 
 
 def _stochastic(entry: Entry) -> bool:
