@@ -85,8 +85,8 @@ def describe(scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float
         "## Learned plans",
         "",
         "Calibrated plans and AMED predictors for the demo model at guidance 3 (demo/plans, made by demo/learn.py from "
-        "other prompts and seeds than the ones reported here). Error as above, on the same images; in brackets the ratio "
-        "to the best sampler of the host on any of its schedules.",
+        "other prompts and seeds than the ones reported here). Error as above, on the same images; in brackets the "
+        "ratio to the best sampler of the host on any of its schedules.",
         "",
         "| NFE | best of the host | best plain of ours | calibrated | best AMED | goals |",
         "| --- | --- | --- | --- | --- | --- |",
