@@ -50,7 +50,11 @@ class Learned:
         return KINDS[self.predictor is not None]
 
     def check_model(self, model: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming the first field that differs, unless this is the kind of model it was made for."""
+        """Check that this is the kind of model it was made for. A field that one of both does not know is left out.
+
+        Raises:
+            ValueError: naming the first field that differs.
+        """
         for name, wanted in self.about.get("model", {}).items():
             if name in model and not _agree(model[name], wanted):
                 raise ValueError(
@@ -84,7 +88,8 @@ class Learned:
         levels = read_levels(recipe.sigmas, recipe.flow)
         predict = prediction(self.predictor, bottleneck, len(x))
         decisions = predicted(recipe.stages, levels, predict, x)
-        return integrate(model, x, decisions, extra_args=extra_args, callback=callback, disable=disable)
+        guided = recipe.guided(model, set_guidance)
+        return integrate(guided, x, decisions, extra_args=extra_args, callback=callback, disable=disable)
 
     # As files and text
 
@@ -147,10 +152,8 @@ def load(path: Path) -> Learned:
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path.name} is damaged or was cut off ({error}): copy or download it again") from None
     try:
-        fields = {k: v if k in ("format", "kind") else json.loads(v) for k, v in metadata.items()}
-        return _read(fields, tensors)
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path.name}: its metadata is no JSON ({error}): copy or download it again") from None
+        check_format(metadata.get("format"))  # before the rest is taken for ours: a LoRA has metadata, too
+        return _read({key: _decoded(key, entry) for key, entry in metadata.items()}, tensors)
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
 
@@ -163,6 +166,8 @@ def parse(text: str) -> Learned:
     """
     try:
         fields = json.loads(text)
+    except RecursionError:
+        raise FileError("the text is no plan: it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise FileError(
             f"the text is no plan: {error.msg} at line {error.lineno}, column {error.colno}; paste all of it, from the "
@@ -176,12 +181,28 @@ def parse(text: str) -> Learned:
         raise FileError(f"the text is no plan: {error}") from None
 
 
-def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else None
+def check_format(found: Any) -> None:
+    """Raise ValueError unless it is ours."""
+    if found != FORMAT:
         raise ValueError(f"field format is {found!r}, not {FORMAT!r}: this is no file of Few-Step")
+
+
+def _decoded(key: str, entry: str) -> Any:
+    """An entry of a file's metadata, of which all but the format and the kind are JSON."""
+    if key in ("format", "kind"):
+        return entry
+    try:
+        return json.loads(entry)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"field {key} is no JSON ({error}): copy or download it again") from None
+
+
+def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
+    """What the fields of a file or text hold. Raises ValueError, naming the field at fault."""
+    fields = fields if isinstance(fields, dict) else {}
+    check_format(fields.get("format"))
     version = fields.get("version")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ValueError(f"field version is {version!r}: it must be a whole number from 1 on")
     if version > VERSION:
         raise ValueError(f"field version is {version} and this Few-Step reads up to {VERSION}: update Few-Step")
@@ -201,14 +222,18 @@ def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
 def _read_predictor(bounds: Any, tensors: Mapping[str, Tensor]) -> Predictor:
     try:
         predictor = Predictor(float(bounds["scale_dir"]), float(bounds["scale_time"]))
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"field predictor must give scale_dir and scale_time ({error!r})") from None
     wanted = {key: list(tensor.shape) for key, tensor in predictor.state_dict().items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
-    for key in wanted.keys() | found.keys():
-        if wanted.get(key) != found.get(key):
+    for key in sorted(wanted.keys() | found.keys()):
+        if key not in found:
+            raise ValueError(f"tensor {key} is missing: download the file again")
+        if key not in wanted:
+            raise ValueError(f"tensor {key} is unknown to this version: update Few-Step, or download the file again")
+        if wanted[key] != found[key]:
             raise ValueError(
-                f"tensor {key} has shape {found.get(key)} and should have {wanted.get(key)}: download it again"
+                f"tensor {key} has shape {found[key]} and should have {wanted[key]}: download the file again"
             )
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -224,4 +249,4 @@ def _agree(found: Any, wanted: Any) -> bool:
 
 
 def _short(field: Any) -> str:
-    return f"{field:.5g}" if isinstance(field, float) else str(field)
+    return f"{field:.5g}" if isinstance(field, float) else str(field)[:80]

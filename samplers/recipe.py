@@ -49,7 +49,7 @@ class Recipe:
     flow: bool = False
     """Levels of a rectified-flow model."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Of the base solver."""
 
     tunings: tuple[Tuning, ...] = ()
@@ -95,8 +95,11 @@ class Recipe:
 
     def plan(self) -> Plan:
         """The stages of the run."""
-        levels = read_levels(self.sigmas, self.flow)
-        stages = tuned(SAMPLERS[self.base].solver(levels, **self._solver_options), levels, self.tunings)
+        return self.plan_on(read_levels(self.sigmas, self.flow), self.tunings)
+
+    def plan_on(self, levels: Levels, tunings: Sequence[Tuning]) -> Plan:
+        """The stages with other levels and tunings. Where these are scalars of torch, so are the coefficients."""
+        stages = tuned(SAMPLERS[self.base].solver(levels, **self._solver_options), levels, tunings)
         return economical(analytical_first_step(stages, levels) if self.afs else stages)
 
     def stages(self, levels: Levels) -> Iterator[Stage]:
@@ -247,9 +250,13 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
 
 
 def _numbers(name: str, given: Any) -> tuple[float, ...]:
-    if not isinstance(given, list | tuple) or not all(isinstance(n, int | float) for n in given):
+    fits = isinstance(given, list | tuple)
+    if not fits or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in given):
         raise ValueError(f"{name} must be a list of numbers")
-    return tuple(map(float, given))
+    try:
+        return tuple(map(float, given))
+    except OverflowError:  # a whole number of JSON may have any length
+        raise ValueError(f"{name} holds a number that is too large") from None
 
 
 def _switch(name: str, given: Any) -> bool:

@@ -12,6 +12,7 @@ gradient through the network would see none of scale_time, and of r only a part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .amed import Middle, Pairs, end_of_step
-from .integrate import Model, combine, level_tensor
+from .dpm_solver import finite_step
+from .integrate import Model, combine, history_length, level_tensor, non_finite
 from .levels import Levels, read_levels
 from .phi import value
 from .plan import DENOISED, P, Stage
@@ -27,11 +29,17 @@ from .predictor import Predictor, pool
 from .recipe import Recipe
 from .registry import SAMPLERS
 
-SINGLESTEP = ("amed", "amed_dpm_2s", "euler")
+SINGLESTEP = ("amed", "amed_dpm_2s", "ddim", "euler")
 """Bases that remember nothing: each of their steps starts from the teacher's sample."""
+
+R, SCALE_DIR, SCALE_TIME = range(3)
+"""The columns of a predictor's numbers."""
 
 STEPS = 0.03, 0.01, 0.03
 """By how much r, scale_dir and scale_time are moved to take a difference."""
+
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+"""The model with its arguments filled in."""
 
 Operands = tuple[Tensor, ...]
 """(*predictions, denoised, start, x), what combinations are made of."""
@@ -68,13 +76,23 @@ class Trainer:
         self.levels = read_levels(recipe.sigmas, recipe.flow)
         self.starts = list(range(0, len(self.levels) - 2, 2))
         self.optimizer = torch.optim.Adam(predictor.parameters(), lr=learning_rate)
-        self._teacher, self._teacher_sigmas = teacher, teacher_levels(self.levels, extra)
-        self._extra = extra
+        if not self.starts:
+            raise ValueError("recipe has one evaluation only: a step to learn needs two")
+        self._goals = [i // 2 * (extra + 1) + extra for i in self.starts]  # the teacher's steps that end where ours do
+        plan = SAMPLERS[teacher].plan(teacher_levels(self.levels, extra), flow=self.levels.flow)
+        self._teacher = tuple(stage for stage in plan if stage.step <= self._goals[-1])
 
     @property
     def evaluations(self) -> int:
-        """Of the model, for one batch."""
-        return len(self._teacher_sigmas) - 1 + sum(4 for _ in self.starts) + (len(self.levels) % 2 == 0)
+        """Of the model, for one batch.
+
+        A step has those at its start and in its middle, and the second again for r, and for scale_time if it is
+        learned. A step out of pure noise has no middle to learn.
+        """
+        learned = 3 + (self.predictor.bounds[SCALE_TIME - 1] > 0)
+        teacher = sum(stage.sigma is not None for stage in self._teacher)
+        steps = (learned if finite_step(self.levels[i], end_of_step(self.levels, i)) else 2 for i in self.starts)
+        return teacher + sum(steps) - self.recipe.afs
 
     @torch.no_grad()
     def learn(
@@ -95,6 +113,9 @@ class Trainer:
 
         Returns:
             The loss of each step that has a middle: the squared distance to the teacher, mean over images.
+
+        Raises:
+            NonFiniteError: if a step came to NaN or infinity, from which the predictor has learned nothing.
         """
         args = extra_args or {}
 
@@ -112,21 +133,20 @@ class Trainer:
                 operands, loss = self._step(pairs, i, operands, goal, seen, evaluate, batch or len(x))
                 losses.append(loss)
             else:
-                operands = _go(pairs, i, operands, evaluate)
+                operands = updated(pairs.stage(i + 1), _to_middle(pairs, i, operands, evaluate))
             if self.recipe.base in SINGLESTEP:
                 operands = (*operands[:-2], goal, goal)
         return losses
 
-    def teach(self, evaluate: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> list[Tensor]:
-        """The teacher's samples at the ends of the steps."""
-        plan = SAMPLERS[self._teacher].plan(self._teacher_sigmas, flow=self.levels.flow)
+    def teach(self, evaluate: Evaluate, x: Tensor) -> list[Tensor]:
+        """The teacher's samples at the ends of the steps, [B, C, ...] each."""
         operands: Operands = (x, x, x)
-        ends, wanted = [], [k * (self._extra + 1) for k in range(1, len(self.starts) + 1)]
-        for stage in plan:
-            operands = updated(stage, evaluated(stage, operands, evaluate))
-            if stage.completes and stage.step + 1 in wanted:
-                ends.append(operands[-1])
-        return ends
+        memory = history_length(self._teacher, 0)
+        ends = {}
+        for stage in self._teacher:
+            operands = updated(stage, evaluated(stage, operands, evaluate, memory))
+            ends[stage.step] = operands[-1]  # of the last stage of a step
+        return [ends[step] for step in self._goals]
 
     def _step(
         self,
@@ -135,10 +155,10 @@ class Trainer:
         operands: Operands,
         goal: Tensor,
         seen: Tensor | None,
-        evaluate: Callable[[Tensor, Tensor], Tensor],
+        evaluate: Evaluate,
         batch: int,
     ) -> tuple[Operands, float]:
-        """One step of the student, and of Adam."""
+        """One step of the student, and of Adam. Gives the operands at its end, and the loss."""
         s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
         weight = next(self.predictor.parameters())
         pooled = weight.new_zeros(len(goal), 8, 8) if seen is None else pool(seen).to(weight)
@@ -146,30 +166,33 @@ class Trainer:
             numbers = self.predictor(pooled, s, end)
         rows = numbers.detach().double().cpu()
 
-        def outcome(k: int | None = None) -> Operands:
-            there = rows.clone()
-            if k is not None:
-                there[:, k] += step_of(k, there)
+        def insert(there: Tensor) -> None:
             pairs.insert(i, [Middle(*row) for row in there.tolist()])
-            return _go(pairs, i, operands, evaluate)
 
-        def step_of(k: int, there: Tensor) -> Tensor:
-            h = torch.full((len(there),), STEPS[k], dtype=torch.float64)
-            return torch.where(there[:, 0] + h < 1, h, -h) if k == 0 else h
-
-        ended = outcome()
-        difference = (ended[-1] - goal).flatten(1)
+        insert(rows)
+        reached = _to_middle(pairs, i, operands, evaluate)
+        ended = updated(pairs.stage(i + 1), reached)
+        difference = (ended[-1] - goal).flatten(1).double().cpu()
+        loss = float(difference.square().sum()) / batch
+        if not math.isfinite(loss):
+            raise non_finite(i, len(self.levels) - 1, self.levels[i].sigma)
         gradient = torch.zeros_like(rows)
-        free = [0, *(1 + k for k, bound in enumerate(self.predictor.bounds) if bound)]
-        for k in free:
-            slope = (outcome(k)[-1] - ended[-1]).flatten(1).double().cpu() / step_of(k, rows)[:, None]
-            gradient[:, k] = 2 * (difference.double().cpu() * slope).sum(dim=1)
+        for k in (R, *(k for k, bound in enumerate(self.predictor.bounds, SCALE_DIR) if bound)):
+            h = torch.full_like(rows[:, k], STEPS[k])
+            if k == R:
+                h = torch.where(rows[:, R] + h < 1, h, -h)
+            there = rows.clone()
+            there[:, k] += h
+            insert(there)
+            again = reached if k == SCALE_DIR else _to_middle(pairs, i, operands, evaluate)
+            moved = updated(pairs.stage(i + 1), again)[-1] - ended[-1]
+            gradient[:, k] = 2 * (difference * moved.flatten(1).double().cpu()).sum(dim=1) / h
         self.optimizer.zero_grad()
         numbers.backward((gradient / batch).to(numbers))
         _share([p.grad for p in self.predictor.parameters() if p.grad is not None])
         self.optimizer.step()
-        pairs.insert(i, [Middle(*row) for row in rows.tolist()])
-        return ended, float(difference.square().sum()) / batch
+        insert(rows)
+        return ended, loss
 
 
 def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
@@ -188,14 +211,14 @@ def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
     return tuple(sigmas)
 
 
-def evaluated(stage: Stage, operands: Operands, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Operands:
-    """The operands after the evaluation of a stage, as `integrate` keeps them."""
+def evaluated(stage: Stage, operands: Operands, evaluate: Evaluate, memory: int = len(P)) -> Operands:
+    """The operands after the evaluation of a stage, as `integrate` keeps them; so many predictions at most."""
     *predictions, denoised, start, x = operands
     if stage.sigma is not None:
         denoised = evaluate(x, level_tensor(stage.sigma, x, torch.promote_types(x.dtype, torch.float32)))
     if stage.remembers:
         new = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
-        predictions = [new, *predictions][: len(P)]
+        predictions = [new, *predictions][:memory]
     return (*predictions, denoised, start, x)
 
 
@@ -205,11 +228,9 @@ def updated(stage: Stage, operands: Operands) -> Operands:
     return (*operands[:-2], x if stage.completes else operands[-2], x)
 
 
-def _go(pairs: Pairs, i: int, operands: Operands, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Operands:
-    """From the evaluation at levels[i] to the end of the step."""
-    at_middle = updated(pairs.stage(i), operands)
-    stage = pairs.stage(i + 1)
-    return updated(stage, evaluated(stage, at_middle, evaluate))
+def _to_middle(pairs: Pairs, i: int, operands: Operands, evaluate: Evaluate) -> Operands:
+    """From the evaluation at levels[i] over that at the inserted level; its update is still to come."""
+    return evaluated(pairs.stage(i + 1), updated(pairs.stage(i), operands), evaluate)
 
 
 def _share(gradients: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .levels import Levels
 from .phi import Scalar, value
-from .plan import DENOISED, Combination, P, Stage, X
+from .plan import DENOISED, START, Combination, P, Stage, X
 
 
 class Tuning(NamedTuple):
@@ -35,8 +35,16 @@ class Tuning(NamedTuple):
     """Factor of the guidance scale in this evaluation. The plan itself does not know guidance: `Recipe` sees to it."""
 
 
+_SAMPLES = X.terms.keys() | START.terms.keys()
+
 PLAIN = Tuning()
 """Changes nothing."""
+
+
+def leaves_plan(tuning: Tuning) -> bool:
+    """Whether the plan is the same with it. A scalar of torch may carry a gradient, and never counts as plain."""
+    in_plan = tuning._replace(guidance=PLAIN.guidance)
+    return not any(isinstance(n, Tensor) or n != plain for n, plain in zip(in_plan, PLAIN, strict=True))
 
 
 def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) -> Iterator[Stage]:
@@ -53,7 +61,7 @@ def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) ->
     known = 0
     for k, (stage, tuning) in enumerate(zip(stages, tunings, strict=True)):
         known += stage.remembers
-        if tuning == PLAIN:
+        if leaves_plan(tuning):
             yield stage
             continue
         update = in_predictions(stage)
@@ -64,15 +72,20 @@ def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) ->
                         f"level {k} has no {('slope', 'curvature')[order - 1]}: it needs earlier predictions"
                     )
                 update += (share * weight(update)) * (P[0] - P[1] if order == 1 else P[0] - 2.0 * P[1] + P[2])
-        update = Combination({key: tuning.scale_dir * c if key >= 0 else c for key, c in update.terms.items()})
+        update = Combination({key: c if key in _SAMPLES else tuning.scale_dir * c for key, c in update.terms.items()})
         yield stage._replace(sigma=told(stage, levels, tuning.scale_time), update=update)
 
 
 def in_predictions(stage: Stage) -> Combination:
-    """The update of a stage in terms of X, START and what is remembered, without DENOISED."""
+    """The update of a stage in terms of X, START and what is remembered, without DENOISED.
+
+    At pure noise in rectified flow the predicted noise is X itself and says nothing of DENOISED, which then stays.
+    """
     (denoised,) = DENOISED.terms
     inverse = P[0]  # the denoised sample in terms of what is remembered of it
     if stage.prediction is not DENOISED:
+        if denoised not in stage.prediction.terms:
+            return stage.update
         share = stage.prediction.terms[denoised]
         inverse = (P[0] - stage.prediction.replace(denoised, Combination({}))) / share
     return stage.update.replace(denoised, inverse)
