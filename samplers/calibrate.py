@@ -7,6 +7,9 @@ hundred runs or so where a search that only compares errors needs thousands. No 
 that it may be quantised, offloaded, compiled or patched; and differences of finite width see what a gradient would
 not, the rounding of levels to the time steps of a discrete model.
 
+Where a network can be differentiated, and is told its levels exactly, `DifferentiableGoal` is the other way: the
+gradient of the same objective in all numbers at once, by backpropagation through the run, for BFGS.
+
 Samples are weighted by the inverse of their error (iteratively reweighted least squares), so that the geometric mean of
 the errors falls and not only the largest.
 """
@@ -15,14 +18,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from .levels import read_levels
+from .integrate import Model, NonFiniteError, integrate
+from .levels import Levels, read_levels
+from .phi import Scalar
 from .recipe import Recipe
 from .registry import SCHEDULES
 from .tuned import Tuning
@@ -43,13 +49,18 @@ KINDS = {
     "curvature": Kind(0.03, 0.3, 2),
     "guidance": Kind(0.05, 0.3, 0),
     "scale_time": Kind(0.03, 0.2, 1),
+    "scale_dir": Kind(0.01, 0.05, 1),
 }
-"""What can be fitted. `level` is in lambda, `guidance` and `scale_time` are factors. All keep constants exact, and all
-are 0 or 1 in the base solver, to which a penalty of their squares, in units of `scale`, draws them."""
+"""What can be fitted. `level` is in lambda; all others are 0 or 1 in the base solver, to which a penalty of the
+squares, in units of `scale`, draws them. All keep a constant prediction exact but AMED's `scale_dir`, in the data
+prediction."""
 
 PENALTY = 1e-3  # of the squares; the data's squares are 1 at the start
 CLOSEST = 0.02  # in lambda: levels do not come nearer to each other
 ENOUGH = 0.01  # relative gain of a round that is worth another one
+STEPS_PER_ROUND = 10  # of BFGS
+LONGEST = 0.5  # step of BFGS, in units of the scales
+HALVINGS = 12  # of a step, at most
 
 
 class Unknown(NamedTuple):
@@ -59,8 +70,8 @@ class Unknown(NamedTuple):
     at: int
 
 
-def unknowns(recipe: Recipe, kinds: Sequence[str]) -> list[Unknown]:
-    """The numbers of a recipe that can be fitted, of these kinds.
+def unknowns(recipe: Recipe, kinds: Sequence[str], *, inserted: bool = False) -> list[Unknown]:
+    """The numbers of a recipe that can be fitted, of these kinds; with `inserted` those of every second level alone.
 
     Raises:
         ValueError: for a kind that there is not.
@@ -76,30 +87,36 @@ def unknowns(recipe: Recipe, kinds: Sequence[str]) -> list[Unknown]:
                 continue  # within a step of several evaluations
             if kind == "level" and not math.isfinite(float(levels[k].lam)):
                 continue
+            if kind == "guidance" and stages[k].sigma is None:
+                continue  # the analytical first step
+            if inserted and k % 2 == 0:
+                continue
             found.append(Unknown(kind, k))
     return found
 
 
 def moved(recipe: Recipe, numbers: Sequence[Unknown], by: Sequence[float]) -> Recipe | None:
     """The recipe with numbers added; None where that is no recipe (levels out of order, a number out of bounds)."""
-    levels = read_levels(recipe.sigmas, recipe.flow)
-    lams = [float(level.lam) for level in levels]
-    tunings = [t._asdict() for t in recipe.tunings]
-    for (kind, k), change in zip(numbers, by, strict=True):
-        if kind == "level":
-            lams[k] += change
-        else:
-            tunings[k][kind] += change
-    if any(b < a + CLOSEST for a, b in itertools.pairwise(lams)):
-        return None
-    sigmas = [
-        sigma if lam == float(level.lam) else float(levels.at_lambda(lam).sigma)
-        for sigma, lam, level in zip(recipe.sigmas, lams, levels, strict=True)
-    ]
     try:
-        return replace(recipe, sigmas=tuple(sigmas), tunings=tuple(Tuning(**t) for t in tunings))
-    except ValueError:
+        levels, tunings = placed(recipe, numbers, by)
+        lams = [float(level.lam) for level in levels]
+        if any(b < a + CLOSEST for a, b in itertools.pairwise(lams)):
+            return None
+        return replace(recipe, sigmas=tuple(map(float, levels.sigmas)), tunings=tuple(tunings))
+    except (ValueError, OverflowError):
         return None
+
+
+def placed(recipe: Recipe, numbers: Sequence[Unknown], by: Sequence[Scalar]) -> tuple[Levels, list[Tuning]]:
+    """The levels and tunings of a recipe with numbers added, unchecked. Scalars of torch keep their gradients."""
+    levels = read_levels(recipe.sigmas, recipe.flow)
+    sigmas, tunings = list(levels.sigmas), [t._asdict() for t in recipe.tunings]
+    for (kind, k), change in zip(numbers, by, strict=True):
+        if kind != "level":
+            tunings[k][kind] = tunings[k][kind] + change
+        elif isinstance(change, Tensor) or change:  # else the level stays to the last bit
+            sigmas[k] = levels.at_lambda(levels[k].lam + change).sigma
+    return Levels(tuple(sigmas), recipe.flow), [Tuning(**t) for t in tunings]
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,68 @@ class Goal:
         """[N, M] in float32 on the CPU; infinite where the run came to something that is not finite."""
         found = (self.run(recipe).to("cpu", torch.float32) - self.target.to("cpu", torch.float32)).flatten(1)
         return torch.where(found.isfinite(), found, torch.inf)
+
+
+@dataclass(frozen=True)
+class DifferentiableGoal:
+    """Samples that are to be matched, by a model that autograd can go through.
+
+    Each evaluation is a checkpoint: its intermediate results are computed once more on the way back, so that memory is
+    that of one evaluation, however many there are.
+
+    The gradient is that of the model as a smooth function of sigma. What it cannot see is rounding: a discrete model
+    that rounds its levels to time steps seems not to depend on `scale_time` at all, and on `level` only through the
+    coefficients of the solver. For such a model take differences instead.
+    """
+
+    model: Model
+    """A k-diffusion denoiser."""
+
+    x: Tensor
+    """Starting noise at the recipe's first level, [N, C, ...]."""
+
+    target: Tensor
+    """The teacher's samples, shaped like x."""
+
+    extra_args: Mapping[str, Any] | None = None
+    """Passed on to the model."""
+
+    set_guidance: Callable[[Scalar], None] | None = None
+    """As in `Recipe.function`; its factor may be a scalar of torch that carries a gradient."""
+
+    def squares(self, recipe: Recipe, numbers: Sequence[Unknown], by: Sequence[Scalar]) -> Tensor:
+        """The mean squared error of each sample, [N], with gradients in `by`.
+
+        Raises:
+            NonFiniteError: if the run came to NaN or infinity.
+            ValueError: if there is guidance and nothing to set it with.
+        """
+        levels, tunings = placed(recipe, numbers, by)
+        model = self._checkpointed([tuning.guidance for tuning in tunings][recipe.afs :])
+        with torch.enable_grad():
+            plan = recipe.plan_on(levels, tunings)
+            found = integrate(model, self.x, plan, extra_args=self.extra_args, disable=True)
+            wide = torch.promote_types(found.dtype, torch.float32)
+            differences = (found.to(wide) - self.target.to(found.device, wide)).flatten(1)
+            return differences.square().mean(dim=1)
+
+    def _checkpointed(self, factors: Sequence[Scalar]) -> Model:
+        """The model as a chain of checkpoints, each of which sets its own guidance, also when it is run again."""
+        if self.set_guidance is None and any(isinstance(factor, Tensor) or factor != 1 for factor in factors):
+            raise ValueError("guidance: there is no set_guidance to change that of single evaluations with")
+        remaining = iter(factors)
+
+        def evaluate(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+            factor = next(remaining)
+
+            def once(x: Tensor, sigma: Tensor) -> Tensor:
+                if self.set_guidance is not None:
+                    self.set_guidance(factor)
+                return self.model(x, sigma, **extra_args)
+
+            return checkpoint(once, x, sigma, use_reentrant=False, preserve_rng_state=False)
+
+        return evaluate
 
 
 def rmse(differences: Tensor) -> Tensor:
@@ -178,58 +257,81 @@ def calibrate(
     *,
     free: Sequence[str] = DEFAULT_FREE,
     rounds: int = 8,
+    inserted: bool = False,
+    backpropagate: DifferentiableGoal | None = None,
 ) -> Iterator[Progress]:
     """Fit a recipe; yields after each run, so that whoever drives it can stop at any time with the best so far.
 
     The starts are compared on `look` (a few of the samples of `fit`), the three best on all of `fit`. From the best,
     rounds of Gauss-Newton follow. `check` holds samples with other noise, better with other prompts too, and decides
-    which recipe is the best and when to stop; it is never fitted to.
+    which recipe is the best; it is never fitted to.
 
     Args:
         starts: plain recipes, as `plain_recipes` gives them.
         free: what is fitted, of `KINDS`; `guidance` only where the guidance scale can be set.
         rounds: at most so many.
+        inserted: fit the numbers of every second level alone, as AMED does.
+        backpropagate: the samples of `fit` for a model that can be differentiated; then rounds of BFGS follow instead.
 
     Raises:
-        ValueError: if there is no start, or none gave finite samples.
+        ValueError: if there is no start, none gave finite samples, or `free` names what cannot be fitted.
     """
     if not starts:
         raise ValueError("there is no plain recipe to start from: choose another base sampler or number of steps")
-    return _Calibration(look, fit, check, rounds).go(list(starts), free)
+    kinds = (free,) if isinstance(free, str) else tuple(free)
+    unknowns(starts[0], kinds)  # complains now, not after the first look
+    return _Calibration(look, fit, check, rounds, inserted, backpropagate).go(list(starts), kinds)
 
 
 class _Calibration:
-    def __init__(self, look: Goal, fit: Goal, check: Goal, rounds: int):
-        self.look, self.fit, self.check, self.rounds = look, fit, check, rounds
+    """The state of one calibration: what it has run, and the best of that."""
+
+    def __init__(
+        self,
+        look: Goal,
+        fit: Goal,
+        check: Goal,
+        rounds: int,
+        inserted: bool,
+        backpropagate: DifferentiableGoal | None,
+    ):
+        self.look, self.fit, self.check = look, fit, check
+        self.rounds, self.inserted, self.backpropagate = rounds, inserted, backpropagate
         self.runs = self.expected = 0
         self.before = self.after = math.inf
         self.error = math.inf
         self.best: Recipe
 
-    def progress(self, stage: str) -> Progress:
+    def differences(self, goal: Goal, recipe: Recipe) -> Tensor:
+        """Those of one more run."""
         self.runs += 1
+        return goal.differences(recipe)
+
+    def progress(self, stage: str) -> Progress:
         self.expected = max(self.expected, self.runs)
         return Progress(stage, self.runs, self.expected, self.best, self.before, self.after, self.error)
 
     def judge(self, recipe: Recipe) -> None:
-        error = geometric_mean(rmse(self.check.differences(recipe)))
+        """One more run, on the samples that nothing is fitted to."""
+        error = geometric_mean(rmse(self.differences(self.check, recipe)))
         if error < self.after:
             self.best, self.after = recipe, error
 
     def go(self, starts: list[Recipe], free: Sequence[str]) -> Iterator[Progress]:
         self.best = starts[0]
-        count = len(unknowns(starts[0], free))
+        count = len(unknowns(starts[0], free, inserted=self.inserted))
         finalists = min(3, len(starts))
         self.expected = len(starts) + 2 * finalists + self.rounds * (count + 4)
 
         looks = []
         for start in starts:
-            looks.append(geometric_mean(rmse(self.look.differences(start))))
+            looks.append(geometric_mean(rmse(self.differences(self.look, start))))
             yield self.progress("starts")
         chosen: tuple[float, Recipe, Tensor] | None = None
         for k in sorted(range(len(starts)), key=lambda k: looks[k])[:finalists]:
             start = starts[k]
-            found = self.fit.differences(start)
+            found = self.differences(self.fit, start)
+            yield self.progress("starts")
             error = geometric_mean(rmse(found))
             if math.isfinite(error) and (chosen is None or error < chosen[0]):
                 chosen = error, start, found
@@ -239,14 +341,17 @@ class _Calibration:
         if chosen is None:
             raise ValueError("no plain sampler gave finite samples with this model: look at the model and the guidance")
         self.error, base, found = chosen
-        self.judge(base)
-        yield from self.descend(base, found, unknowns(base, free))
-        self.expected = self.runs + 1
+        numbers = unknowns(base, free, inserted=self.inserted)
+        if self.backpropagate is None:
+            yield from self.descend(base, found, numbers)
+        elif numbers:
+            yield from self.descend_by_gradient(self.backpropagate, base, numbers)
+        self.expected = self.runs
         yield self.progress("done")
 
     def descend(self, base: Recipe, found: Tensor, numbers: list[Unknown]) -> Iterator[Progress]:
         """Levenberg-Marquardt on u, the numbers in units of their scale."""
-        scales = torch.tensor([KINDS[u.kind].scale for u in numbers], dtype=torch.float64)
+        scales = _scales(numbers)
         u = torch.zeros(len(numbers), dtype=torch.float64)
         jacobian: Tensor | None = None
         exact, damping, round_ = False, 1e-2, 0
@@ -264,7 +369,7 @@ class _Calibration:
                 step = torch.linalg.solve(gram + (PENALTY + damping) * identity, -(gradient + PENALTY * u))
                 recipe = moved(base, numbers, ((u + step) * scales).tolist())
                 if recipe is not None:
-                    trial = self.fit.differences(recipe)
+                    trial = self.differences(self.fit, recipe)
                     yield self.progress(f"round {round_ + 1} of {self.rounds}")
                     new_cost = float((trial * weights[:, None]).square().sum())
                     new_cost += PENALTY * float((u + step).square().sum())
@@ -300,11 +405,89 @@ class _Calibration:
             recipe = moved(base, numbers, (there * scales).tolist())
             if recipe is None:
                 continue
-            result = self.fit.differences(recipe)
+            result = self.differences(self.fit, recipe)
             yield self.progress("slopes of the error")
             if result.isfinite().all():
                 return (result - found) / step
         return torch.zeros_like(found)  # neither side is possible: it stays where it is
+
+    def descend_by_gradient(
+        self, goal: DifferentiableGoal, base: Recipe, numbers: list[Unknown]
+    ) -> Generator[Progress, None, None]:
+        """BFGS on u, the numbers in units of their scale, with steps that are halved until the cost falls.
+
+        The weights of the samples stay for a round. J. Nocedal, S. Wright: Numerical Optimization. 2006, algorithm 6.1
+        and eq. 6.20.
+        """
+        scales, identity = _scales(numbers), torch.eye(len(numbers), dtype=torch.float64)
+        u, inverse, fresh = torch.zeros(len(numbers), dtype=torch.float64), identity, True
+        for round_ in range(self.rounds):
+            stage, earlier = f"round {round_ + 1} of {self.rounds}", self.error
+            cost, slope, squares = self.slope(goal, base, numbers, u, scales)
+            weights = 1 / squares.clamp(min=1e-18)
+            yield self.progress(stage)
+            for _ in range(STEPS_PER_ROUND):
+                direction = -inverse @ slope
+                direction *= min(1.0, LONGEST / max(float(direction.norm()), 1e-12))
+                accepted = None
+                for share in (2.0**-k for k in range(HALVINGS)):
+                    there = u + share * direction
+                    recipe = moved(base, numbers, (there * scales).tolist())
+                    if recipe is None:
+                        continue
+                    new_cost, new_slope, squares = self.slope(goal, base, numbers, there, scales, weights)
+                    yield self.progress(stage)
+                    if new_cost < cost + 1e-4 * share * float(direction @ slope):
+                        accepted = recipe
+                        break
+                if accepted is None:
+                    if fresh:  # not even down the slope
+                        break
+                    inverse, fresh = identity, True
+                    continue
+                step, change = there - u, new_slope - slope
+                product = float(step @ change)
+                if product > 1e-10:
+                    inverse = inverse * (product / float(change @ change)) if fresh else inverse
+                    mixing = identity - torch.outer(step, change) / product
+                    inverse = mixing @ inverse @ mixing.T + torch.outer(step, step) / product
+                    fresh = False
+                u, cost, slope = there, new_cost, new_slope
+                self.error = geometric_mean(squares.sqrt())
+                self.judge(accepted)
+                yield self.progress(stage)
+            if self.error > (1 - ENOUGH) * earlier:
+                return
+
+    def slope(
+        self,
+        goal: DifferentiableGoal,
+        base: Recipe,
+        numbers: list[Unknown],
+        u: Tensor,
+        scales: Tensor,
+        weights: Tensor | None = None,
+    ) -> tuple[float, Tensor, Tensor]:
+        """The cost, its gradient in u, and the squared errors of the samples, by one run there and back.
+
+        Without weights they are the inverse of the squared errors.
+        """
+        self.runs += 1
+        with torch.enable_grad():
+            leaf = u.clone().requires_grad_()
+            try:
+                squares = goal.squares(base, numbers, (leaf * scales).unbind()).double().cpu()
+            except NonFiniteError:
+                return math.inf, torch.zeros_like(u), torch.full((len(goal.x),), torch.inf)
+            weights = 1 / squares.detach().clamp(min=1e-18) if weights is None else weights
+            cost = (weights * squares).mean() + PENALTY * leaf.square().sum()
+            (slope,) = torch.autograd.grad(cost, leaf)
+        fine = bool(slope.isfinite().all())
+        return float(cost.detach()) if fine else math.inf, slope, squares.detach()
+
+
+def _scales(numbers: Sequence[Unknown]) -> Tensor:
+    return torch.tensor([KINDS[number.kind].scale for number in numbers], dtype=torch.float64)
 
 
 def _normal_equations(jacobian: Tensor, found: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
