@@ -6,6 +6,9 @@ arXiv 2312.00094.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, silu
@@ -47,11 +50,53 @@ class Predictor(nn.Module):
 
     def forward(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> Tensor:
         """Numbers [B, 3] (r, scale_dir, scale_time) from `pool`ed bottlenecks [B, 8, 8]."""
-        embedded = silu(self.level(torch.stack([embed(s).to(bottleneck) for s in (sigma, sigma_next)]))).flatten()
-        features = torch.cat([self.bottleneck(bottleneck.flatten(1)), embedded.expand(len(bottleneck), -1)], dim=1)
+        features = self._features(bottleneck, sigma, sigma_next)
         r, *scales = (torch.sigmoid(head(features)) for head in self.heads)
         scales = [1 + bound * (2 * share - 1) for bound, share in zip(self.bounds, scales, strict=True)]
         return torch.cat([r.clamp(_EDGE, 1 - _EDGE), *scales], dim=1)
+
+    def _features(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """[B, 4 + 16], those of the bottleneck first."""
+        embedded = silu(self.level(torch.stack([embed(s).to(bottleneck) for s in (sigma, sigma_next)]))).flatten()
+        return torch.cat([self.bottleneck(bottleneck.flatten(1)), embedded.expand(len(bottleneck), -1)], dim=1)
+
+    @torch.no_grad()
+    def start_at(self, levels: Levels, tunings: Sequence[Tuning]) -> None:
+        """Set the heads so that `fixed` gives these inserted levels, and their scales.
+
+        The heads are linear in the embeddings of the levels: theirs are the weights of least norm that do it. Training
+        then begins at these numbers instead of r = 1/2.
+
+        Raises:
+            ValueError: if a number lies outside of what this predictor can give.
+        """
+        zeros = next(self.parameters()).new_zeros(1, _SIDE, _SIDE)
+        features, wanted = [], []
+        for i in range(0, len(levels) - 2, 2):
+            s, m, end = levels[i], levels[i + 1], end_of_step(levels, i)
+            if not finite_step(s, end):
+                continue
+            tuning = tunings[i + 1]
+            r = value((m.lam - s.lam) / (end.lam - s.lam))
+            shares = [(v - 1) / (2 * b) + 0.5 if b else 0.5 for v, b in zip(tuning[:2], self.bounds, strict=True)]
+            if not all(0 < share < 1 for share in (r, *shares)):
+                raise ValueError(
+                    f"the numbers of level {i + 1} (r = {r:.3g}, scale_dir = {tuning.scale_dir:.3g}, scale_time = "
+                    f"{tuning.scale_time:.3g}) lie outside the bounds {self.bounds} of the predictor's scales"
+                )
+            wanted.append([math.log(share / (1 - share)) for share in (r, *shares)])
+            features.append(self._features(zeros, value(s.sigma), value(end.sigma))[0])
+        if not wanted:
+            return
+        seen = torch.stack(features).double().cpu()
+        logits = torch.tensor(wanted, dtype=torch.float64)
+        embedded = torch.cat([seen[:, _FEATURES:], torch.ones(len(seen), 1, dtype=torch.float64)], dim=1)
+        heads = (head for head in self.heads if isinstance(head, nn.Linear))
+        for head, target in zip(heads, logits.T, strict=True):
+            missing = target - seen @ head.weight[0].double().cpu() - head.bias.double().cpu()
+            *weights, bias = torch.linalg.lstsq(embedded, missing[:, None], driver="gelsd").solution[:, 0]
+            head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
+            head.bias.add_(bias.to(head.bias))
 
     def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[Middle]:
         """The numbers as scalars, one `Middle` per image. With gradients if they are enabled, else plain."""

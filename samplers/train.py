@@ -13,8 +13,8 @@ gradient through the network would see none of scale_time, and of r only a part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -138,6 +138,101 @@ class Trainer:
                 operands = (*operands[:-2], goal, goal)
         return losses
 
+    @torch.no_grad()
+    def learn_end(
+        self,
+        model: Model,
+        x: Tensor,
+        target: Tensor,
+        bottleneck: Callable[[], Tensor | None],
+        extra_args: Mapping[str, Any] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> float:
+        """Train on one batch for the last sample alone, which the paper does not do: matching the teacher at every step
+        is not the same as ending right. The predictor is updated once.
+
+        The loss is the mean over images of the logarithm of the root mean square error. What a later step sees in the
+        bottleneck is taken as it is: its change with earlier numbers is left out of the gradient.
+
+        Args:
+            target: what the samples should be, [B, C, ...].
+            batch: as in `learn`, as the others.
+
+        Returns:
+            The loss.
+        """
+        args = extra_args or {}
+
+        def evaluate(at: Tensor, sigma: Tensor) -> Tensor:
+            return model(at, sigma, **args)
+
+        pairs = Pairs(self.recipe.stages, self.levels, x)
+        seen: list[tuple[int, Operands, Tensor]] = []
+
+        def predict(i: int, operands: Operands) -> None:
+            numbers = self._numbers(i, bottleneck() if pairs.stage(i).sigma is not None else None, len(x))
+            pairs.insert(i, _middles(numbers))
+            seen.append((i, operands, numbers))
+
+        end = self._follow(pairs, 0, (x, x, x), evaluate, predict)
+        difference = (end - target).flatten(1).double().cpu()
+        squares = difference.square().sum(dim=1)
+        loss = float((squares / difference.shape[1]).log().sum()) / 2 / (batch or len(x))
+        if not math.isfinite(loss):
+            raise non_finite(0, len(self.levels) - 1, self.levels[0].sigma)
+        self.optimizer.zero_grad()
+        for i, operands, numbers in seen:
+            rows = numbers.detach().double().cpu()
+            gradient = torch.zeros_like(rows)
+            for k, h in self._moves(rows):
+                there = rows.clone()
+                there[:, k] += h
+                pairs.insert(i, _middles(there))
+                change = (self._follow(pairs, i, operands, evaluate) - end).flatten(1).double().cpu()
+                gradient[:, k] = (difference * change).sum(dim=1) / h / squares
+            pairs.insert(i, _middles(rows))
+            numbers.backward((gradient / (batch or len(x))).to(numbers))
+        _share([p.grad for p in self.predictor.parameters() if p.grad is not None])
+        self.optimizer.step()
+        return loss
+
+    def _follow(
+        self,
+        pairs: Pairs,
+        first: int,
+        operands: Operands,
+        evaluate: Evaluate,
+        predict: Callable[[int, Operands], None] | None = None,
+    ) -> Tensor:
+        """The last sample of a run that has been evaluated at levels[first], or of a whole one, whose numbers `predict`
+        then gives in each step."""
+        for i in range(first, len(self.levels) - 1, 2):
+            if i > first or predict:
+                operands = evaluated(pairs.stage(i), operands, evaluate)
+            if predict and pairs.has_middle(i):
+                predict(i, operands)
+            if i + 2 < len(self.levels):
+                operands = _to_middle(pairs, i, operands, evaluate)
+                operands = updated(pairs.stage(i + 1), operands)
+            else:
+                operands = updated(pairs.stage(i), operands)
+        return operands[-1]
+
+    def _numbers(self, i: int, seen: Tensor | None, batch: int) -> Tensor:
+        """What the predictor gives for the step that begins at levels[i], [B, 3], with gradients."""
+        s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
+        weight = next(self.predictor.parameters())
+        pooled = weight.new_zeros(batch, 8, 8) if seen is None else pool(seen).to(weight)
+        with torch.enable_grad():
+            return cast(Tensor, self.predictor(pooled, s, end))
+
+    def _moves(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The numbers that are learned, and by how much each image's is moved to take a difference."""
+        for k in (R, *(k for k, bound in enumerate(self.predictor.bounds, SCALE_DIR) if bound)):
+            h = torch.full_like(rows[:, k], STEPS[k])
+            yield k, torch.where(rows[:, R] + h < 1, h, -h) if k == R else h
+
     def teach(self, evaluate: Evaluate, x: Tensor) -> list[Tensor]:
         """The teacher's samples at the ends of the steps, [B, C, ...] each."""
         operands: Operands = (x, x, x)
@@ -159,15 +254,11 @@ class Trainer:
         batch: int,
     ) -> tuple[Operands, float]:
         """One step of the student, and of Adam. Gives the operands at its end, and the loss."""
-        s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
-        weight = next(self.predictor.parameters())
-        pooled = weight.new_zeros(len(goal), 8, 8) if seen is None else pool(seen).to(weight)
-        with torch.enable_grad():
-            numbers = self.predictor(pooled, s, end)
+        numbers = self._numbers(i, seen, len(goal))
         rows = numbers.detach().double().cpu()
 
         def insert(there: Tensor) -> None:
-            pairs.insert(i, [Middle(*row) for row in there.tolist()])
+            pairs.insert(i, _middles(there))
 
         insert(rows)
         reached = _to_middle(pairs, i, operands, evaluate)
@@ -177,10 +268,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise non_finite(i, len(self.levels) - 1, self.levels[i].sigma)
         gradient = torch.zeros_like(rows)
-        for k in (R, *(k for k, bound in enumerate(self.predictor.bounds, SCALE_DIR) if bound)):
-            h = torch.full_like(rows[:, k], STEPS[k])
-            if k == R:
-                h = torch.where(rows[:, R] + h < 1, h, -h)
+        for k, h in self._moves(rows):
             there = rows.clone()
             there[:, k] += h
             insert(there)
@@ -193,6 +281,10 @@ class Trainer:
         self.optimizer.step()
         insert(rows)
         return ended, loss
+
+
+def _middles(rows: Tensor) -> list[Middle]:
+    return [Middle(*row) for row in rows.detach().double().tolist()]
 
 
 def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
