@@ -1,0 +1,191 @@
+"""Runs the host's model for many prompts and seeds, outside a sampler node of the graph."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from torch import Tensor
+
+Conditioning = list[Any]
+"""The host's: entries [tensor, settings]."""
+
+Function = Callable[..., Tensor]
+"""A sampler, as `KSAMPLER` calls it."""
+
+
+class Sample(NamedTuple):
+    """A prompt, by its place in the conditioning, and the seed of its starting noise."""
+
+    prompt: int
+    seed: int
+
+
+class Session:
+    """A model with prompts, guidance and the size of an image.
+
+    All of what the host wraps around a sampler is in effect: LoRA, ControlNet, hooks, patches of guidance, offloading.
+
+    Args:
+        positive: each entry is a prompt of its own.
+        negative: as the host takes it; it goes with all of them.
+        guidance: the scale of classifier-free guidance, cfg.
+        latent: its shape is that of one image; what it holds is not looked at.
+        batch: at most so many images at once; 0 leaves it to the memory there is.
+
+    Raises:
+        ValueError: naming the input at fault.
+    """
+
+    def __init__(
+        self,
+        patcher: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        guidance: float,
+        latent: dict[str, Any],
+        *,
+        batch: int = 0,
+    ):
+        if not positive:
+            raise ValueError("positive holds no prompt: connect a text, or several with Conditioning (Combine)")
+        if not math.isfinite(guidance):
+            raise ValueError(f"cfg = {guidance} must be a finite number")
+        if batch < 0:
+            raise ValueError(f"batch = {batch} must be at least 1, or 0 for as many images as fit")
+        self.patcher, self.guidance = patcher, float(guidance)
+        self.shape = _shape(patcher, latent)
+        self._positive, self._negative = list(positive), list(negative)
+        self._batch = batch
+        self._alike = _alike(self._positive)
+
+    @property
+    def prompts(self) -> int:
+        return len(self._positive)
+
+    @property
+    def sampling(self) -> Any:
+        """The host's `model_sampling`: noise levels and their kind."""
+        return self.patcher.get_model_object("model_sampling")
+
+    def noise(self, samples: Sequence[Sample]) -> Tensor:
+        """Starting noise [N, ...]: that of a sampler node with the same seed and one image."""
+        generators = (torch.Generator().manual_seed(sample.seed) for sample in samples)
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+
+    @torch.no_grad()
+    def run(
+        self,
+        function: Function,
+        sigmas: Sequence[float] | Tensor,
+        samples: Sequence[Sample],
+        callback: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Final latents [N, ...] on the CPU.
+
+        Args:
+            function: a sampler as the host calls it; it may learn on the way and give back whatever it likes of x's
+                shape.
+            callback: called before each evaluation with the number of images in it.
+        """
+        levels = torch.as_tensor(sigmas, dtype=torch.float32)
+        latents: dict[int, Tensor] = {}
+        waiting = self._groups(samples)
+        while waiting:
+            group = waiting.pop(0)
+            try:
+                found = self._run(function, levels, [samples[k] for k in group], callback)
+            except torch.cuda.OutOfMemoryError:
+                if self._batch or len(group) == 1:
+                    raise
+                found = None
+            if found is None:  # once the error has let go of its tensors
+                comfy.model_management.soft_empty_cache()
+                half = (len(group) + 1) // 2
+                logging.info("not enough memory for %d images at once: going on with %d", len(group), half)
+                waiting = [part[i : i + half] for part in (group, *waiting) for i in range(0, len(part), half)]
+                continue
+            latents.update(zip(group, found, strict=True))
+        return torch.stack([latents[k] for k in range(len(samples))])
+
+    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Which samples share a batch."""
+        together: dict[int, list[int]] = {}
+        for k, sample in enumerate(samples):
+            together.setdefault(0 if self._alike else sample.prompt, []).append(k)
+        size = self._batch or len(samples)
+        return [group[i : i + size] for group in together.values() for i in range(0, len(group), size)]
+
+    def _run(
+        self, function: Function, sigmas: Tensor, samples: Sequence[Sample], callback: Callable[[int], None] | None
+    ) -> Tensor:
+        guider = _Guider(self.patcher)
+        guider.set_conds(self._conditioning([sample.prompt for sample in samples]), self._negative)
+        guider.set_cfg(self.guidance)
+        guider.callback = callback
+        noise = self.noise(samples)
+        seed = samples[0].seed
+        out = guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(function), sigmas, disable_pbar=True, seed=seed
+        )
+        return out.cpu()
+
+    def _conditioning(self, prompts: Sequence[int]) -> Conditioning:
+        """Of one batch: one entry, with a row for each image unless all have the same prompt."""
+        entries = [self._positive[p] for p in prompts]
+        first, settings = entries[0]
+        if len(set(prompts)) == 1:
+            return [[first, settings]]
+        rows = {
+            name: torch.cat([entry[1][name] for entry in entries]) if isinstance(value, Tensor) else value
+            for name, value in settings.items()
+        }
+        return [[torch.cat([entry[0] for entry in entries]), rows]]
+
+
+class _Guider(comfy.samplers.CFGGuider):
+    """The host's own, which stops at any evaluation, whatever the sampler does."""
+
+    callback: Callable[[int], None] | None = None
+
+    def predict_noise(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.callback:
+            self.callback(len(x))
+        return super().predict_noise(x, *args, **kwargs)
+
+
+_ROWS = ("pooled_output", "attention_mask")
+"""Settings with a row for each image."""
+
+
+def _alike(entries: Conditioning) -> bool:
+    """Whether different prompts can share a batch: they differ in nothing but the rows of their tensors."""
+    described = []
+    for tensor, settings in entries:
+        tensors = {"": tensor, **{name: settings[name] for name in _ROWS if settings.get(name) is not None}}
+        if not all(isinstance(t, Tensor) and len(t) == 1 for t in tensors.values()):
+            return False
+        plain = {name: value for name, value in settings.items() if name not in tensors}
+        if not all(value is None or isinstance(value, bool | int | float | str) for value in plain.values()):
+            return False
+        described.append(({name: t.shape for name, t in tensors.items()}, plain))
+    return all(entry == described[0] for entry in described)
+
+
+def _shape(patcher: Any, latent: dict[str, Any]) -> tuple[int, ...]:
+    """Of one image, as the model wants it."""
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise ValueError("latent_image holds several latents in one (video with sound), which cannot be tuned yet")
+    fixed = comfy.sample.fix_empty_latent_channels(patcher, samples)
+    wanted = patcher.get_model_object("latent_format").latent_channels
+    if fixed.shape[1] != wanted:
+        raise ValueError(f"latent_image has {fixed.shape[1]} channels and this model has {wanted}: use its own latent")
+    return tuple(fixed.shape[1:])
