@@ -166,13 +166,13 @@ def parse(text: str) -> Learned:
     """
     try:
         fields = json.loads(text)
-    except RecursionError:
-        raise FileError("the text is no plan: it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise FileError(
             f"the text is no plan: {error.msg} at line {error.lineno}, column {error.colno}; paste all of it, from the "
             "first { to the last }"
         ) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
+        raise FileError(f"the text is no plan: {error}") from None
     try:
         if isinstance(fields, dict) and "recipe" not in fields and "format" not in fields:
             return Learned(Recipe.from_dict(fields))
@@ -193,7 +193,7 @@ def _decoded(key: str, entry: str) -> Any:
         return entry
     try:
         return json.loads(entry)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"field {key} is no JSON ({error}): copy or download it again") from None
 
 

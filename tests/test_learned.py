@@ -1,0 +1,331 @@
+"""Files and texts of what was learned, and the numbers that were published."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from mixture import X1, denoiser
+from safetensors.torch import load_file, save_file
+
+from samplers.learned import LIMIT, FileError, Learned, load, parse
+from samplers.predictor import Predictor
+from samplers.published import AMED_SD15, PUBLISHED, stable_diffusion_sigma
+from samplers.recipe import Recipe
+from samplers.tuned import Tuning
+
+SIGMAS = (14.0, 6.0, 2.5, 1.0, 0.4, 0.0)
+MODEL = {"family": "SD15", "prediction": "EPS", "sigma_max": 14.6146, "channels": 4}
+ABOUT = {"model": MODEL, "guidance": 7.5, "seeds": [1, 2], "prompts": ["a cat, “naïve”", "犬"], "error_after": 0.0123}
+PLAN = Learned(
+    Recipe("ipndm_v", SIGMAS, tunings=tuple(Tuning(slope=k / 7, scale_time=1 + k / 30) for k in range(5))), about=ABOUT
+)
+
+
+def amed() -> Learned:
+    torch.manual_seed(0)
+    return Learned(Recipe("amed", SIGMAS, afs=True), Predictor(0.02, 0.1), ABOUT)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Both kinds of file, each with its contents."""
+    found = {}
+    for learned in (PLAN, amed()):
+        path = tmp_path / f"{learned.kind}.safetensors"
+        learned.save(path)
+        found[learned.kind] = path
+    return found
+
+
+def rewritten(path, tensors=(), **metadata):
+    """The file with other metadata (None: without it) and tensors (None: without it)."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        kept = file.metadata() | metadata
+    changed = load_file(path) | dict(tensors)
+    changed = {key: tensor for key, tensor in changed.items() if tensor is not None}
+    save_file(changed, path, {key: value for key, value in kept.items() if value is not None})
+    return path
+
+
+# There and back
+
+
+def test_a_plan_there_and_back(files):
+    back = load(files["plan"])
+    assert back.recipe == PLAN.recipe and back.kind == "plan" and back.predictor is None
+    assert back.about == ABOUT
+
+
+def test_a_predictor_there_and_back_bit_for_bit(files):
+    back, learned = load(files["amed"]), amed()
+    assert back.recipe == learned.recipe and back.kind == "amed" and back.about == ABOUT
+    assert back.predictor.bounds == (0.02, 0.1)
+    before, after = learned.predictor.state_dict(), back.predictor.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not back.predictor.training and not any(p.requires_grad for p in back.predictor.parameters())
+    bottleneck = torch.randn(3, 5, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(
+        back.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: bottleneck),
+        learned.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: bottleneck),
+    )
+
+
+def test_text_there_and_back():
+    assert "\n" not in PLAN.text()
+    back = parse(f"\n  {PLAN.text()}\n")
+    assert back.recipe == PLAN.recipe and back.about == ABOUT
+    assert parse(json.dumps(PLAN.recipe.as_dict())).recipe == PLAN.recipe
+    of_predictor = parse(amed().text())
+    assert of_predictor.predictor is None and of_predictor.recipe == amed().recipe
+
+
+def test_saving_makes_the_folder_and_replaces_what_is_there(tmp_path):
+    path = tmp_path / "new" / "folder" / "plan.safetensors"
+    PLAN.save(path)
+    amed().save(path)
+    assert load(path).kind == "amed"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fault", ["write", "replace", "metadata"])
+def test_saving_that_fails_leaves_what_was_there(files, monkeypatch, fault):
+    path = files["plan"]
+    before = path.read_bytes()
+
+    def broken(*args, **kwargs):
+        if fault == "write":
+            args[1].write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    learned = PLAN
+    if fault == "write":
+        monkeypatch.setattr("safetensors.torch.save_file", broken)
+    elif fault == "replace":
+        monkeypatch.setattr("os.replace", broken)
+    else:
+        learned = Learned(PLAN.recipe, about={"model": {"weights": object()}})
+    with pytest.raises((OSError, TypeError)):
+        learned.save(path)
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == sorted(files.values())
+
+
+# Files at fault
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_off(files, share):
+    for path in files.values():
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(FileError, match=rf"{path.name} is damaged or was cut off .*download it again"):
+            load(path)
+
+
+@pytest.mark.parametrize("size", [1, 8, 100, 5000])
+def test_a_file_of_random_bytes(tmp_path, size):
+    path = tmp_path / "noise.safetensors"
+    for seed in range(5):
+        path.write_bytes(bytes(torch.randint(256, (size,), generator=torch.Generator().manual_seed(seed)).tolist()))
+        with pytest.raises(FileError, match=r"noise\.safetensors is damaged"):
+            load(path)
+
+
+def test_pickles_are_never_read(tmp_path, monkeypatch):
+    class Fatal:
+        def __reduce__(self):
+            return pytest.fail, ("a pickle was executed",)
+
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load was called"))
+    path = tmp_path / "plan.safetensors"
+    for content in (pickle.dumps(Fatal()), b"PK\x03\x04" + pickle.dumps(Fatal())):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="is damaged"):
+            load(path)
+
+
+def test_a_file_that_is_not_there_or_is_a_folder(tmp_path):
+    with pytest.raises(FileError, match=r"lost\.safetensors is not there: choose another file"):
+        load(tmp_path / "lost.safetensors")
+    with pytest.raises(FileError, match="damaged"):
+        load(tmp_path)
+
+
+def test_a_file_too_large_is_not_even_opened(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(LIMIT + 1)
+    with pytest.raises(FileError, match=r"too large for a plan \(50,000,001 bytes\): is it a checkpoint"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"ss_output_name": "my lora", "format": "pt"}, {"modelspec.title": "SDXL"}]
+)
+def test_another_safetensors_file(tmp_path, metadata):
+    path = tmp_path / "lora.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata)
+    with pytest.raises(FileError, match=r"lora\.safetensors: field format is .*no file of Few-Step"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format": None}, "field format is None"),
+        ({"format": "other-plan"}, "field format is 'other-plan'"),
+        ({"version": "2"}, "field version is 2 and this Few-Step reads up to 1: update Few-Step"),
+        ({"version": "0"}, "field version is 0: it must be a whole number"),
+        ({"version": "true"}, "field version is True"),
+        ({"version": "1.5"}, "field version is 1.5"),
+        ({"version": None}, "field version is None"),
+        ({"kind": "lora"}, "field kind is 'lora': it must be plan or amed"),
+        ({"kind": None}, "field kind is None"),
+        ({"recipe": "{"}, "field recipe is no JSON"),
+        ({"recipe": "[" * 100_000}, "field recipe is no JSON"),
+        ({"recipe": None}, "field recipe: field 'base' is missing"),
+        ({"recipe": "9" * 5000}, "field recipe is no JSON"),
+        ({"recipe": "[]"}, "field recipe: a plan is an object"),
+        ({"recipe": '{"base": "dpmpp_2m", "sigmas": [2.0, NaN]}'}, r"field recipe: sigmas: sigmas\[1\] = nan"),
+        ({"recipe": '{"base": "dpmpp_2m", "sigmas": [1e999, 1]}'}, r"field recipe: sigmas: sigmas\[0\] = inf"),
+        ({"about": "3"}, "field about must be an object"),
+        ({"about": '{"model": "SD15"}'}, "field about must be an object, and its field model too"),
+    ],
+    ids=str,
+)
+def test_a_field_at_fault_is_named(files, metadata, message):
+    for path in files.values():
+        with pytest.raises(FileError, match=rf"{path.name}: {message}"):
+            load(rewritten(path, **metadata))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"predictor": None}, "field predictor must give scale_dir and scale_time"),
+        ({"predictor": '{"scale_dir": 0.1}'}, "field predictor .*scale_time"),
+        ({"predictor": '{"scale_dir": "x", "scale_time": 0}'}, "field predictor"),
+        ({"predictor": '{"scale_dir": NaN, "scale_time": 0}'}, "field predictor"),
+        ({"predictor": '{"scale_dir": 1, "scale_time": 0}'}, "field predictor .*below 1"),
+        ({"predictor": f'{{"scale_dir": {10**400}, "scale_time": 0}}'}, "field predictor"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_predictor_without_its_bounds(files, metadata, message):
+    with pytest.raises(FileError, match=message):
+        load(rewritten(files["amed"], **metadata))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"level.weight": torch.zeros(8, 9)}, r"tensor level.weight has shape \[8, 9\] and should have \[8, 8\]"),
+        ({"level.weight": None}, "tensor level.weight is missing"),
+        ({"extra": torch.zeros(2)}, "tensor extra is unknown"),
+        ({"heads.0.bias": torch.tensor([math.nan])}, "tensor heads.0.bias holds NaN"),
+        ({"heads.2.bias": torch.tensor([-math.inf])}, "tensor heads.2.bias holds NaN or infinity"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_tensor_at_fault_is_named(files, tensors, message):
+    with pytest.raises(FileError, match=rf"amed\.safetensors: {message}"):
+        load(rewritten(files["amed"], tensors))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"the text is no plan: .* at line 1, column 1; paste all of it, from the first \{ to the last \}"),
+        (PLAN.text()[:-5], "the text is no plan: .* column"),
+        (PLAN.text()[3:], "the text is no plan: .* column"),
+        ("[" * 100_000, "the text is no plan: maximum recursion depth"),
+        ('{"version": ' + "9" * 5000 + "}", "the text is no plan: "),
+        ("[]", "field format is None"),
+        ("3", "field format is None"),
+        ("{}", "field 'base' is missing"),
+        ('{"format": "fewstep-plan"}', "field version is None"),
+        ('{"format": "fewstep-plan", "version": 9}', "update Few-Step"),
+        ('{"base": "dpmpp_2m", "sigmas": [3, 2, 2]}', "sigmas"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_text_at_fault(text, message):
+    with pytest.raises(FileError, match=message):
+        parse(text)
+
+
+# The model it was made for
+
+
+def test_another_model_is_named_by_its_first_field_that_differs():
+    PLAN.check_model(MODEL)
+    PLAN.check_model({**MODEL, "sigma_max": 14.6150, "more": 1})
+    PLAN.check_model({"family": "SD15"})
+    with pytest.raises(ValueError, match="made for another model: prediction is EPS there and V_PREDICTION in"):
+        PLAN.check_model({**MODEL, "prediction": "V_PREDICTION", "channels": 16})
+    with pytest.raises(ValueError, match=r"sigma_max is 14\.615 there and 80 in the model"):
+        PLAN.check_model({**MODEL, "sigma_max": 80.0})
+    Learned(PLAN.recipe).check_model(MODEL)
+
+
+# Sampling
+
+
+def test_a_plan_samples_as_its_recipe():
+    assert torch.equal(
+        PLAN.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: pytest.fail("asked")),
+        PLAN.recipe.function(denoiser, 14 * X1, disable=True),
+    )
+
+
+def test_a_predictor_is_asked_once_a_pair_and_guidance_is_set():
+    learned, asked, factors = amed(), [], []
+    recipe = Recipe("amed", SIGMAS, tunings=tuple(Tuning(guidance=1 + k / 10) for k in range(5)))
+    predicted = Learned(recipe, learned.predictor)
+
+    def bottleneck():
+        asked.append(len(factors))
+
+    x = predicted.function(denoiser, 14 * X1, disable=True, set_guidance=factors.append, bottleneck=bottleneck)
+    assert asked == [1, 3] and factors == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert x.isfinite().all()
+    with pytest.raises(ValueError, match="guidance"):
+        predicted.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: None)
+
+
+# What was published
+
+
+def test_the_levels_of_stable_diffusion():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, dim=0)
+    sigmas = ((1 - kept) / kept).sqrt()
+    assert [stable_diffusion_sigma(step) for step in (0, 500, 999)] == pytest.approx(sigmas[[0, 500, 999]].tolist())
+    steps = [999, 885, 799, 705, 599, 492, 400, 329, 200, 73]
+    recipe = AMED_SD15.recipe
+    assert recipe.sigmas[:-1] == pytest.approx(sigmas[steps].tolist(), rel=1e-12)
+    assert recipe.sigmas[-1] == 0 and recipe.nfe == 10
+    assert recipe.sigmas[0] == pytest.approx(14.6146, rel=1e-5)
+
+
+def test_the_published_numbers_are_at_the_inserted_levels():
+    tunings = AMED_SD15.recipe.tunings
+    assert all(tuning == Tuning() for tuning in tunings[::2])
+    assert all(tuning.scale_dir != 1 and tuning.scale_time != 1 for tuning in tunings[1::2])
+    assert all(0.99 <= t.scale_dir < 1 and 0.97 < t.scale_time < 1.02 for t in tunings[1::2])
+    assert all(id == learned.recipe.base for id, learned in PUBLISHED.items())
+
+
+def test_the_published_plan_as_text_and_file(tmp_path):
+    AMED_SD15.save(tmp_path / "amed.safetensors")
+    for back in (parse(AMED_SD15.text()), load(tmp_path / "amed.safetensors")):
+        assert back.recipe == AMED_SD15.recipe and back.about == AMED_SD15.about
+    x = AMED_SD15.function(denoiser, X1 * AMED_SD15.recipe.sigmas[0], disable=True)
+    assert x.isfinite().all()
