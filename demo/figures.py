@@ -1,4 +1,4 @@
-"""The pictures of README.md and demo/README.md, sampled by the real host.
+"""The pictures of README.md, docs/ARCHITECTURE.md and demo/README.md, sampled by the real host.
 
 .host/venv/bin/python demo/figures.py
 """
@@ -47,6 +47,14 @@ class Painter:
         )
         return self.nodes["FewStepDemoDecode"].execute(out, SCALE).result[0]
 
+    @torch.inference_mode()
+    def trajectories(self, prompt: str) -> tuple[torch.Tensor, str]:
+        """The figure of the node, [1, H, W, 3], and its numbers."""
+        model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "").result
+        (latent,) = self.nodes["FewStepDemoLatent"].execute(1).result
+        node = self.nodes["FewStepTrajectory"]
+        return node.execute(model, positive, negative, latent, GUIDANCE, seed=1, batch=4, steps=50).result
+
 
 def grid(rows: list[list[torch.Tensor]], top: list[str], left: list[str], margin: int) -> Image.Image:
     """Images in rows, with labels over the columns and before the rows."""
@@ -85,7 +93,15 @@ def samples(painter: Painter) -> Image.Image:
     return grid(rows, [f"image {i + 1}" for i in range(6)], list(prompts), 190)
 
 
+def trajectory(painter: Painter) -> Image.Image:
+    """The way from noise to four images of one prompt, on the plane of its first two principal components."""
+    (figure,), text = painter.trajectories("red apple")
+    print(text)
+    return Image.fromarray((figure * 255).round().byte().numpy()).quantize(64)
+
+
 if __name__ == "__main__":
     painter = Painter()
     by_steps(painter).save(ROOT / "docs" / "steps.png", optimize=True)
+    trajectory(painter).save(ROOT / "docs" / "trajectory.png", optimize=True)
     samples(painter).save(ROOT / "demo" / "samples.png", optimize=True)

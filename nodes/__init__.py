@@ -2,15 +2,25 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewStepSavePlan
 from .registration import register
 from .sampling import FewStepSampler, FewStepScheduler
+from .trajectory import FewStepTrajectory
 
 __all__ = ["comfy_entrypoint", "register"]
 
 
 class FewStep(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FewStepSampler, FewStepScheduler]
+        return [
+            FewStepSampler,
+            FewStepScheduler,
+            FewStepLoadPlan,
+            FewStepSavePlan,
+            FewStepPlanSampler,
+            FewStepInspectPlan,
+            FewStepTrajectory,
+        ]
 
 
 async def comfy_entrypoint() -> FewStep:

@@ -51,6 +51,7 @@ class _Axes:
         self.pen, self.panel, self.corner = ImageDraw.Draw(sheet), panel, corner
         points = [point for points in panel.series.values() for point in points if self.shows(point)]
         self.x = _range([x for x, _ in points], log=False)
+        self.whole = all(x == round(x) for x, _ in points)
         self.y = _range([y for _, y in points], log=panel.log_y)
 
     def shows(self, point: Point) -> bool:
@@ -83,7 +84,7 @@ class _Axes:
         self.text(WIDTH / 2, 14, panel.title, "mm", 15)
         self.text((WIDTH + _LEFT - _RIGHT) / 2, HEIGHT - 12, panel.x_label, "mm")
         self.text(8, _TOP - 16, panel.y_label, "lm")
-        for x in _ticks(self.x, log=False):
+        for x in _ticks(self.x, log=False, whole=self.whole):
             (right, bottom), top = self.at(x, self.y[0]), self.at(x, self.y[1])
             self.line([(right, bottom), top], _FAINT)
             self.text(right / _FINE - self.corner[0], HEIGHT - _BOTTOM + 12, f"{x:g}", "mm")
@@ -140,8 +141,8 @@ def _share(number: float, ends: tuple[float, float], log: bool) -> float:
     return (number - low) / (high - low)
 
 
-def _ticks(ends: tuple[float, float], log: bool) -> list[float]:
-    """Round numbers on an axis, about five."""
+def _ticks(ends: tuple[float, float], log: bool, whole: bool = False) -> list[float]:
+    """Round numbers on an axis, about five; `whole` numbers only, if asked for."""
     low, high = ends
     if log and high / low > 10:
         decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
@@ -152,4 +153,5 @@ def _ticks(ends: tuple[float, float], log: bool) -> list[float]:
     raw = (high - low) / 5
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= raw * 0.99)
+    step = max(step, 1.0) if whole else step
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1) if not log or k * step > 0]

@@ -1,0 +1,364 @@
+"""The nodes that load, save, follow and show learned plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..samplers.learned import FileError, Learned, load, parse
+from ..samplers.plan import DENOISED, START, P, X
+from ..samplers.published import PUBLISHED
+from ..samplers.recipe import Recipe
+from ..samplers.tuned import PLAIN
+from .host import fingerprint, learned_function
+from .plots import Panel, line_plot
+from .sampling import CATEGORY
+
+PLAN = io.Custom("FEWSTEP_PLAN")
+"""A `Learned` on its way between nodes."""
+
+FOLDER, EXTENSION = "fewstep", ".safetensors"
+
+BUILT_IN = {"built-in: amed_dpm_2m (SD1.5, 10 evaluations)": PUBLISHED["amed_dpm_2m"]}
+"""Published plans by their entry of the list of files; workflows keep these names."""
+
+
+# The folder models/fewstep
+
+
+def register_folder() -> None:
+    """Make models/fewstep known to the host, beside what the user's extra_model_paths.yaml says of `fewstep`."""
+    own = str(Path(folder_paths.models_dir, FOLDER))
+    folder_paths.add_model_folder_path(FOLDER, own, is_default=True)
+    folders, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = folders, {EXTENSION}
+
+
+def find(file: str) -> Path:
+    """Where an entry of the list lies. Only what is in the list is opened.
+
+    Raises:
+        FileError: if it is not there.
+    """
+    path = folder_paths.get_full_path(FOLDER, file) if file in folder_paths.get_filename_list(FOLDER) else None
+    if path is None:
+        raise FileError(
+            f"file: {file!r} is not in models/{FOLDER}: put it there, choose another, or paste a plan into `text`"
+        )
+    return Path(path)
+
+
+def free_path(filename: str) -> Path:
+    """A file in models/fewstep that does not exist yet, numbered as the host does.
+
+    Raises:
+        ValueError: if `filename` is no name inside that folder.
+    """
+    parts = PureWindowsPath(filename.strip())  # takes / and \ for separators
+    if parts.anchor or ".." in parts.parts or not parts.name:
+        raise ValueError(
+            f"filename = {filename!r} must be a name, with subfolders or without, inside models/{FOLDER}, such as plan"
+        )
+    if parts.suffix == EXTENSION:
+        parts = parts.with_suffix("")
+    folder, name, counter, *_ = folder_paths.get_save_image_path(
+        parts.as_posix(), folder_paths.get_folder_paths(FOLDER)[0]
+    )
+    return Path(folder, f"{name}_{counter:05}_{EXTENSION}")
+
+
+# The nodes
+
+
+class FewStepLoadPlan(io.ComfyNode):
+    """A plan from a file, from those that come with the pack, or from a text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepLoadPlan",
+            display_name="Few-Step Load Plan",
+            category=CATEGORY,
+            description="A learned plan: noise levels and solver numbers that were made for one kind of model.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[*BUILT_IN, *folder_paths.get_filename_list(FOLDER)],
+                    default=next(iter(BUILT_IN)),
+                    tooltip=f"A file in models/{FOLDER}, or a published plan that comes with Few-Step.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="A plan as text, as Few-Step Save Plan gives it. If there is any, it is used and the file "
+                    "is not: so a workflow carries its own plan.",
+                ),
+            ],
+            outputs=[
+                PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler."),
+                io.String.Output(display_name="summary", tooltip="What the plan is and was made for."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str, text: str | None = None) -> bool | str:
+        # A text that another node gives is not known yet, and the file may not be needed.
+        if text is None or text.strip() or file in BUILT_IN:
+            return True
+        try:
+            find(file)
+        except FileError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, text: str | None = None) -> Any:
+        """Another when the file has changed."""
+        if (text and text.strip()) or file in BUILT_IN:
+            return file, text
+        try:
+            stat = find(file).stat()
+        except (FileError, OSError):
+            return file, text
+        return file, text, stat.st_mtime_ns, stat.st_size
+
+    @classmethod
+    def execute(cls, file: str, text: str = "") -> io.NodeOutput:
+        if text.strip():
+            try:
+                plan = parse(text)
+            except FileError as error:
+                raise FileError(f"text: {error}") from None
+        elif file in BUILT_IN:
+            plan = BUILT_IN[file]
+        else:
+            plan = load(find(file))
+        return io.NodeOutput(plan, summary(plan))
+
+
+class FewStepSavePlan(io.ComfyNode):
+    """A plan to a file, and as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepSavePlan",
+            display_name="Few-Step Save Plan",
+            category=CATEGORY,
+            description=f"Writes a plan to models/{FOLDER}. Files that are there already stay: the names are numbered.",
+            inputs=[
+                PLAN.Input("plan", tooltip="The plan to be saved."),
+                io.String.Input(
+                    "filename",
+                    default="plan",
+                    tooltip=f"Name of the file in models/{FOLDER}; may have subfolders: portraits/plan.",
+                ),
+            ],
+            outputs=[
+                PLAN.Output(display_name="PLAN", tooltip="The same plan."),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="The plan as text, to be pasted into Few-Step Load Plan. A predictor does not fit into it: "
+                    "its text is the fixed plan that it follows where it sees no network.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, plan: Learned, filename: str) -> io.NodeOutput:
+        path = free_path(filename)
+        plan.save(path)
+        return io.NodeOutput(plan, plan.text(), ui=ui.PreviewText(f"saved as {path}"))
+
+
+class FewStepPlanSampler(io.ComfyNode):
+    """A plan as SAMPLER and SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepPlanSampler",
+            display_name="Few-Step Plan Sampler",
+            category=CATEGORY,
+            description="Follows a learned plan. Connect both outputs to SamplerCustom or SamplerCustomAdvanced; a "
+            "part of the sigmas (SplitSigmas) makes img2img.",
+            inputs=[
+                PLAN.Input("plan", tooltip="The plan to be followed."),
+                io.Boolean.Input(
+                    "see_bottleneck",
+                    default=True,
+                    optional=True,
+                    tooltip="A predictor (AMED) reads the middle of the network while it is sampled and gives every "
+                    "image numbers of its own. Off: the same fixed numbers for all. Other plans have no predictor.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that will be sampled: whether the plan was made for its kind is then checked "
+                    "now, and not only when sampling begins.",
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(tooltip="Follows the plan, on the sigmas beside it or a part of them."),
+                io.Sigmas.Output(tooltip="The plan's own noise levels, one more than evaluations."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, plan: Learned, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
+        if model is not None:
+            plan.check_model(fingerprint(model))
+        sampler = comfy.samplers.KSAMPLER(learned_function(plan, see_bottleneck=see_bottleneck))
+        return io.NodeOutput(sampler, torch.tensor(plan.recipe.sigmas, dtype=torch.float32))
+
+
+class FewStepInspectPlan(io.ComfyNode):
+    """A plan as a picture and a table."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepInspectPlan",
+            display_name="Few-Step Inspect Plan",
+            category=CATEGORY,
+            description="Shows what a plan does: its levels, its numbers and the coefficients that follow from them.",
+            inputs=[PLAN.Input("plan", tooltip="The plan to be shown.")],
+            outputs=[
+                io.Image.Output(tooltip="The noise levels, and the learned numbers at each."),
+                io.String.Output(
+                    display_name="text", tooltip="Base, origin, levels, and the coefficients of each update."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, plan: Learned) -> io.NodeOutput:
+        return io.NodeOutput(line_plot(panels(plan.recipe)), description(plan))
+
+
+# What is shown of a plan
+
+
+def summary(plan: Learned) -> str:
+    """One line: the solver, its levels, what it was made for, and what it gained."""
+    recipe, about = plan.recipe, plan.about
+    parts = [
+        f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, {recipe.nfe} evaluations, "
+        f"sigma {recipe.sigmas[0]:.4g} to {recipe.sigmas[-1]:.4g}",
+        f"for {about.get('model', {}).get('family', 'any model')}",
+    ]
+    if "guidance" in about:
+        parts.append(f"guidance {_spoken(about['guidance'])}")
+    if {"error_before", "error_after"} <= about.keys():
+        parts.append(f"error {_spoken(about['error_before'])} before, {_spoken(about['error_after'])} after")
+    return "; ".join(parts)
+
+
+def description(plan: Learned) -> str:
+    """Everything in a file as text, and the coefficients that follow from it."""
+    recipe = plan.recipe
+    lines = [summary(plan), ""]
+    if plan.predictor is not None:
+        lines += ["The numbers below are those that the predictor gives where it sees no network.", ""]
+    lines += [f"{name}: {_spoken(value)}" for name, value in recipe.options.items()]
+    lines += [f"{name}: {_spoken(value)}" for name, value in plan.about.items()]
+    if recipe.afs:
+        lines.append("The first evaluation is left out.")
+    lines += ["", *_numbers(recipe), ""]
+    lines += ["Each sample from x, start (x where the step began), D (what the model returned) and P[k] (what was"]
+    lines += ["remembered k evaluations ago: D, or the noise or slope it stands for):", "", *_coefficients(recipe), ""]
+    return "\n".join(lines)
+
+
+def inserted(recipe: Recipe) -> list[int]:
+    """The evaluations at levels that AMED inserted: every second, if it is the base."""
+    return list(range(1, len(recipe.sigmas) - 1, 2)) if "middle" in recipe.options else []
+
+
+def learned_numbers(recipe: Recipe) -> dict[str, list[float]]:
+    """Those numbers, level by level, of which any changes something."""
+    columns = {name: [getattr(tuning, name) for tuning in recipe.tunings] for name in PLAIN._fields}
+    return {name: column for name, column in columns.items() if set(column) != {getattr(PLAIN, name)}}
+
+
+def panels(recipe: Recipe) -> list[Panel]:
+    """The levels, then the numbers of a kind in one pair of axes each."""
+    levels = [(float(k), sigma) for k, sigma in enumerate(recipe.sigmas)]
+    middle = set(inserted(recipe))
+    parts = {
+        "steps": [level for k, level in enumerate(levels) if k not in middle],
+        "inserted": [level for k, level in enumerate(levels) if k in middle],
+    }
+    shown = [
+        Panel(
+            f"{recipe.base}: {recipe.nfe} evaluations",
+            "evaluation",
+            "sigma",
+            {"_levels": levels, **{name: part for name, part in parts.items() if part}},
+            log_y=True,
+            dots=parts,
+        )
+    ]
+    numbers = learned_numbers(recipe)
+    for title, names in (
+        ("Scales", ("scale_dir", "scale_time")),
+        ("Order", ("slope", "curvature")),
+        ("Guidance", ("guidance",)),
+    ):
+        series = {name: [(float(k), n) for k, n in enumerate(numbers[name])] for name in names if name in numbers}
+        if series:
+            shown.append(Panel(title, "evaluation", "share" if title == "Order" else "factor", series))
+    return shown
+
+
+def _numbers(recipe: Recipe) -> list[str]:
+    """The table of levels and learned numbers."""
+    numbers, middle = learned_numbers(recipe), set(inserted(recipe))
+    rows = [["level", "sigma", *numbers, ""]]
+    for k, sigma in enumerate(recipe.sigmas):
+        learned = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
+        rows.append([str(k), f"{sigma:.6g}", *learned, "inserted" if k in middle else ""])
+    return _table(rows)
+
+
+_SYMBOLS = {"x": X, "start": START, "D": DENOISED, **{f"P[{k}]": p for k, p in enumerate(P)}}
+
+
+def _coefficients(recipe: Recipe) -> list[str]:
+    """The table of updates: what the model is told, and what the next sample is made of."""
+    plan = recipe.plan()
+    symbols = {
+        name: key
+        for name, symbol in _SYMBOLS.items()
+        for key in symbol.terms
+        if any(key in stage.update.terms for stage in plan)
+    }
+    rows = [["stage", "model at", *symbols]]
+    for k, stage in enumerate(plan):
+        told = "-" if stage.sigma is None else f"{float(stage.sigma):.6g}"
+        terms = stage.update.terms
+        rows.append([str(k), told, *(f"{float(terms[c]):.6g}" if c in terms else "" for c in symbols.values())])
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_spoken(part)}" for name, part in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,128 @@
+"""The node that shows how flat the trajectories of a model are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.trajectory import principal
+from .host import sampler_function, schedule_sigmas
+from .plots import Panel, line_plot
+from .sampling import CATEGORY
+
+_COMPONENTS = 3
+
+
+class FewStepTrajectory(io.ComfyNode):
+    """Samples with many small steps and looks at the way there."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepTrajectory",
+            display_name="Few-Step Trajectory",
+            category=CATEGORY,
+            description="How nearly the sampling trajectories of a model lie in a plane, which is what AMED builds on "
+            "(Zhou et al. 2024, arXiv 2312.00094, section 3.1): principal components of each trajectory.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be sampled."),
+                io.Conditioning.Input("positive", tooltip="What the images show."),
+                io.Conditioning.Input("negative", tooltip="What they do not show."),
+                io.Latent.Input("latent_image", tooltip="An empty latent: its size is used, its content is not."),
+                io.Float.Input(
+                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise that the trajectories start from.",
+                ),
+                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Number of trajectories, sampled at once."),
+                io.Int.Input(
+                    "steps", default=50, min=4, max=1000, tooltip="Steps of dpmpp_2m on the exponential schedule."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="Each trajectory on its own first two principal components."),
+                io.String.Output(display_name="text", tooltip="Shares of the variance in the first components."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
+    ) -> io.NodeOutput:
+        paths = trajectories(model, positive, negative, latent_image["samples"], cfg, seed, batch, steps)
+        found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
+        shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
+        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), report(shares, steps))
+
+
+def trajectories(
+    model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
+) -> Tensor:
+    """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU."""
+    latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(like[:1]))
+    latent = latent.repeat(batch, *[1] * (latent.ndim - 1))
+    sigmas = schedule_sigmas(SCHEDULES["exponential"], model.get_model_object("model_sampling"), steps)
+    solver = sampler_function(SAMPLERS["dpmpp_2m"])
+    seen: list[Tensor] = []
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def record(step: Mapping[str, Any]) -> None:
+            seen.append(step["x"].float().cpu())
+            if callback is not None:
+                callback(step)
+
+        last = solver(model, x, sigmas, extra_args, record, disable)
+        seen.append(last.float().cpu())
+        return last
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    guider.sample(
+        comfy.sample.prepare_noise(latent, seed),
+        latent,
+        comfy.samplers.KSAMPLER(sample),
+        sigmas,
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return torch.stack(seen)
+
+
+def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:
+    """The trajectories on their planes, and what their planes leave out."""
+    told = ", ".join(f"{100 * share:.4g}" for share in shares.mean(dim=0).tolist())
+    planes = {f"_{i}": [(x, y) for x, y, *_ in place.tolist()] for i, place in enumerate(places)}
+    left = {
+        f"_{i}": [(float(k + 1), 100 * (1 - share)) for k, share in enumerate(row)]
+        for i, row in enumerate(shares.tolist())
+    }
+    return [
+        Panel(f"Variance in 1, 2, 3 components: {told} %", "first component", "second component", planes),
+        Panel("Variance left out", "components", "%", left, log_y=True),
+    ]
+
+
+def report(shares: Tensor, steps: int) -> str:
+    """The shares as text: their mean, and each trajectory's own."""
+    rows = [("mean", shares.mean(dim=0).tolist()), *((str(i + 1), row) for i, row in enumerate(shares.tolist()))]
+    head = (
+        f"Percent of the variance in the first 1, 2, 3 principal components; {len(shares)} trajectories, {steps} steps"
+    )
+    return "\n".join([head, *(f"{name:>4}  " + "  ".join(f"{100 * s:9.5f}" for s in row) for name, row in rows), ""])
