@@ -63,7 +63,8 @@ class Session:
         self.shape = _shape(patcher, latent)
         self._positive, self._negative = list(positive), list(negative)
         self._batch = batch
-        self._alike = _alike(self._positive)
+        self.alike = _alike(self._positive)
+        """Whether different prompts can share a batch."""
 
     @property
     def prompts(self) -> int:
@@ -86,15 +87,19 @@ class Session:
         sigmas: Sequence[float] | Tensor,
         samples: Sequence[Sample],
         callback: Callable[[int], None] | None = None,
+        *,
+        together: bool = False,
     ) -> Tensor:
         """Final latents [N, ...] on the CPU.
 
         Args:
-            function: a sampler as the host calls it; it may learn on the way and give back whatever it likes of x's
-                shape.
+            function: a sampler as the host calls it.
             callback: called before each evaluation with the number of images in it.
+            together: all in one batch, whatever was said of its size; the prompts must be one, or `alike`.
         """
         levels = torch.as_tensor(sigmas, dtype=torch.float32)
+        if together:
+            return self._run(function, levels, samples, callback)
         latents: dict[int, Tensor] = {}
         waiting = self._groups(samples)
         while waiting:
@@ -118,7 +123,7 @@ class Session:
         """Which samples share a batch."""
         together: dict[int, list[int]] = {}
         for k, sample in enumerate(samples):
-            together.setdefault(0 if self._alike else sample.prompt, []).append(k)
+            together.setdefault(0 if self.alike else sample.prompt, []).append(k)
         size = self._batch or len(samples)
         return [group[i : i + size] for group in together.values() for i in range(0, len(group), size)]
 
@@ -166,7 +171,7 @@ _ROWS = ("pooled_output", "attention_mask")
 
 
 def _alike(entries: Conditioning) -> bool:
-    """Whether different prompts can share a batch: they differ in nothing but the rows of their tensors."""
+    """Whether entries differ in nothing but the rows of their tensors."""
     described = []
     for tensor, settings in entries:
         tensors = {"": tensor, **{name: settings[name] for name in _ROWS if settings.get(name) is not None}}
