@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_sampling
+import comfy.samplers
 import torch
 
 from ..samplers import SamplerSpec, ScheduleSpec
@@ -95,13 +96,13 @@ def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callab
     """A plan or predictor as the host calls a sampler.
 
     Raises:
-        ValueError: from the function, where the model is of another kind than it was made for, or the sigmas are foreign.
+        ValueError: from the function, if it was made for another kind of model or the sigmas are not its own.
     """
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         patcher = model.inner_model.model_patcher
         learned.check_model(fingerprint(patcher))
-        _compare_guidance(learned, getattr(model.inner_model, "cfg", None))
+        _compare_guidance(learned, guidance_scale(model.inner_model))
         network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
         with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
             return learned.function(
@@ -117,8 +118,8 @@ def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callab
 def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
     """A function that multiplies the guidance scale of the guider that samples; None where it has no such number."""
     guider = model.inner_model
-    scale = getattr(guider, "cfg", None)
-    if not isinstance(scale, int | float):
+    scale = guidance_scale(guider)
+    if scale is None:
         yield None
         return
 
@@ -131,13 +132,18 @@ def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
         guider.cfg = scale
 
 
-def _compare_guidance(learned: Learned, scale: Any) -> None:
+def guidance_scale(guider: Any) -> float | None:
+    """The one number that a guider mixes the prompts by; None where it has none.
+
+    Every guider of the host inherits a `cfg`, also those that have no negative prompt or mix in their own way.
+    """
+    plain = isinstance(guider, comfy.samplers.CFGGuider) and guider.conds.keys() == {"positive", "negative"}
+    return guider.cfg if plain else None
+
+
+def _compare_guidance(learned: Learned, scale: float | None) -> None:
     wanted = learned.about.get("guidance")
-    if (
-        isinstance(wanted, int | float)
-        and isinstance(scale, int | float)
-        and not math.isclose(wanted, scale, rel_tol=0.02)
-    ):
+    if isinstance(wanted, int | float) and scale is not None and not math.isclose(wanted, scale, rel_tol=0.02):
         logging.warning("this plan was made at guidance %g and runs at %g: expect less of it", wanted, scale)
 
 
