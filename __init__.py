@@ -1,7 +1,10 @@
 """The ComfyUI entry point of Few-Step."""
 
-from .nodes import comfy_entrypoint, register
-
-register()
+import sys
 
 __all__ = ["comfy_entrypoint"]
+
+if "comfy" in sys.modules:  # else `tune` is run, which has to set the host up before it is imported
+    from .nodes import comfy_entrypoint, register
+
+    register()

@@ -6,6 +6,7 @@ from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewS
 from .registration import register
 from .sampling import FewStepSampler, FewStepScheduler
 from .trajectory import FewStepTrajectory
+from .tuning import FewStepCalibrate, FewStepTrainAMED
 
 __all__ = ["comfy_entrypoint", "register"]
 
@@ -20,6 +21,8 @@ class FewStep(ComfyExtension):
             FewStepPlanSampler,
             FewStepInspectPlan,
             FewStepTrajectory,
+            FewStepCalibrate,
+            FewStepTrainAMED,
         ]
 
 

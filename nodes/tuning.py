@@ -1,41 +1,76 @@
-"""Fits plans to the model that is loaded: calibration and the training of AMED."""
+"""Fits plans to the model that is loaded: calibration, the training of AMED, and the nodes for both."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
-from ..samplers.calibrate import DEFAULT_BASES, DEFAULT_FREE, Goal, Progress, calibrate, plain_recipes
+from ..samplers.calibrate import (
+    DEFAULT_BASES,
+    DEFAULT_FREE,
+    Goal,
+    Progress,
+    calibrate,
+    geometric_mean,
+    plain_recipes,
+    rmse,
+)
 from ..samplers.learned import Learned
+from ..samplers.levels import read_levels
+from ..samplers.predictor import Predictor
 from ..samplers.recipe import Recipe
+from ..samplers.train import Trainer
+from .bottleneck import Bottleneck
 from .host import fingerprint, is_flow, learned_function, sampler_function, schedule_sigmas, time_shift
+from .plans import PLAN, free_path
+from .plots import Panel, line_plot
+from .sampling import CATEGORY
 from .session import Conditioning, Sample, Session
 
 TEACHER = "dpmpp_2m"
+GOALS = ("last sample", "each step")
+AMED_BASES = ("amed", "amed_dpm_2s", "amed_dpm_2m", "euler", "ipndm", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m")
 
 
-def teacher_schedule(session: Session) -> str:
-    return "time_uniform" if is_flow(session.sampling) else "exponential"
+class Work(Protocol):
+    """What is going on, and can be stopped."""
+
+    @property
+    def learned(self) -> Learned | None:
+        """The best so far, if there is anything yet."""
+
+
+# Calibration
 
 
 class Calibration:
     """A recipe that is being fitted: going through it does the work, `learned` is the best so far.
 
-        calibration = Calibration(session, evaluations=6)
-        for progress in calibration:
+        work = Calibration(session, evaluations=6)
+        for progress in work:
             ...
-        calibration.learned.save(path)
+        work.learned.save(path)
 
     Args:
         bases: plain samplers to start from.
         seed: of the first sample's noise; the others count on from it.
         samples: for the fit; as many others, with seeds and prompts of their own, say how good it is.
         teacher_steps: of the run that is to be matched.
-        free: what is fitted, of `samplers.calibrate.KINDS`.
+        free: what is fitted, of `samplers.calibrate.KINDS`; guidance only where there is any.
         rounds: at most so many.
+        inserted: fit the numbers of every second level alone, those of AMED.
 
     Raises:
         ValueError: naming the input at fault.
@@ -52,60 +87,53 @@ class Calibration:
         teacher_steps: int = 50,
         free: Sequence[str] = DEFAULT_FREE,
         rounds: int = 8,
+        inserted: bool = False,
     ):
-        for name, value in (("evaluations", evaluations), ("samples", samples), ("rounds", rounds)):
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
-        if teacher_steps <= evaluations:
-            raise ValueError(f"teacher_steps = {teacher_steps} must be more than the {evaluations} evaluations")
-        self.session = session
-        self.fitted, self.held = split(session.prompts, seed, samples)
-        self._teacher = {"sampler": TEACHER, "schedule": teacher_schedule(session), "steps": teacher_steps}
-        self._starts = _plain(session, bases, evaluations)
+        _check_counts(evaluations=evaluations, samples=samples, rounds=rounds)
+        self.session, self.progress = session, None
+        self.fitted, self.held = split(session.prompts, seed, samples, samples)
+        self._teacher = Teacher(session, teacher_steps, evaluations)
+        self._starts = _plain_recipes(session, bases, evaluations)
         self._free = [kind for kind in free if kind != "guidance" or session.guidance not in (0, 1)]
-        self._rounds = rounds
-        self._seed, self._samples = seed, samples
+        self._rounds, self._inserted = rounds, inserted
         self._baseline: Recipe | None = None
-        self.progress: Progress | None = None
+
+    progress: Progress | None
 
     def __iter__(self) -> Iterator[Progress]:
         starts = [recipe for recipe, _ in self._starts]
-        fit, check = self._goal(self.fitted), self._goal(self.held)
-        few = max(2, len(self.fitted) // 4)
-        look = Goal(lambda recipe: self.run(recipe, self.fitted[:few]), fit.target[:few])
-        for progress in calibrate(starts, look, fit, check, free=self._free, rounds=self._rounds):
+        fit, check = (
+            Goal(lambda recipe, samples=samples: run(self.session, Learned(recipe), samples), self._teacher(samples))
+            for samples in (self.fitted, self.held)
+        )
+        few = self.fitted[: max(2, len(self.fitted) // 4)]
+        look = Goal(lambda recipe: run(self.session, Learned(recipe), few), fit.target[: len(few)])
+        for progress in calibrate(
+            starts, look, fit, check, free=self._free, rounds=self._rounds, inserted=self._inserted
+        ):
             if progress.stage == "starts":
                 self._baseline = progress.best
             self.progress = progress
             yield progress
         if not self.improved:
-            logging.warning("calibration found nothing better than the plain sampler: the plan is that sampler")
-
-    def run(self, recipe: Recipe, samples: Sequence[Sample]) -> Any:
-        """Final latents of a recipe."""
-        return self.session.run(learned_function(Learned(recipe)), recipe.sigmas, samples)
-
-    def _goal(self, samples: Sequence[Sample]) -> Goal:
-        sigmas = schedule_sigmas(SCHEDULES[self._teacher["schedule"]], self.session.sampling, self._teacher["steps"])
-        target = self.session.run(sampler_function(SAMPLERS[TEACHER]), sigmas, samples)
-        return Goal(lambda recipe: self.run(recipe, samples), target)
+            logging.warning("nothing was better than the plain sampler on other samples: the plan is that sampler")
 
     @property
     def improved(self) -> bool:
-        """Whether there is a recipe that is better than the plain ones, on samples that nothing was fitted to."""
+        """Whether a recipe is better than the plain ones, on samples that nothing was fitted to."""
         return self.progress is not None and self.progress.after < self.progress.before
 
     @property
     def learned(self) -> Learned | None:
-        """The best so far; None before the plain samplers were compared."""
+        """The best so far; None before plain samplers were compared on samples that nothing is fitted to."""
         progress = self.progress
-        if progress is None or self._baseline is None or not math.isfinite(progress.before):
+        if progress is None or not math.isfinite(progress.before):
             return None
         return Learned(
             progress.best,
             about={
-                **about(self.session, self._seed, self._samples),
-                "teacher": self._teacher,
+                **_about(self.session, [*self.fitted, *self.held]),
+                "teacher": self._teacher.about,
                 "baseline": next(name for recipe, name in self._starts if recipe == self._baseline),
                 "error_before": progress.before,
                 "error_after": progress.after,
@@ -128,44 +156,561 @@ def calibration(
     return Calibration(Session(patcher, positive, negative, guidance, latent, batch=batch), **options)
 
 
-def split(prompts: int, seed: int, samples: int) -> tuple[list[Sample], list[Sample]]:
+# Training of AMED
+
+
+class Step(NamedTuple):
+    """Where a training stands, after each batch."""
+
+    iteration: int
+    iterations: int
+    loss: float
+    """For each step: squared distance to the teacher, mean over images, sum over steps. For the last sample: the
+    geometric mean of root mean squares."""
+
+    before: float
+    """Error of the base on the plain levels, on samples that are not trained on: as in `Progress`."""
+
+    after: float
+    """Error there of the best predictor so far; infinite until one was looked at."""
+
+
+class Training:
+    """A predictor of AMED that is being trained: going through it does the work, `learned` is the best so far.
+
+    With torch.distributed every process takes its share of each batch; the first one knows the errors and the best.
+
+    Args:
+        base: a solver of `AMED_BASES`.
+        schedule: of the levels of all evaluations; every second is then learned.
+        afs: whether the first evaluation is left out (`analytical_first_step`).
+        batch: images of one iteration, of all processes together.
+        samples: that are not trained on and say how good it is.
+        teacher_steps: of the run that those are compared with.
+        teacher_extra: levels that the teacher has more in each step.
+        scale_dir, scale_time: bounds of the predictor.
+        goal: of `GOALS`; "each step" is the paper's.
+
+    Raises:
+        ValueError: naming the input at fault.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        evaluations: int,
+        base: str = "amed_dpm_2m",
+        schedule: str = "karras",
+        afs: bool = False,
+        seed: int = 0,
+        iterations: int = 60,
+        batch: int = 8,
+        samples: int = 16,
+        teacher_steps: int = 50,
+        teacher_extra: int = 3,
+        scale_dir: float = 0.01,
+        scale_time: float = 0.2,
+        learning_rate: float = 5e-3,
+        goal: str = GOALS[0],
+    ):
+        _check_counts(iterations=iterations, batch=batch, samples=samples, teacher_extra=teacher_extra)
+        if evaluations < 2:
+            raise ValueError(f"evaluations = {evaluations} must be at least 2: every second level is learned")
+        if base not in AMED_BASES:
+            raise ValueError(f"base = {base!r} must be one of {', '.join(AMED_BASES)}")
+        if goal not in GOALS:
+            raise ValueError(f"goal = {goal!r} must be one of {', '.join(GOALS)}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate = {learning_rate} must be above 0")
+        self._rank, self._processes = _place()
+        if batch < self._processes:
+            raise ValueError(f"batch = {batch} must be at least the number of processes, {self._processes}")
+        self.session = session
+        self.trained, self.held = split(session.prompts, seed, iterations * batch, samples)
+        self._batch, self._goal = batch, goal
+        self._teacher = Teacher(session, teacher_steps, evaluations)
+        sampling = session.sampling
+        sigmas = schedule_sigmas(SCHEDULES[schedule], sampling, evaluations + afs)
+        self.plain = Recipe(base, tuple(sigmas.tolist()), is_flow(sampling), afs=afs)
+        self._baseline = f"{base}, {schedule}"
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # its weights must have gradients
+            torch.manual_seed(seed)
+            self._predictor = Predictor(scale_dir, scale_time)
+            self._predictor.start_at(read_levels(self.plain.sigmas, self.plain.flow), self.plain.tunings)
+            self._trainer = Trainer(self._predictor, self.plain, extra=teacher_extra, learning_rate=learning_rate)
+        self._best: Learned | None = None
+        self._iterations, self._done = iterations, 0
+        self.before = self.after = math.inf
+
+    def __iter__(self) -> Iterator[Step]:
+        first = self._rank == 0
+        if first:
+            target = self._teacher(self.held)
+            self.before = self._error(Learned(self.plain), target)
+        for k in range(self._iterations):
+            loss = self._learn(self._batch_of(k))
+            self._done = k + 1
+            if first and (self._done % max(1, self._iterations // 8) == 0 or self._done == self._iterations):
+                found = self._current()
+                error = self._error(found, target)
+                if self._best is None or error < self.after:
+                    self._best, self.after = found, error
+            yield Step(self._done, self._iterations, loss, self.before, self.after)
+        if first and not self.improved:
+            logging.warning("the trained predictor is not better than its base on other samples: train it for longer")
+
+    @property
+    def improved(self) -> bool:
+        """Whether it is better than its base, on samples that it was not trained on."""
+        return self.after < self.before
+
+    @property
+    def learned(self) -> Learned | None:
+        """The best so far, else the latest; None before the first iteration."""
+        if not self._done:
+            return None
+        found = self._best or self._current()
+        errors = {"error_before": self.before, "error_after": self.after}
+        known = {name: error for name, error in errors.items() if math.isfinite(error)}
+        about = {
+            **_about(self.session, [*self.trained, *self.held]),
+            "teacher": self._teacher.about,
+            "baseline": self._baseline,
+            "iterations": self._done,
+            **known,
+            "improved": self.improved,
+        }
+        return Learned(found.recipe, found.predictor, about)
+
+    def _batch_of(self, k: int) -> list[Sample]:
+        """The samples of an iteration: all processes know of all, and take theirs."""
+        samples = self.trained[k * self._batch : (k + 1) * self._batch]
+        if not self.session.alike:  # such prompts take turns
+            prompts = list(dict.fromkeys(sample.prompt for sample in self.trained))
+            samples = [sample._replace(prompt=prompts[k % len(prompts)]) for sample in samples]
+        return samples[self._rank :: self._processes]
+
+    def _learn(self, samples: Sequence[Sample]) -> float:
+        losses: list[float] = []
+
+        def learn(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
+            with Bottleneck(model.inner_model.model_patcher.model.diffusion_model) as bottleneck:
+                watched = bottleneck.watch(model)
+                if self._goal == "each step":
+                    losses.extend(self._trainer.learn(watched, x, bottleneck, extra_args, batch=self._batch))
+                else:
+                    target = self._teacher.function(model, x, self._teacher.sigmas, extra_args, disable=True)
+                    end = self._trainer.learn_end(watched, x, target, bottleneck, extra_args, batch=self._batch)
+                    losses.append(end)
+            return x
+
+        self.session.run(learn, self.plain.sigmas, samples, together=True)
+        loss = _total(sum(losses))
+        return loss if self._goal == "each step" else math.exp(loss)
+
+    @torch.no_grad()
+    def _current(self) -> Learned:
+        """The predictor as it is now."""
+        with torch.inference_mode(False):
+            predictor = copy.deepcopy(self._predictor).eval().requires_grad_(False)
+            levels, tunings = predictor.fixed(read_levels(self.plain.sigmas, self.plain.flow))
+        recipe = Recipe(self.plain.base, levels.sigmas, levels.flow, self.plain.options, tuple(tunings), self.plain.afs)
+        return Learned(recipe, predictor)
+
+    def _error(self, learned: Learned, target: Tensor) -> float:
+        return geometric_mean(rmse((run(self.session, learned, self.held) - target).flatten(1)))
+
+
+# What both need
+
+
+class Teacher:
+    """A run of many steps, whose final latents are to be matched."""
+
+    def __init__(self, session: Session, steps: int, evaluations: int):
+        if steps <= evaluations:
+            raise ValueError(f"teacher_steps = {steps} must be more than evaluations = {evaluations}")
+        self._session = session
+        schedule = "time_uniform" if is_flow(session.sampling) else "exponential"
+        self.about = {"sampler": TEACHER, "schedule": schedule, "steps": steps}
+        self.function = sampler_function(SAMPLERS[TEACHER])
+        self.sigmas = schedule_sigmas(SCHEDULES[schedule], session.sampling, steps)
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        return self._session.run(self.function, self.sigmas, samples)
+
+
+def run(session: Session, learned: Learned, samples: Sequence[Sample]) -> Tensor:
+    """Final latents of a plan."""
+    return session.run(learned_function(learned), learned.recipe.sigmas, samples)
+
+
+def split(prompts: int, seed: int, fitted: int, held: int) -> tuple[list[Sample], list[Sample]]:
     """Samples to fit to and samples to check with: no noise in common, and from 4 prompts on no prompt either."""
-    held = [p for p in range(prompts) if p % 4 == 3] or list(range(prompts))
-    fitted = [p for p in range(prompts) if prompts < 4 or p % 4 != 3]
+    everyone = range(prompts)
+    kept = [p for p in everyone if p % 4 == 3] or list(everyone)
+    others = [p for p in everyone if p not in kept] or list(everyone)
     return (
-        [Sample(fitted[k % len(fitted)], seed + k) for k in range(samples)],
-        [Sample(held[k % len(held)], seed + samples + k) for k in range(samples)],
+        [Sample(others[k % len(others)], seed + held + k) for k in range(fitted)],
+        [Sample(kept[k % len(kept)], seed + k) for k in range(held)],
     )
 
 
-def about(session: Session, seed: int, samples: int) -> dict[str, Any]:
+def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
     """Where a plan comes from, for `Learned`."""
+    seeds = [sample.seed for sample in samples]
     return {
         "model": fingerprint(session.patcher),
         "guidance": session.guidance,
         "prompts": session.prompts,
-        "seeds": [seed, seed + 2 * samples - 1],
+        "seeds": [min(seeds), max(seeds)],
         "latent": list(session.shape),
     }
 
 
-def _plain(session: Session, bases: Sequence[str], evaluations: int) -> list[tuple[Recipe, str]]:
-    """Plain recipes and their names."""
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} = {count} must be at least 1")
+
+
+def _plain_recipes(session: Session, bases: Sequence[str], evaluations: int) -> list[tuple[Recipe, str]]:
+    """Where a calibration starts, with the names of the schedules."""
     sampling = session.sampling
     flow = is_flow(sampling)
-    options = {"flow": flow, "model_shift": time_shift(sampling) if flow else 1.0}
     low, high = float(sampling.sigma_min), float(sampling.sigma_max)
-    recipes = plain_recipes(bases, evaluations, low, high, **options)
-    return [(recipe, f"{recipe.base}, {_schedule_of(recipe, low, high, options)}") for recipe in recipes]
+    options: dict[str, Any] = {"flow": flow, "model_shift": time_shift(sampling) if flow else 1.0}
+
+    def name(recipe: Recipe) -> str:
+        for spec in SCHEDULES.values():
+            for discard in (False, True):
+                with contextlib.suppress(ValueError):  # of a schedule that has no such number of steps
+                    sigmas = spec.function(evaluations, low, high, discard_penultimate=discard, **options)
+                    if tuple(sigmas.tolist()) == recipe.sigmas:
+                        return f"{recipe.base}, {spec.id}{' without its last level' * discard}"
+        return recipe.base
+
+    return [(recipe, name(recipe)) for recipe in plain_recipes(bases, evaluations, low, high, **options)]
 
 
-def _schedule_of(recipe: Recipe, low: float, high: float, options: dict[str, Any]) -> str:
-    for spec in SCHEDULES.values():
-        for discard in (False, True):
-            try:
-                sigmas = spec.function(len(recipe.sigmas) - 1, low, high, discard_penultimate=discard, **options)
-            except ValueError:
-                continue
-            if tuple(sigmas.tolist()) == recipe.sigmas:
-                return spec.id + " without its last level" * discard
-    return "levels of its own"
+def _place() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _total(number: float) -> float:
+    """The sum over all processes."""
+    if _place()[1] == 1:
+        return number
+    shared = torch.tensor(number, dtype=torch.float64)
+    torch.distributed.all_reduce(shared)
+    return float(shared)
+
+
+# The nodes
+
+
+@contextlib.contextmanager
+def kept(work: Work) -> Iterator[None]:
+    """Whatever stops the work, the best so far is written to models/fewstep."""
+    try:
+        yield
+    except BaseException:
+        if (learned := work.learned) is not None:
+            path = free_path("interrupted")
+            learned.save(path)
+            logging.warning("stopped; the best plan so far is in %s", path)
+        raise
+
+
+class _Display:
+    """The node's progress bar, and a line of text below it."""
+
+    def __init__(self) -> None:
+        self._bar = comfy.utils.ProgressBar(1)
+
+    def show(self, value: int, total: int, text: str) -> None:
+        self._bar.update_absolute(value, total)
+        context = get_executing_context()
+        host = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if context is not None and host is not None:
+            host.send_progress_text(text, context.node_id)
+
+
+def told(before: float, after: float) -> str:
+    """Errors in a few words."""
+    if not math.isfinite(before):
+        return ""
+    if not math.isfinite(after):
+        return f"error {before:.4g} before"
+    return f"error {before:.4g} before, {after:.4g} now ({after / before:.0%})"
+
+
+def report(learned: Learned) -> str:
+    """What came out of it, for a person."""
+    about = learned.about
+    teacher = about["teacher"]
+    shape = " x ".join(map(str, about["latent"]))
+    lines = [
+        f"{learned.recipe.base}, {learned.recipe.nfe} evaluations, guidance {about['guidance']:g}",
+        told(about.get("error_before", math.inf), about.get("error_after", math.inf)),
+        f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about['baseline']}",
+        f"{about['prompts']} prompts, seeds {about['seeds'][0]} to {about['seeds'][1]}, latents {shape}",
+    ]
+    if not about["improved"]:
+        lines.append("Not better on samples that nothing was fitted to: use more samples or prompts, or train longer.")
+    return "\n".join(lines)
+
+
+def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list[io.Input]]:
+    """Those before and after a node's own, with what it says of two."""
+    return [
+        io.Model.Input("model", tooltip="The model to be tuned for, with its LoRAs and patches. It is not changed."),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="The prompts, one or several: join them with Conditioning (Combine). With 4 or more a quarter is "
+            "kept to see whether the plan is good for prompts that it was not made with.",
+        ),
+        io.Conditioning.Input("negative", tooltip="The negative prompt, the same for all."),
+        io.Latent.Input("latent_image", tooltip="An empty latent: its width and height are those of the images."),
+        io.Float.Input(
+            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="The guidance that the plan is to be used with."
+        ),
+        io.Int.Input("evaluations", default=6, min=1, max=100, tooltip=evaluations),
+    ], [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Of the first image's noise; the others count on from it. The same seed gives the same plan.",
+        ),
+        io.Int.Input("samples", default=16, min=1, max=4096, tooltip=samples),
+        io.Int.Input(
+            "teacher_steps",
+            default=50,
+            min=2,
+            max=1000,
+            tooltip="Steps of the long run (DPM-Solver++ 2M) whose images are taken as right.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler and Few-Step Save Plan."),
+        io.Image.Output(display_name="plot", tooltip="How the error went."),
+        io.String.Output(display_name="report", tooltip="The error before and after, on images kept apart."),
+    ]
+
+
+def _usable_bases() -> list[str]:
+    """Samplers that a recipe can follow."""
+    found = []
+    for id in SAMPLERS:
+        with contextlib.suppress(ValueError):
+            Recipe(id, (3.0, 2.0, 1.0, 0.0))
+            found.append(id)
+    return found
+
+
+def _points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    return [(float(x), y) for x, y in pairs if math.isfinite(y)]
+
+
+class FewStepCalibrate(io.ComfyNode):
+    """Fits noise levels and solver numbers to a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, second = _common_inputs(
+            "Evaluations of the model per image that the plan will make.",
+            "Images to fit to; as many others say how good it is. More is better and takes longer.",
+        )
+        return io.Schema(
+            node_id="FewStepCalibrate",
+            display_name="Few-Step Calibrate",
+            category=CATEGORY,
+            description="Fits noise levels and a sampler's numbers to the connected model, so that a few evaluations "
+            "give the image of many. It takes some hundred short runs: minutes for SD1.5. Stopping it keeps the best.",
+            inputs=[
+                *first,
+                io.Combo.Input(
+                    "base",
+                    options=["auto", *_usable_bases()],
+                    default="auto",
+                    tooltip=f"The sampler to start from, on its best schedule. auto: the best of "
+                    f"{' and '.join(DEFAULT_BASES)}.",
+                ),
+                *second,
+                io.Int.Input(
+                    "rounds", default=8, min=1, max=100, tooltip="At most so many rounds of the fit: the effort."
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="At most so many images at once. 0: all, or what fits into memory.",
+                ),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: dict[str, Any],
+        cfg: float,
+        evaluations: int,
+        base: str,
+        seed: int,
+        samples: int,
+        teacher_steps: int,
+        rounds: int,
+        batch: int,
+    ) -> io.NodeOutput:
+        session = Session(model, positive, negative, cfg, latent_image, batch=batch)
+        work = Calibration(
+            session,
+            evaluations=evaluations,
+            bases=DEFAULT_BASES if base == "auto" else (base,),
+            seed=seed,
+            samples=samples,
+            teacher_steps=teacher_steps,
+            rounds=rounds,
+        )
+        display, seen = _Display(), []
+        with kept(work):
+            for progress in work:
+                seen.append(progress)
+                display.show(progress.runs, progress.expected, told(progress.before, progress.after))
+        learned = work.learned
+        series = {
+            "fitted": _points([(p.runs, p.error) for p in seen]),
+            "kept apart, best": _points([(p.runs, p.after) for p in seen]),
+        }
+        plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
+        return io.NodeOutput(learned, plot, report(learned))
+
+
+class FewStepTrainAMED(io.ComfyNode):
+    """Trains the network of AMED for a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, second = _common_inputs(
+            "Evaluations of the model per image that the plan will make; at least 2.",
+            "Images that are not trained on and say how good it is.",
+        )
+        return io.Schema(
+            node_id="FewStepTrainAMED",
+            display_name="Few-Step Train AMED",
+            category=CATEGORY,
+            description="Trains a small network that sees the middle of the model's and places every second "
+            "evaluation, image by image. No gradient goes through the model: memory is that of sampling. Stopping it "
+            "keeps what was learned.",
+            inputs=[
+                *first,
+                io.Combo.Input(
+                    "base", options=list(AMED_BASES), default="amed_dpm_2m", tooltip="The solver that is helped."
+                ),
+                io.Boolean.Input(
+                    "afs",
+                    default=False,
+                    tooltip="Leaves out the first evaluation: at high noise the sample is nearly all noise.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default="karras",
+                    tooltip="Levels of all evaluations; every second is then learned.",
+                ),
+                *second,
+                io.Int.Input(
+                    "iterations",
+                    default=60,
+                    min=1,
+                    max=100000,
+                    tooltip="Batches to learn from: the effort. The paper takes 10,000 images in all.",
+                ),
+                io.Int.Input("batch", default=8, min=1, max=4096, tooltip="Images of a batch."),
+                io.Float.Input(
+                    "scale_dir",
+                    default=0.01,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far the factor of the direction may be from 1. 0 leaves it.",
+                ),
+                io.Float.Input(
+                    "scale_time",
+                    default=0.2,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far the factor of the noise level that the model is told may be from 1. 0 leaves it.",
+                ),
+                io.Int.Input(
+                    "teacher_extra",
+                    default=3,
+                    min=1,
+                    max=100,
+                    tooltip="Levels that the teacher has more in each step that is learned.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=0.005, min=1e-6, max=1.0, step=0.001, round=False, tooltip="Of Adam."
+                ),
+                io.Combo.Input(
+                    "goal",
+                    options=list(GOALS),
+                    default=GOALS[0],
+                    optional=True,
+                    tooltip="last sample: the images are to be those of the teacher; takes longer. each step: every "
+                    "step is to end where the teacher's does, as in the paper.",
+                ),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: dict[str, Any],
+        cfg: float,
+        **options: Any,
+    ) -> io.NodeOutput:
+        work = Training(Session(model, positive, negative, cfg, latent_image), **options)
+        display, seen = _Display(), []
+        with kept(work):
+            for step in work:
+                seen.append(step)
+                display.show(step.iteration, step.iterations, f"loss {step.loss:.4g}; {told(step.before, step.after)}")
+        learned = work.learned
+        panels = [
+            Panel(
+                "Training", "iterations", "loss", {"loss": _points([(s.iteration, s.loss) for s in seen])}, log_y=True
+            ),
+            Panel(
+                "Images kept apart",
+                "iterations",
+                "error",
+                {
+                    "base": _points([(s.iteration, s.before) for s in seen]),
+                    "AMED, best": _points([(s.iteration, s.after) for s in seen]),
+                },
+                log_y=True,
+            ),
+        ]
+        return io.NodeOutput(learned, line_plot(panels), report(learned))

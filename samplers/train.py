@@ -224,8 +224,8 @@ class Trainer:
         s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
         weight = next(self.predictor.parameters())
         pooled = weight.new_zeros(batch, 8, 8) if seen is None else pool(seen).to(weight)
-        with torch.enable_grad():
-            return cast(Tensor, self.predictor(pooled, s, end))
+        with torch.inference_mode(False), torch.enable_grad():
+            return cast(Tensor, self.predictor(pooled.clone(), s, end))  # of what was made in inference mode
 
     def _moves(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The numbers that are learned, and by how much each image's is moved to take a difference."""

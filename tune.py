@@ -1,0 +1,249 @@
+"""Calibration and the training of AMED without a graph or a server.
+
+In the folder of ComfyUI, with the pack in custom_nodes/few-step:
+
+    python -m custom_nodes.few-step.tune calibrate --checkpoint sd15.safetensors --prompts prompts.txt --out portraits
+    torchrun --nproc_per_node=2 -m custom_nodes.few-step.tune train --checkpoint sd15.safetensors ...
+
+The file of prompts holds one per line. The plan is written to models/fewstep, or where --out says if that is a path.
+Ctrl-C keeps the best so far. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+EVERY = 2.0  # seconds between lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if processes > 1 and options.command == "calibrate":
+        print("calibrate runs in one process: start it without torchrun", file=sys.stderr)
+        return 2
+    try:
+        prompts = read_prompts(options.prompts)
+        set_up_host(options)
+        if processes > 1:
+            share_work()
+        work, path = begin(options, prompts)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return carry_out(work, path, quiet=rank > 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = common.add_argument
+    model = common.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", metavar="NAME", help="a file in models/checkpoints")
+    model.add_argument(
+        "--loader",
+        metavar="MODULE:FUNCTION",
+        help="for models that are no checkpoint: a function that gives the host's MODEL and a function from a text to "
+        "its CONDITIONING",
+    )
+    add("--prompts", type=Path, required=True, metavar="FILE", help="a text file with a prompt per line")
+    add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
+    add("--negative", default="", metavar="TEXT", help="the negative prompt")
+    add("--width", type=int, default=512, help="of the images, in pixels (%(default)s)")
+    add("--height", type=int, default=512, help="of the images, in pixels (%(default)s)")
+    add("--downscale", type=int, default=0, help="pixels to a side of a latent's pixel (that of the model, else 8)")
+    add("--cfg", type=float, default=7.0, help="guidance that the plan is to be used with (%(default)s)")
+    add("--evaluations", type=int, default=6, help="of the model, per image (%(default)s)")
+    add("--seed", type=int, default=0, help="of the first image; the others count on from it (%(default)s)")
+    add("--samples", type=int, default=16, help="images to fit to, and as many to check with (%(default)s)")
+    add("--teacher-steps", type=int, default=50, help="of the run that is taken as right (%(default)s)")
+    add("--cpu", action="store_true", help="use no GPU")
+    add("--base-directory", metavar="DIR", help="as for ComfyUI: where models lies")
+
+    whole = argparse.ArgumentParser(prog="tune", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True)
+    calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver numbers")
+    calibrate.add_argument("--base", default="auto", help="the sampler to start from (%(default)s: the best of some)")
+    calibrate.add_argument("--rounds", type=int, default=8, help="of the fit, at most (%(default)s)")
+    calibrate.add_argument("--batch", type=int, default=0, help="images at once, at most (all that fit)")
+    train = commands.add_parser("train", parents=[common], help="train the network of AMED")
+    train.add_argument("--base", default="amed_dpm_2m", help="the solver that is helped (%(default)s)")
+    train.add_argument("--schedule", default="karras", help="of all levels; every second is learned (%(default)s)")
+    train.add_argument("--afs", action="store_true", help="leave out the first evaluation")
+    train.add_argument("--iterations", type=int, default=60, help="batches to learn from (%(default)s)")
+    train.add_argument("--batch", type=int, default=8, help="images of a batch, of all processes (%(default)s)")
+    train.add_argument("--scale-dir", type=float, default=0.01, help="bound of the direction's factor (%(default)s)")
+    train.add_argument("--scale-time", type=float, default=0.2, help="bound of the time's factor (%(default)s)")
+    train.add_argument("--teacher-extra", type=int, default=3, help="levels of the teacher in a step (%(default)s)")
+    train.add_argument("--learning-rate", type=float, default=0.005, help="of Adam (%(default)s)")
+    train.add_argument(
+        "--goal", choices=("last sample", "each step"), default="last sample", help="what is matched (%(default)s)"
+    )
+    return whole
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts: {path} holds no prompt")
+    return prompts
+
+
+# The host
+
+
+def set_up_host(options: argparse.Namespace) -> None:
+    """What its own start script does before anything of it is imported: choose the device and the folders."""
+    visible, local = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("LOCAL_RANK")
+    if local is not None and visible != "":  # each process its own
+        devices = visible.split(",") if visible else None
+        if devices and int(local) >= len(devices):
+            raise ValueError(f"there are more processes than GPUs in CUDA_VISIBLE_DEVICES = {visible}")
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(local)] if devices else local
+    sys.path.insert(0, os.getcwd())
+    try:
+        from comfy.cli_args import args
+    except ImportError:
+        raise ImportError("run this in the folder of ComfyUI, where main.py is") from None
+    import torch
+
+    args.cpu = args.cpu or options.cpu or not (torch.cuda.is_available() or _has_other_device(torch))
+    args.base_directory = options.base_directory or args.base_directory
+    import utils.extra_config  # before the host's `nodes`, which hides it behind another `utils`
+
+    extra = Path("extra_model_paths.yaml")
+    if extra.is_file():
+        utils.extra_config.load_extra_path_config(str(extra))
+
+
+def _has_other_device(torch: Any) -> bool:
+    return any(
+        (module := getattr(torch, name, None)) is not None and module.is_available() for name in ("xpu", "mps", "npu")
+    )
+
+
+def share_work() -> None:
+    """Join the other processes. The gradients are small and lie on the CPU: gloo."""
+    import torch
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))  # the first one checks, the others wait
+
+
+def load_checkpoint(name: str) -> tuple[Any, Callable[[str], Any]]:
+    import folder_paths
+
+    import nodes
+
+    known = folder_paths.get_filename_list("checkpoints")
+    if name not in known:
+        raise ValueError(
+            f"--checkpoint: {name!r} is not in models/checkpoints; there are: {', '.join(known) or 'none'}"
+        )
+    patcher, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(name)
+    return patcher, lambda text: nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def load_model(options: argparse.Namespace) -> tuple[Any, Callable[[str], Any]]:
+    """The MODEL, and what makes a CONDITIONING of a text."""
+    if options.checkpoint:
+        return load_checkpoint(options.checkpoint)
+    module, _, function = options.loader.partition(":")
+    return getattr(importlib.import_module(module), function)()
+
+
+def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
+    """The work that is asked for, and where its plan goes."""
+    import torch
+
+    package = __package__ or _import_package()
+    tuning = importlib.import_module(f"{package}.nodes.tuning")
+    plans = importlib.import_module(f"{package}.nodes.plans")
+    plans.register_folder()
+    is_path = len(Path(options.out).parts) > 1 or options.out.endswith(plans.EXTENSION)
+    path = Path(options.out).resolve() if is_path else plans.free_path(options.out)
+    with torch.inference_mode():
+        patcher, encode = load_model(options)
+        positive = [entry for prompt in prompts for entry in encode(prompt)]
+        negative = encode(options.negative)
+        format = patcher.get_model_object("latent_format")
+        cell = options.downscale or getattr(format, "spacial_downscale_ratio", 8)
+        shape = 1, format.latent_channels, options.height // cell, options.width // cell
+        if min(shape) < 1:
+            raise ValueError(f"--width {options.width} and --height {options.height} are too small")
+        batch = options.batch if options.command == "calibrate" else 0
+        session = tuning.Session(patcher, positive, negative, options.cfg, {"samples": torch.zeros(shape)}, batch=batch)
+        common = {name: getattr(options, name) for name in ("evaluations", "seed", "samples", "teacher_steps")}
+        if options.command == "calibrate":
+            bases = tuning.DEFAULT_BASES if options.base == "auto" else (options.base,)
+            return tuning.Calibration(session, bases=bases, rounds=options.rounds, **common), path
+        own = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
+        own += ("teacher_extra", "learning_rate", "goal")
+        return tuning.Training(session, **common, **{name: getattr(options, name) for name in own}), path
+
+
+def _import_package() -> str:
+    """The pack under its folder's name, where this file is run as a script."""
+    folder = Path(__file__).resolve().parent
+    sys.path.insert(0, str(folder.parent))
+    importlib.import_module(folder.name)
+    return folder.name
+
+
+# The work
+
+
+def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
+    """Do it, and write the plan; also what there is when it is stopped. Gives the exit code."""
+    import torch
+
+    tuning = importlib.import_module(type(work).__module__)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a scheduler's stop keeps the best, too
+    code, started, last = 0, time.monotonic(), 0.0
+    with torch.inference_mode():
+        try:
+            for progress in work:
+                now = time.monotonic()
+                if not quiet and now - last >= EVERY:
+                    last = now
+                    print(describe(progress, now - started, tuning.told), flush=True)
+        except KeyboardInterrupt:
+            code = 130
+        except Exception as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        learned = None if quiet else work.learned
+        if learned is not None:
+            learned.save(path)
+            print(tuning.report(learned))
+            print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
+        elif code == 130 and not quiet:
+            print("stopped; there is nothing to keep yet")
+    return code
+
+
+def describe(progress: Any, seconds: float, told: Callable[[float, float], str]) -> str:
+    """A line: how far it is, how good, and how long it will take."""
+    if hasattr(progress, "loss"):
+        done, total, what = progress.iteration, progress.iterations, f"loss {progress.loss:.4g}"
+    else:
+        done, total, what = progress.runs, progress.expected, progress.stage
+    left = seconds / max(done, 1) * (total - done)
+    parts = (f"{done} of {total}", what, told(progress.before, progress.after), f"{spoken(left)} left")
+    return ", ".join(part for part in parts if part)
+
+
+def spoken(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
