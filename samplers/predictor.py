@@ -64,8 +64,8 @@ class Predictor(nn.Module):
     def start_at(self, levels: Levels, tunings: Sequence[Tuning]) -> None:
         """Set the heads so that `fixed` gives these inserted levels, and their scales.
 
-        The heads are linear in the embeddings of the levels: theirs are the weights of least norm that do it. Training
-        then begins at these numbers instead of r = 1/2.
+        The heads are linear in the embeddings of the levels: theirs are the weights of least norm that do it, and those
+        of the bottleneck are 0. Training then begins at these numbers instead of r = 1/2.
 
         Raises:
             ValueError: if a number lies outside of what this predictor can give.
@@ -93,6 +93,7 @@ class Predictor(nn.Module):
         embedded = torch.cat([seen[:, _FEATURES:], torch.ones(len(seen), 1, dtype=torch.float64)], dim=1)
         heads = (head for head in self.heads if isinstance(head, nn.Linear))
         for head, target in zip(heads, logits.T, strict=True):
+            head.weight[0, :_FEATURES] = 0
             missing = target - seen @ head.weight[0].double().cpu() - head.bias.double().cpu()
             *weights, bias = torch.linalg.lstsq(embedded, missing[:, None], driver="gelsd").solution[:, 0]
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))

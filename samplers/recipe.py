@@ -21,6 +21,9 @@ from .tuned import PLAIN, Tuning, analytical_first_step, tuned
 
 SAME_LEVEL = 1e-4  # relative; float32 on the way through the host, rounded numbers in a workflow
 
+PAIRED = ("amed", "amed_dpm_2s")
+"""Bases whose steps have two evaluations, at a level and at the next one."""
+
 _NOT_SOLVER = {S_NOISE.name, NOISE_DEVICE.name}  # options of every sampler that can add noise
 
 _BOUNDS = {
@@ -116,11 +119,14 @@ class Recipe:
         """Number of model evaluations."""
         return len(self.sigmas) - 1 - self.afs
 
-    def piece(self, sigmas: Tensor | Sequence[float]) -> Recipe:
+    def piece(self, sigmas: Tensor | Sequence[float], *, in_pairs: bool = False) -> Recipe:
         """The recipe for a part of its levels: image to image, or a run that is split in two.
 
+        Args:
+            in_pairs: whether every second level was inserted by a predictor, so that a part cannot begin with one.
+
         Raises:
-            ValueError: if they are no part of the recipe's own.
+            ValueError: if they are no part of the recipe's own, or begin with an inserted level.
         """
         given = read_sigmas(sigmas)
         for first in range(len(self.sigmas) - len(given) + 1):
@@ -134,6 +140,11 @@ class Recipe:
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
+        if first % 2 and (in_pairs or self.base in PAIRED):
+            raise ValueError(
+                f"sigmas: this part of the plan begins at its level {first}, in the middle of a step: begin one level "
+                "earlier or later"
+            )
         kept = [
             t._replace(slope=t.slope if k > 0 else 0.0, curvature=t.curvature if k > 1 else 0.0)
             for k, t in enumerate(self.tunings[first : last - 1])

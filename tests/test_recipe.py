@@ -156,6 +156,14 @@ def test_a_piece_is_the_base_on_those_levels(base, rounded):
             assert torch.equal(ours, plain(base, sigmas[first:last]))
 
 
+@pytest.mark.parametrize(("base", "in_pairs"), [("amed", False), ("amed_dpm_2s", False), ("dpmpp_2m", True)])
+def test_a_piece_does_not_begin_in_the_middle_of_a_step(base, in_pairs):
+    recipe = Recipe(base, SIGMAS)
+    with pytest.raises(ValueError, match="begins at its level 1, in the middle of a step"):
+        recipe.piece(SIGMAS[1:], in_pairs=in_pairs)
+    assert recipe.piece(SIGMAS[2:], in_pairs=in_pairs).sigmas == pytest.approx(SIGMAS[2:])
+
+
 def test_a_piece_keeps_the_numbers_that_have_their_predictions():
     recipe = Recipe("dpmpp_2m", SIGMAS, tunings=TUNINGS, afs=True)
     assert recipe.piece(SIGMAS) is recipe
@@ -187,8 +195,8 @@ def test_afs_is_one_evaluation_less(base):
     recipe.function(model, X1 * 14, disable=True)
     assert recipe.nfe == len(told) == 4 and told == pytest.approx(SIGMAS[1:-1])
     told.clear()
-    recipe.function(model, X1 * 6, SIGMAS[1:], disable=True)
-    assert told == pytest.approx(SIGMAS[1:-1])
+    recipe.function(model, X1 * 2.5, SIGMAS[2:], disable=True)
+    assert told == pytest.approx(SIGMAS[2:-1])
 
 
 # Guidance
