@@ -1,0 +1,301 @@
+"""Calibration and the training of AMED in the real host."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_models import conditioning, small_model
+
+from samplers import SCHEDULES
+
+CFG = 2.5
+COMMON = {"seed": 3, "samples": 4, "teacher_steps": 12}
+CALIBRATE = {"base": "auto", "rounds": 1, "batch": 0}
+TRAIN = {
+    "base": "amed_dpm_2m", "afs": False, "schedule": "karras", "iterations": 6, "batch": 4, "scale_dir": 0.01,
+    "scale_time": 0.2, "teacher_extra": 2, "learning_rate": 0.01,
+}  # fmt: skip
+OWN = {"FewStepCalibrate": CALIBRATE, "FewStepTrainAMED": TRAIN}
+
+
+@pytest.fixture
+def folder(comfy_process, monkeypatch, tmp_path) -> Path:
+    """models/fewstep, empty."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
+    return tmp_path
+
+
+def module(comfyui, name: str):
+    """One of the pack's, as the host has loaded it."""
+    package = comfyui.nodes["FewStepCalibrate"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.{name}")
+
+
+def prompts(count: int) -> list:
+    return [entry for k in range(count) for entry in conditioning(10 + k)]
+
+
+def latent(channels: int = 4) -> dict:
+    return {"samples": torch.zeros(1, channels, 8, 8)}
+
+
+def execute(comfyui, node: str, model=None, **changed):
+    inputs = {
+        "positive": prompts(2), "negative": conditioning(2), "latent_image": latent(), "cfg": CFG, "evaluations": 4,
+        **COMMON, **OWN[node], **changed,
+    }  # fmt: skip
+    return comfyui.nodes[node].execute(model or small_model("EPS"), **inputs).result
+
+
+def demo_model(comfyui, texts: list[str]) -> SimpleNamespace:
+    parts = [comfyui.nodes["FewStepDemoModel"].execute(text, "").result for text in texts]
+    (empty,) = comfyui.nodes["FewStepDemoLatent"].execute(1).result
+    positive = [entry for _, entries, _ in parts for entry in entries]
+    return SimpleNamespace(model=parts[0][0], positive=positive, negative=parts[0][2], latent=empty)
+
+
+def sample(comfyui, plan, model, seed: int = 1) -> torch.Tensor:
+    sampler, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
+    node = comfyui.nodes["SamplerCustom"]
+    arguments = (model, True, seed, CFG, conditioning(10), conditioning(2), sampler, sigmas, latent())
+    return node.execute(*arguments).result[0]["samples"]
+
+
+# Sessions
+
+
+@pytest.fixture
+def session(comfyui):
+    def make(model=None, positive=None, **options):
+        inputs = model or small_model("EPS"), positive or prompts(3), conditioning(2), CFG, latent()
+        return module(comfyui, "session").Session(*inputs, **options)
+
+    return make
+
+
+@pytest.fixture
+def euler(comfyui):
+    host, samplers = module(comfyui, "host"), sys.modules[module(comfyui, "host").SamplerSpec.__module__]
+    registry = importlib.import_module(samplers.__name__.rpartition(".")[0])
+    return host.sampler_function(registry.SAMPLERS["euler"])
+
+
+SIGMAS = SCHEDULES["karras"].function(4, 0.03, 14.6).float()
+
+
+def samples_of(comfyui, count: int, over: int = 3) -> list:
+    return [module(comfyui, "session").Sample(k % over, 5 + k) for k in range(count)]
+
+
+def test_prompts_in_one_batch_are_prompts_one_by_one(comfyui, session, euler):
+    samples = samples_of(comfyui, 7)
+    together, one_by_one = session(), session(batch=1)
+    sizes: list[int] = []
+    found = together.run(euler, SIGMAS, samples, sizes.append)
+    assert sizes == [7] * 4
+    torch.testing.assert_close(found, one_by_one.run(euler, SIGMAS, samples), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_is_that_of_a_sampler_node(comfyui, session, euler):
+    model, samples = small_model("EPS"), samples_of(comfyui, 3)
+    found = session(model).run(euler, SIGMAS, samples)
+    for latents, (prompt, seed) in zip(found, samples, strict=True):
+        (select,) = comfyui.nodes["KSamplerSelect"].execute("euler").result
+        arguments = (model, True, seed, CFG, [prompts(3)[prompt]], conditioning(2), select, SIGMAS, latent())
+        theirs = comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"][0]
+        torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mask": torch.ones(1, 8, 8)}, {"start_percent": 0.5}, {"area": (4, 4, 0, 0)}],
+    ids=lambda s: next(iter(s)),
+)
+def test_prompts_with_settings_of_their_own_keep_them(comfyui, session, euler, settings):
+    """They are not put into one batch, and the samples are what they are alone."""
+    plain, special, other = prompts(3)
+    positive = [plain, [special[0], {**special[1], **settings}], other]
+    mixed, samples = session(positive=positive), samples_of(comfyui, 6)
+    assert not mixed.alike
+    found = mixed.run(euler, SIGMAS, samples)
+    for k, (prompt, seed) in enumerate(samples):
+        alone = session(positive=[positive[prompt]]).run(euler, SIGMAS, [samples[0]._replace(prompt=0, seed=seed)])
+        torch.testing.assert_close(found[k], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_too_little_memory_makes_smaller_batches(comfyui, session, euler):
+    samples = samples_of(comfyui, 7)
+
+    def greedy(model, x, *arguments, **options):
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("no")
+        return euler(model, x, *arguments, **options)
+
+    found = session().run(greedy, SIGMAS, samples)
+    torch.testing.assert_close(found, session().run(euler, SIGMAS, samples), rtol=1e-5, atol=1e-5)
+
+
+# Calibration
+
+
+def test_calibration_lowers_the_error_and_its_file_samples(comfyui, folder):
+    model = small_model("EPS")
+    plan, plot, report = execute(comfyui, "FewStepCalibrate", model)
+    about = plan.about
+    assert about["improved"] and about["error_after"] < 0.95 * about["error_before"]
+    assert about["guidance"] == CFG and about["prompts"] == 2 and about["teacher"]["steps"] == 12
+    assert plot.ndim == 4 and "4 evaluations" in report
+    comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
+    again = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
+    found = sample(comfyui, again, model)
+    assert found.isfinite().all()
+    assert torch.equal(found, sample(comfyui, plan, model))
+
+
+@pytest.mark.parametrize("model_type", ["V_PREDICTION", "FLOW"])
+def test_calibration_of_other_models(comfyui, model_type):
+    plan, *_ = execute(comfyui, "FewStepCalibrate", small_model(model_type), samples=2, cfg=1.0, base="euler")
+    assert plan.recipe.flow == (model_type == "FLOW")
+    assert not plan.recipe.guides  # there is no guidance to be fitted
+    assert plan.about["error_after"] <= plan.about["error_before"]
+
+
+def test_without_a_gain_the_plan_is_the_plain_sampler(comfyui, monkeypatch, caplog):
+    tuning = module(comfyui, "tuning")
+    real = tuning.calibrate
+
+    def fruitless(*arguments, **options):
+        return (progress for progress in real(*arguments, **options) if progress.stage == "starts")
+
+    monkeypatch.setattr(tuning, "calibrate", fruitless)
+    plan, _, report = execute(comfyui, "FewStepCalibrate", samples=2)
+    assert plan.about["improved"] is False and plan.about["error_after"] == plan.about["error_before"]
+    assert not any(any(t[2:4]) for t in plan.recipe.tunings)
+    assert "plain sampler" in caplog.text and "Not better" in report
+
+
+def test_samples_to_check_with_are_others(comfyui):
+    split = module(comfyui, "tuning").split
+    for count in (1, 3, 4, 9):
+        fitted, held = split(count, 100, 16, 16)
+        assert len(fitted) == len(held) == 16
+        assert not {s.seed for s in fitted} & {s.seed for s in held}
+        if count >= 4:
+            assert not {s.prompt for s in fitted} & {s.prompt for s in held}
+            assert {s.prompt for s in held} == set(range(3, count, 4))
+
+
+# Training
+
+
+@pytest.mark.parametrize("goal", ["last sample", "each step"])
+def test_training_lowers_the_loss(comfyui, goal):
+    """On the model of the demo, on the same batch in every iteration."""
+    demo = demo_model(comfyui, ["cat face"])
+    tuning = module(comfyui, "tuning")
+    session = module(comfyui, "session").Session(demo.model, demo.positive, demo.negative, 3.0, demo.latent)
+    options = {"iterations": 6, "batch": 2, "samples": 1, "teacher_steps": 10, "learning_rate": 0.02}
+    work = tuning.Training(session, evaluations=4, base="amed_dpm_2m", goal=goal, **options)
+    work.trained = work.trained[:2] * 6
+    losses = [step.loss for step in work]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("base", ["amed", "ipndm"])
+@pytest.mark.parametrize("afs", [False, True])
+def test_training_gives_a_file_that_samples(comfyui, folder, base, afs):
+    model = small_model("EPS")
+    plan, plot, report = execute(comfyui, "FewStepTrainAMED", model, base=base, afs=afs, iterations=2)
+    assert plan.recipe.nfe == 4 and plan.kind == "amed"
+    assert math.isfinite(plan.about["error_after"]) and "before" in report and plot.ndim == 4
+    comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
+    again = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
+    assert torch.equal(sample(comfyui, again, model), sample(comfyui, plan, model))
+
+
+def test_training_with_prompts_that_share_no_batch(comfyui):
+    long = [[torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1)), {}]]
+    plan, *_ = execute(comfyui, "FewStepTrainAMED", positive=prompts(1) + long, iterations=2)
+    assert plan.kind == "amed"
+
+
+# Both
+
+
+@pytest.mark.parametrize("node", list(OWN))
+def test_inputs_are_not_modified(comfyui, node):
+    model, positive, negative, image = small_model("EPS"), prompts(2), conditioning(2), latent()
+    weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    copies = [entry[0].clone() for entry in positive]
+    own = {"iterations": 1} if node == "FewStepTrainAMED" else {"base": "euler"}
+    state = torch.get_rng_state()
+    execute(comfyui, node, model, positive=positive, negative=negative, latent_image=image, samples=2, **own)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
+    assert all(torch.equal(entry[0], copy) and not entry[1] for entry, copy in zip(positive, copies, strict=True))
+    assert not image["samples"].any() and not model.model_options["transformer_options"]
+    assert not any(m._forward_hooks for m in model.model.modules())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("node", list(OWN))
+def test_what_is_stopped_keeps_the_best(comfyui, folder, monkeypatch, node):
+    """The host's own interruption, in the middle of a run."""
+    import comfy.model_management as management
+    import comfy.utils
+
+    def stop_late(done, total, preview, node_id=None):
+        if done >= (0.8 * total if node == "FewStepCalibrate" else 2):
+            management.interrupt_current_processing()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", stop_late)
+        with pytest.raises(management.InterruptProcessingException):
+            execute(comfyui, node)
+    assert not management.processing_interrupted()
+    (path,) = folder.glob("interrupted*")
+    plan = comfyui.nodes["FewStepLoadPlan"].execute(path.name).result[0]
+    assert sample(comfyui, plan, small_model("EPS")).isfinite().all()
+
+
+def test_stopped_at_once_there_is_nothing_to_keep(comfyui, folder):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        execute(comfyui, "FewStepCalibrate")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("node", list(OWN))
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"evaluations": 0}, "evaluations = 0"),
+        ({"positive": []}, "positive"),
+        ({"cfg": math.nan}, "cfg = nan"),
+        ({"cfg": math.inf}, "cfg = inf"),
+        ({"latent_image": {"samples": torch.ones(1, 7, 8, 8)}}, "latent_image has 7 channels"),
+        ({"samples": 0}, "samples = 0"),
+        ({"teacher_steps": 3}, "teacher_steps = 3"),
+        ({"batch": -1}, "batch = -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_name_the_input(comfyui, folder, node, changed, named):
+    with pytest.raises(ValueError, match=named):
+        execute(comfyui, node, **changed)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("node", list(OWN))
+def test_every_input_and_output_has_a_tooltip(comfyui, node):
+    schema = comfyui.nodes[node].define_schema()
+    assert all(part.tooltip for part in (*schema.inputs, *schema.outputs))
