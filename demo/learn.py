@@ -36,6 +36,7 @@ EVALUATIONS = (4, 5, 6, 8, 10, 12)
 BASES = ("amed", "dpmpp_2m", "dpm_2m", "ipndm", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
 GUIDANCE = 3.0
 SEED = 10_000
+SAMPLES = 16
 
 
 def load_pack() -> Any:
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     parser.add_argument("--bases", nargs="+", default=BASES)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--samples", type=int, default=16, help="that are fitted to, and as many to check with")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="that are fitted to, and as many to check with")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "plans")
     o = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import torch
 
 from bench import distances
 
-SETTINGS = ["--quick", "--samplers", "ipndm_v heun"]
+SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,20 @@ def test_table_has_every_cell(finished: Path):
     assert (finished / "out" / "quality.png").stat().st_size > 10_000
     text = (finished / "out" / "QUALITY.md").read_text()
     assert "as good as the best host sampler at" in text and "| 4 | " in text
+
+
+def test_learned_plans_stand_beside_the_plain_samplers(bench, finished: Path):
+    """The committed plan for 4 evaluations, on prompts and seeds that it was not fitted to, and its line in the text."""
+    from demo.learn import PROMPTS, SAMPLES, SEED
+
+    row = next(r for r in read(finished) if r["source"] == "learned")
+    assert (row["sampler"], row["nfe"], row["images"]) == ("calibrated-4", "4", "2") and 0 < float(row["median"]) < 0.2
+    fitted = range(SEED, SEED + 2 * SAMPLES)
+    reported = bench.quality.Bench(bench.quality.Size(), None).reported_on
+    assert not {pair.prompt for pair in reported} & set(PROMPTS)
+    assert not {pair.seed for pair in reported} & set(fitted)
+    text = (finished / "out" / "QUALITY.md").read_text()
+    assert f"| {float(row['median']):.4f} (" in text
 
 
 def test_errors_are_those_of_samples(bench, finished: Path):
