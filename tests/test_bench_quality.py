@@ -64,7 +64,7 @@ def test_table_has_every_cell(finished: Path):
 
 
 def test_learned_plans_stand_beside_the_plain_samplers(bench, finished: Path):
-    """The committed plan for 4 evaluations, on prompts and seeds that it was not fitted to, and its line in the text."""
+    """The committed plan for 4 evaluations, on prompts and seeds that it was not fitted to, and its line."""
     from demo.learn import PROMPTS, SAMPLES, SEED
 
     row = next(r for r in read(finished) if r["source"] == "learned")
