@@ -58,6 +58,7 @@ prediction."""
 PENALTY = 1e-3  # of the squares; the data's squares are 1 at the start
 CLOSEST = 0.02  # in lambda: levels do not come nearer to each other
 ENOUGH = 0.01  # relative gain of a round that is worth another one
+PATIENCE = 4  # steps in a row that help the samples of the fit and not the others, after which it stops
 STEPS_PER_ROUND = 10  # of BFGS
 LONGEST = 0.5  # step of BFGS, in units of the scales
 HALVINGS = 12  # of a step, at most
@@ -263,8 +264,8 @@ def calibrate(
     """Fit a recipe; yields after each run, so that whoever drives it can stop at any time with the best so far.
 
     The starts are compared on `look` (a few of the samples of `fit`), the three best on all of `fit`. From the best,
-    rounds of Gauss-Newton follow. `check` holds samples with other noise, better with other prompts too, and decides
-    which recipe is the best; it is never fitted to.
+    rounds of Gauss-Newton follow. `check` holds samples with other noise, better with other prompts too. It decides
+    which recipe is the best, and that it is enough when steps no longer help there; it is never fitted to.
 
     Args:
         starts: plain recipes, as `plain_recipes` gives them.
@@ -301,6 +302,8 @@ class _Calibration:
         self.before = self.after = math.inf
         self.error = math.inf
         self.best: Recipe
+        self.in_vain = 0
+        """Steps since the best."""
 
     def differences(self, goal: Goal, recipe: Recipe) -> Tensor:
         """Those of one more run."""
@@ -314,8 +317,9 @@ class _Calibration:
     def judge(self, recipe: Recipe) -> None:
         """One more run, on the samples that nothing is fitted to."""
         error = geometric_mean(rmse(self.differences(self.check, recipe)))
+        self.in_vain += 1
         if error < self.after:
-            self.best, self.after = recipe, error
+            self.best, self.after, self.in_vain = recipe, error, 0
 
     def go(self, starts: list[Recipe], free: Sequence[str]) -> Iterator[Progress]:
         self.best = starts[0]
@@ -341,6 +345,7 @@ class _Calibration:
         if chosen is None:
             raise ValueError("no plain sampler gave finite samples with this model: look at the model and the guidance")
         self.error, base, found = chosen
+        self.in_vain = 0
         numbers = unknowns(base, free, inserted=self.inserted)
         if self.backpropagate is None:
             yield from self.descend(base, found, numbers)
@@ -388,6 +393,8 @@ class _Calibration:
                 damping = max(damping / 5, 1e-6)
                 self.judge(recipe)
                 yield self.progress(f"round {round_ + 1} of {self.rounds}")
+                if self.in_vain == PATIENCE:
+                    return
             if gained < 3 * ENOUGH:  # take a new Jacobian; stop if that was one
                 if exact and gained < ENOUGH:
                     return
