@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True)
     calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver numbers")
     calibrate.add_argument("--base", default="auto", help="the sampler to start from (%(default)s: the best of some)")
-    calibrate.add_argument("--rounds", type=int, default=8, help="of the fit, at most (%(default)s)")
+    calibrate.add_argument("--rounds", type=int, default=4, help="of the fit, at most (%(default)s)")
     calibrate.add_argument("--batch", type=int, default=0, help="images at once, at most (all that fit)")
     train = commands.add_parser("train", parents=[common], help="train the network of AMED")
     train.add_argument("--base", default="amed_dpm_2m", help="the solver that is helped (%(default)s)")

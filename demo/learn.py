@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("calibrated", "amed"))
     parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     parser.add_argument("--bases", nargs="+", default=BASES)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that are fitted to, and as many to check with")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "plans")
     o = parser.parse_args()

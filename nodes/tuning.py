@@ -86,7 +86,7 @@ class Calibration:
         samples: int = 16,
         teacher_steps: int = 50,
         free: Sequence[str] = DEFAULT_FREE,
-        rounds: int = 8,
+        rounds: int = 4,
         inserted: bool = False,
     ):
         _check_counts(evaluations=evaluations, samples=samples, rounds=rounds)
@@ -549,7 +549,7 @@ class FewStepCalibrate(io.ComfyNode):
                 ),
                 *second,
                 io.Int.Input(
-                    "rounds", default=8, min=1, max=100, tooltip="At most so many rounds of the fit: the effort."
+                    "rounds", default=4, min=1, max=100, tooltip="At most so many rounds of the fit: the effort."
                 ),
                 io.Int.Input(
                     "batch",

@@ -257,7 +257,7 @@ def calibrate(
     check: Goal,
     *,
     free: Sequence[str] = DEFAULT_FREE,
-    rounds: int = 8,
+    rounds: int = 4,
     inserted: bool = False,
     backpropagate: DifferentiableGoal | None = None,
 ) -> Iterator[Progress]:
