@@ -42,14 +42,17 @@ class Kind(NamedTuple):
     first: int
     """The first evaluation that has one."""
 
+    most: float = math.inf
+    """How far it may go: a factor of 1/2 or 3/2 is no longer a correction."""
+
 
 KINDS = {
     "level": Kind(0.05, 0.5, 1),
     "slope": Kind(0.05, 0.5, 1),
     "curvature": Kind(0.03, 0.3, 2),
-    "guidance": Kind(0.05, 0.3, 0),
-    "scale_time": Kind(0.03, 0.2, 1),
-    "scale_dir": Kind(0.01, 0.05, 1),
+    "guidance": Kind(0.05, 0.3, 0, 0.9),
+    "scale_time": Kind(0.03, 0.2, 1, 0.5),
+    "scale_dir": Kind(0.01, 0.05, 1, 0.5),
 }
 """What can be fitted. `level` is in lambda; all others are 0 or 1 in the base solver, to which a penalty of the
 squares, in units of `scale`, draws them. All keep a constant prediction exact but AMED's `scale_dir`, in the data
@@ -98,6 +101,8 @@ def unknowns(recipe: Recipe, kinds: Sequence[str], *, inserted: bool = False) ->
 
 def moved(recipe: Recipe, numbers: Sequence[Unknown], by: Sequence[float]) -> Recipe | None:
     """The recipe with numbers added; None where that is no recipe (levels out of order, a number out of bounds)."""
+    if any(abs(change) > KINDS[unknown.kind].most for unknown, change in zip(numbers, by, strict=True)):
+        return None
     try:
         levels, tunings = placed(recipe, numbers, by)
         lams = [float(level.lam) for level in levels]
