@@ -76,12 +76,11 @@ def fingerprint(patcher: Any) -> dict[str, Any]:
     """What tells kinds of models apart, for `Learned.check_model`: fine-tunes and LoRAs of one kind are alike."""
     sampling = patcher.get_model_object("model_sampling")
     model = patcher.model
+    kinds = type(sampling).__mro__  # a class of levels and one of predictions, each with its bases
     return {
         "family": type(model.model_config).__name__,
-        "sampling": next(
-            c.__name__ for c in type(sampling).__mro__ if c.__name__ in _SAMPLINGS or c is torch.nn.Module
-        ),
-        "prediction": getattr(getattr(model, "model_type", None), "name", "unknown"),
+        "sampling": next(c.__name__ for c in kinds if c.__name__ in _SAMPLINGS or c is torch.nn.Module),
+        "prediction": next(c.__name__ for c in kinds if not issubclass(c, torch.nn.Module)),
         "sigma_min": float(sampling.sigma_min),
         "sigma_max": float(sampling.sigma_max),
         "shift": time_shift(sampling) if is_flow(sampling) else 1.0,

@@ -23,6 +23,7 @@ _SIDE = 8  # to which a bottleneck is pooled
 _CHANNELS = 8  # of the embedding of a level
 _HIDDEN, _FEATURES = 128, 4
 _EDGE = 1e-3  # distance that r keeps from 0 and 1, where two levels would be one
+_FINEST = 1e-3  # relative to the largest: singular values of the embeddings that `start_at` makes use of
 
 
 class Predictor(nn.Module):
@@ -65,7 +66,9 @@ class Predictor(nn.Module):
         """Set the heads so that `fixed` gives these inserted levels, and their scales.
 
         The heads are linear in the embeddings of the levels: theirs are the weights of least norm that do it, and those
-        of the bottleneck are 0. Training then begins at these numbers instead of r = 1/2.
+        of the bottleneck are 0. Training then begins at these numbers instead of r = 1/2. Of many steps the embeddings
+        are so much alike that only huge weights would do it, which one update would throw far off: from about 12
+        evaluations on the numbers are met nearly.
 
         Raises:
             ValueError: if a number lies outside of what this predictor can give.
@@ -95,7 +98,7 @@ class Predictor(nn.Module):
         for head, target in zip(heads, logits.T, strict=True):
             head.weight[0, :_FEATURES] = 0
             missing = target - seen @ head.weight[0].double().cpu() - head.bias.double().cpu()
-            *weights, bias = torch.linalg.lstsq(embedded, missing[:, None], driver="gelsd").solution[:, 0]
+            *weights, bias = torch.linalg.lstsq(embedded, missing[:, None], rcond=_FINEST, driver="gelsd").solution[:, 0]
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
             head.bias.add_(bias.to(head.bias))
 

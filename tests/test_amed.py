@@ -305,6 +305,24 @@ def test_a_predictor_without_bottleneck_is_a_fixed_plan():
     torch.testing.assert_close(plan, step_by_step, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [4, 10, 30])
+def test_training_starts_at_given_numbers_with_weights_that_can_be_trained(n):
+    torch.manual_seed(0)
+    predictor, given = Predictor(0.02, 0.1), read_levels(SCHEDULES["karras"].function(n, 0.03, 14.6))
+    numbers = [Tuning(), Tuning(scale_dir=1.005, scale_time=0.97)] * (n // 2)
+    predictor.start_at(given, numbers)
+
+    def lams() -> Tensor:
+        return torch.tensor([float(level.lam) for level in predictor.fixed(given)[0][:-1]])
+
+    with torch.no_grad():
+        start, tunings = lams(), predictor.fixed(given)[1]
+        assert (start - torch.tensor([float(level.lam) for level in given[:-1]])).abs().max() < (0.02 if n > 10 else 1e-5)
+        assert torch.tensor(tunings).sub(torch.tensor(numbers)).abs().max() < 1e-5
+        predictor.level.weight.add_(5e-3)  # as Adam does first
+        assert (lams() - start).abs().max() < 0.05
+
+
 def test_gradients_reach_the_predictor():
     predictor, given = Predictor(0.02, 0.1), read_levels([3.0, 1.5, 1.0, 0.6, 0.4])
     bottleneck = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
