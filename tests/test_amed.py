@@ -11,7 +11,7 @@ import torch
 from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solution
 from test_reference import CASES, result
 
-from samplers import SAMPLERS, X, adams, classic, dpm_solver, integrate, read_levels
+from samplers import SAMPLERS, SCHEDULES, X, adams, classic, dpm_solver, integrate, read_levels
 from samplers.amed import Middle, amed, amed_dpm_2m, amed_dpm_2s, end_of_step, insert, predicted, with_midpoints
 from samplers.predictor import Predictor, pool
 from samplers.tuned import Tuning, analytical_first_step, tuned
@@ -312,7 +312,7 @@ def test_training_starts_at_given_numbers_with_weights_that_can_be_trained(n):
     numbers = [Tuning(), Tuning(scale_dir=1.005, scale_time=0.97)] * (n // 2)
     predictor.start_at(given, numbers)
 
-    def lams() -> Tensor:
+    def lams():
         return torch.tensor([float(level.lam) for level in predictor.fixed(given)[0][:-1]])
 
     with torch.no_grad():
