@@ -81,9 +81,9 @@ def fingerprint(patcher: Any) -> dict[str, Any]:
         "family": type(model.model_config).__name__,
         "sampling": next(c.__name__ for c in kinds if c.__name__ in _SAMPLINGS or c is torch.nn.Module),
         "prediction": next(c.__name__ for c in kinds if not issubclass(c, torch.nn.Module)),
+        "shift": time_shift(sampling) if is_flow(sampling) else 1.0,
         "sigma_min": float(sampling.sigma_min),
         "sigma_max": float(sampling.sigma_max),
-        "shift": time_shift(sampling) if is_flow(sampling) else 1.0,
         "latent_channels": int(model.latent_format.latent_channels),
     }
 

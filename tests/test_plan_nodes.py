@@ -272,6 +272,23 @@ def test_a_plan_made_for_this_model(comfyui, eps_model):
     assert run(comfyui, solver, sigmas, eps_model).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "node", "setting", "field"),
+    [
+        ("EPS", "ModelSamplingDiscrete", ("v_prediction", False), "prediction is EPS there and V_PREDICTION"),
+        ("EPS", "ModelSamplingDiscrete", ("lcm", False), "prediction is EPS there and LCM"),
+        ("FLOW", "ModelSamplingSD3", (3.0,), "shift is 1 there and 3"),
+    ],
+)
+def test_a_model_whose_sampling_was_changed_is_another(comfyui, model_type, node, setting, field):
+    module, model = sys.modules[comfyui.nodes["FewStepPlanSampler"].__module__], small_model(model_type)
+    plan = small_plan(model=module.fingerprint(model))
+    sampler(comfyui, plan, model=model)
+    (changed,) = comfyui.nodes[node]().patch(model, *setting)
+    with pytest.raises(ValueError, match=field):
+        sampler(comfyui, plan, model=changed)
+
+
 # Sampling
 
 
