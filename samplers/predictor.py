@@ -98,7 +98,8 @@ class Predictor(nn.Module):
         for head, target in zip(heads, logits.T, strict=True):
             head.weight[0, :_FEATURES] = 0
             missing = target - seen @ head.weight[0].double().cpu() - head.bias.double().cpu()
-            *weights, bias = torch.linalg.lstsq(embedded, missing[:, None], rcond=_FINEST, driver="gelsd").solution[:, 0]
+            fit = torch.linalg.lstsq(embedded, missing[:, None], rcond=_FINEST, driver="gelsd")
+            *weights, bias = fit.solution[:, 0]
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
             head.bias.add_(bias.to(head.bias))
 
