@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="for models that are no checkpoint: a function that gives the host's MODEL and a function from a text to "
         "its CONDITIONING",
     )
-    add("--prompts", type=Path, required=True, metavar="FILE", help="a text file with a prompt per line")
+    add("--prompts", type=Path, required=True, metavar="FILE", help="a text file with a prompt per line; the plan names them")
     add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
     add("--width", type=int, default=512, help="of the images, in pixels (%(default)s)")
@@ -92,7 +92,11 @@ def parser() -> argparse.ArgumentParser:
 
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts: {path} is no text that can be read ({error})") from None
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt")
     return prompts
@@ -169,7 +173,8 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
     plans = importlib.import_module(f"{package}.nodes.plans")
     plans.register_folder()
     is_path = len(Path(options.out).parts) > 1 or options.out.endswith(plans.EXTENSION)
-    path = Path(options.out).resolve() if is_path else plans.free_path(options.out)
+    path = Path(options.out.removesuffix(plans.EXTENSION) + plans.EXTENSION)
+    path = path.resolve() if is_path else plans.free_path(options.out)
     with torch.inference_mode():
         patcher, encode = load_model(options)
         positive = [entry for prompt in prompts for entry in encode(prompt)]
@@ -180,7 +185,8 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
         if min(shape) < 1:
             raise ValueError(f"--width {options.width} and --height {options.height} are too small")
         batch = options.batch if options.command == "calibrate" else 0
-        session = tuning.Session(patcher, positive, negative, options.cfg, {"samples": torch.zeros(shape)}, batch=batch)
+        latent = {"samples": torch.zeros(shape)}
+        session = tuning.Session(patcher, positive, negative, options.cfg, latent, batch=batch, texts=prompts)
         common = {name: getattr(options, name) for name in ("evaluations", "seed", "samples", "teacher_steps")}
         if options.command == "calibrate":
             bases = tuning.DEFAULT_BASES if options.base == "auto" else (options.base,)

@@ -38,6 +38,7 @@ class Session:
         guidance: the scale of classifier-free guidance, cfg.
         latent: its shape is that of one image; what it holds is not looked at.
         batch: at most so many images at once; 0 leaves it to the memory there is.
+        texts: the prompts as they were written, where that is known: a conditioning does not say.
 
     Raises:
         ValueError: naming the input at fault.
@@ -52,6 +53,7 @@ class Session:
         latent: dict[str, Any],
         *,
         batch: int = 0,
+        texts: Sequence[str] = (),
     ):
         if not positive:
             raise ValueError("positive holds no prompt: connect a text, or several with Conditioning (Combine)")
@@ -62,7 +64,7 @@ class Session:
         self.patcher, self.guidance = patcher, float(guidance)
         self.shape = _shape(patcher, latent)
         self._positive, self._negative = list(positive), list(negative)
-        self._batch = batch
+        self._batch, self.texts = batch, tuple(texts)
         self.alike = _alike(self._positive)
         """Whether different prompts can share a batch."""
 

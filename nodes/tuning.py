@@ -90,6 +90,8 @@ class Calibration:
         inserted: bool = False,
     ):
         _check_counts(evaluations=evaluations, samples=samples, rounds=rounds)
+        for base in bases:
+            Recipe(base, (2.0, 1.0))  # complains of one that no plan can follow
         self.session, self.progress = session, None
         self.fitted, self.held = split(session.prompts, seed, samples, samples)
         self._teacher = Teacher(session, teacher_steps, evaluations)
@@ -219,6 +221,8 @@ class Training:
             raise ValueError(f"evaluations = {evaluations} must be at least 2: every second level is learned")
         if base not in AMED_BASES:
             raise ValueError(f"base = {base!r} must be one of {', '.join(AMED_BASES)}")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule = {schedule!r} must be one of {', '.join(SCHEDULES)}")
         if goal not in GOALS:
             raise ValueError(f"goal = {goal!r} must be one of {', '.join(GOALS)}")
         if not 0 < learning_rate < math.inf:
@@ -364,6 +368,7 @@ def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
         "model": fingerprint(session.patcher),
         "guidance": session.guidance,
         "prompts": session.prompts,
+        **({"texts": list(session.texts)} if session.texts else {}),
         "seeds": [min(seeds), max(seeds)],
         "latent": list(session.shape),
     }

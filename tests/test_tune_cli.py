@@ -60,7 +60,8 @@ def test_calibrate(folder):
     code, printed, complaints = tune(folder, "calibrate", "plan.safetensors", "--rounds", "1", "--base", "dpmpp_2m")
     assert code == 0, complaints
     plan = load(folder / "plan.safetensors")
-    assert plan.about["prompts"] == 4 and plan.about["error_after"] < plan.about["error_before"]
+    assert plan.about["prompts"] == 4 and plan.about["texts"] == ["a", "bb", "ccc", "dddd"]
+    assert plan.about["error_after"] < plan.about["error_before"]
     assert " left" in printed and "saved as" in printed
 
 
