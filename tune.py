@@ -54,7 +54,13 @@ def parser() -> argparse.ArgumentParser:
         help="for models that are no checkpoint: a function that gives the host's MODEL and a function from a text to "
         "its CONDITIONING",
     )
-    add("--prompts", type=Path, required=True, metavar="FILE", help="a text file with a prompt per line; the plan names them")
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a text file, a prompt per line; the plan names them",
+    )
     add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
     add("--width", type=int, default=512, help="of the images, in pixels (%(default)s)")

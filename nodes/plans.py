@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..samplers.learned import FileError, Learned, load, parse
-from ..samplers.plan import DENOISED, START, P, X
+from ..samplers.plan import DENOISED, START, P, Plan, X
 from ..samplers.published import PUBLISHED
 from ..samplers.recipe import Recipe
 from ..samplers.tuned import PLAIN
@@ -234,7 +235,7 @@ class FewStepInspectPlan(io.ComfyNode):
             description="Shows what a plan does: its levels, its numbers and the coefficients that follow from them.",
             inputs=[PLAN.Input("plan", tooltip="The plan to be shown.")],
             outputs=[
-                io.Image.Output(tooltip="The noise levels, and the learned numbers at each."),
+                io.Image.Output(tooltip="The noise levels, the learned numbers at each, and the coefficients."),
                 io.String.Output(
                     display_name="text", tooltip="Base, origin, levels, and the coefficients of each update."
                 ),
@@ -243,7 +244,7 @@ class FewStepInspectPlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan: Learned) -> io.NodeOutput:
-        return io.NodeOutput(line_plot(panels(plan.recipe)), description(plan))
+        return io.NodeOutput(line_plot(panels(plan)), description(plan))
 
 
 # What is shown of a plan
@@ -274,15 +275,16 @@ def description(plan: Learned) -> str:
     lines += [f"{name}: {_spoken(value)}" for name, value in plan.about.items()]
     if recipe.afs:
         lines.append("The first evaluation is left out.")
-    lines += ["", *_numbers(recipe), ""]
+    lines += ["", *_numbers(plan), ""]
     lines += ["Each sample from x, start (x where the step began), D (what the model returned) and P[k] (what was"]
     lines += ["remembered k evaluations ago: D, or the noise or slope it stands for):", "", *_coefficients(recipe), ""]
     return "\n".join(lines)
 
 
-def inserted(recipe: Recipe) -> list[int]:
-    """The evaluations at levels that AMED inserted: every second, if it is the base."""
-    return list(range(1, len(recipe.sigmas) - 1, 2)) if "middle" in recipe.options else []
+def inserted(plan: Learned) -> list[int]:
+    """The evaluations at levels that AMED inserted: every second, if it is the base or has a predictor."""
+    amed = plan.predictor is not None or "middle" in plan.recipe.options
+    return list(range(1, len(plan.recipe.sigmas) - 1, 2)) if amed else []
 
 
 def learned_numbers(recipe: Recipe) -> dict[str, list[float]]:
@@ -291,17 +293,21 @@ def learned_numbers(recipe: Recipe) -> dict[str, list[float]]:
     return {name: column for name, column in columns.items() if set(column) != {getattr(PLAIN, name)}}
 
 
-def panels(recipe: Recipe) -> list[Panel]:
-    """The levels, then the numbers of a kind in one pair of axes each."""
+def panels(plan: Learned) -> list[Panel]:
+    """The levels, then the numbers of a kind in one pair of axes each, then the coefficients."""
+    recipe, about = plan.recipe, plan.about
     levels = [(float(k), sigma) for k, sigma in enumerate(recipe.sigmas)]
-    middle = set(inserted(recipe))
+    middle = set(inserted(plan))
     parts = {
         "steps": [level for k, level in enumerate(levels) if k not in middle],
         "inserted": [level for k, level in enumerate(levels) if k in middle],
     }
+    gain = ""
+    if {"error_before", "error_after"} <= about.keys():
+        gain = f", error {_spoken(about['error_before'])} before, {_spoken(about['error_after'])} after"
     shown = [
         Panel(
-            f"{recipe.base}: {recipe.nfe} evaluations",
+            f"{recipe.base}: {recipe.nfe} evaluations{gain}",
             "evaluation",
             "sigma",
             {"_levels": levels, **{name: part for name, part in parts.items() if part}},
@@ -318,12 +324,14 @@ def panels(recipe: Recipe) -> list[Panel]:
         series = {name: [(float(k), n) for k, n in enumerate(numbers[name])] for name in names if name in numbers}
         if series:
             shown.append(Panel(title, "evaluation", "share" if title == "Order" else "factor", series))
-    return shown
+    factors = {name: list(enumerate(column)) for name, column in coefficients(recipe.plan()).items()}
+    return [*shown, Panel("Coefficients of the next sample", "evaluation", "factor", factors)]
 
 
-def _numbers(recipe: Recipe) -> list[str]:
+def _numbers(plan: Learned) -> list[str]:
     """The table of levels and learned numbers."""
-    numbers, middle = learned_numbers(recipe), set(inserted(recipe))
+    recipe = plan.recipe
+    numbers, middle = learned_numbers(recipe), set(inserted(plan))
     rows = [["level", "sigma", *numbers, ""]]
     for k, sigma in enumerate(recipe.sigmas):
         learned = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
@@ -334,20 +342,25 @@ def _numbers(recipe: Recipe) -> list[str]:
 _SYMBOLS = {"x": X, "start": START, "D": DENOISED, **{f"P[{k}]": p for k, p in enumerate(P)}}
 
 
-def _coefficients(recipe: Recipe) -> list[str]:
-    """The table of updates: what the model is told, and what the next sample is made of."""
-    plan = recipe.plan()
-    symbols = {
-        name: key
+def coefficients(plan: Plan) -> dict[str, list[float]]:
+    """What the next sample is made of, by symbol and stage; NaN where a stage does without one."""
+    columns = {
+        name: [float(stage.update.terms.get(key, math.nan)) for stage in plan]
         for name, symbol in _SYMBOLS.items()
         for key in symbol.terms
-        if any(key in stage.update.terms for stage in plan)
     }
-    rows = [["stage", "model at", *symbols]]
+    return {name: column for name, column in columns.items() if not all(map(math.isnan, column))}
+
+
+def _coefficients(recipe: Recipe) -> list[str]:
+    """The table of updates: what the model is told, and the coefficients."""
+    plan = recipe.plan()
+    columns = coefficients(plan)
+    rows = [["stage", "model at", *columns]]
     for k, stage in enumerate(plan):
         told = "-" if stage.sigma is None else f"{float(stage.sigma):.6g}"
-        terms = stage.update.terms
-        rows.append([str(k), told, *(f"{float(terms[c]):.6g}" if c in terms else "" for c in symbols.values())])
+        numbers = (column[k] for column in columns.values())
+        rows.append([str(k), told, *("" if math.isnan(c) else f"{c:.6g}" for c in numbers)])
     return _table(rows)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -425,7 +426,7 @@ def test_guiders_without_a_guidance_scale(comfyui, eps_model):
     two = dual.execute(eps_model, conditioning(1), conditioning(3), conditioning(2), 3, 2, "regular")
     solver, sigmas = sampler(comfyui, small_plan())
     for guider in (one, two.result[0]):
-        with pytest.raises(ValueError, match="this model has no guidance scale"):
+        with pytest.raises(ValueError, match="this run has no guidance scale: sample with"):
             guider.sample(starting_noise(eps_model), torch.zeros(1, 4, 8, 8), solver, sigmas, seed=0)
 
 
@@ -648,9 +649,12 @@ def test_inspect_shows_errors_and_only_what_changes(comfyui):
     assert "error 0.25 before, 0.125 after" in text and "inserted" not in text and "scale_dir" not in text
     large, text = comfyui.nodes["FewStepInspectPlan"].execute(small_plan()).result
     assert all(name in text for name in Tuning._fields)
-    assert large.shape[1] > small.shape[1] and large.shape[2] > small.shape[2]
-    _, text = comfyui.nodes["FewStepInspectPlan"].execute(small_predictor()).result
+    assert large.shape[1] > small.shape[1]
+    plan = small_predictor()
+    plan = replace(plan, recipe=replace(plan.recipe, base="ipndm", options={}))
+    _, text = comfyui.nodes["FewStepInspectPlan"].execute(plan).result
     assert "that the predictor gives where it sees no network" in text
+    assert text.count("inserted") == (len(plan.recipe.sigmas) - 1) // 2
 
 
 def test_plots_draw_what_can_be_drawn(comfyui):
