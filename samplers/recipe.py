@@ -197,7 +197,8 @@ class Recipe:
             return model
         if set_guidance is None:
             raise ValueError(
-                "this plan changes the guidance of single evaluations, and this model has no guidance scale"
+                "this plan changes the guidance of single evaluations, and this run has no guidance scale: sample with "
+                "one cfg and a negative prompt, or calibrate a plan without guidance"
             )
         factors = iter([tuning.guidance for tuning in self.tunings][self.afs :])
 

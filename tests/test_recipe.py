@@ -230,7 +230,7 @@ def test_guidance_is_told_before_each_evaluation(base, afs):
 
 def test_guidance_without_a_scale_to_set_is_an_error():
     recipe = Recipe("dpmpp_2m", SIGMAS, tunings=tuple(Tuning(guidance=g) for g in GUIDANCE))
-    with pytest.raises(ValueError, match="changes the guidance of single evaluations, and this model has no"):
+    with pytest.raises(ValueError, match="changes the guidance of single evaluations, and this run has no"):
         recipe.function(denoiser, X1 * 14, disable=True)
     assert not Recipe("dpmpp_2m", SIGMAS).guides
 
