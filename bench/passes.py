@@ -56,19 +56,17 @@ def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozens
     unguided = replace(recipe, tunings=tuple(t._replace(guidance=1.0) for t in recipe.tunings))
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
-        both, scales = Both(guider, model, extra_args), (cells.GUIDANCE * t.guidance for t in recipe.tunings)
-        last: list[Tensor] = []
+        both, last = Both(guider, model, extra_args), list[Tensor]()
+        scales = enumerate(cells.GUIDANCE * tuning.guidance for tuning in recipe.tunings)
 
         def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
-            k, scale = evaluate.count, next(scales)
-            evaluate.count += 1
+            k, scale = next(scales)
             if k in left_out and last:
                 return both(x, sigma, 1.0)[0] + (scale - 1) * last[-1]
             denoised, difference = both(x, sigma, scale)
             last.append(difference)
             return denoised
 
-        evaluate.count = 0
         return unguided.function(evaluate, x, disable=True)
 
     noise = torch.stack([torch.randn(cells.SHAPE, generator=torch.Generator().manual_seed(p.seed)) for p in pairs])
