@@ -40,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, AttributeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return carry_out(work, path, quiet=rank > 0)
+    code = carry_out(work, path, quiet=rank > 0)
+    if processes > 1:
+        leave_work(code)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,6 +151,15 @@ def share_work() -> None:
     torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))  # the first one checks, the others wait
 
 
+def leave_work(code: int) -> None:
+    """Leave the other processes, all at the same time unless something went wrong: one that goes early aborts."""
+    import torch
+
+    if code == 0:
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def load_checkpoint(name: str) -> tuple[Any, Callable[[str], Any]]:
     import folder_paths
 
@@ -218,7 +230,8 @@ def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
     import torch
 
     tuning = importlib.import_module(type(work).__module__)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a scheduler's stop keeps the best, too
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a scheduler's stop keeps the best, too, and so in the background
+        signal.signal(stop, signal.default_int_handler)
     code, started, last = 0, time.monotonic(), 0.0
     with torch.inference_mode():
         try:
