@@ -13,6 +13,7 @@ from mixture import FLOW_MAX, FLOW_MIN, MU, SIGMA_MAX, SIGMA_MIN, X1, denoiser, 
 from samplers import SAMPLERS
 from samplers.calibrate import (
     KINDS,
+    PATIENCE,
     PENALTY,
     DifferentiableGoal,
     Goal,
@@ -104,6 +105,29 @@ def test_the_best_is_judged_on_samples_that_nothing_is_fitted_to():
     *_, end = run([plain], fit, check, rounds=2)
     assert end.best == plain and end.before == end.after
     assert all(progress.best == plain for progress in run([plain], fit, check, rounds=1))
+
+
+def test_it_stops_when_steps_no_longer_help_the_check():
+    """The fit can go on for long, and the check gets worse from the first step on: four steps in vain are enough."""
+    x, _ = samples(1)
+    plain = start()
+    kept = plain.function(denoiser, x, disable=True)
+    check = Goal(lambda recipe: recipe.function(denoiser, x, disable=True), kept)
+    judged = []
+
+    def judge(recipe):
+        judged.append(recipe)
+        return check.run(recipe)
+
+    progress = run([plain], goal(1), Goal(judge, kept), rounds=50)
+    assert len(judged) == 1 + PATIENCE and progress[-1].best == plain
+
+
+def test_inserted_levels_alone_are_fitted_for_amed():
+    plain = start("dpm_2m", 6)
+    *_, end = run([plain], free=("level", "scale_dir", "scale_time"), inserted=True, rounds=2)
+    assert end.after < end.before and end.best.sigmas[::2] == plain.sigmas[::2]
+    assert set(end.best.tunings[::2]) == {Tuning()} and end.best.sigmas[1] != plain.sigmas[1]
 
 
 def test_of_several_starts_the_best_is_where_it_begins():
@@ -283,7 +307,10 @@ def test_moved_levels_are_in_lambda_and_do_not_cross():
     for by in (gap - 0.01, gap, gap + 0.1, 900.0, -900.0):
         assert moved(recipe, [Unknown("level", 2)], [by]) is None
     assert moved(recipe, [Unknown("slope", 2)], [11.0]) is None
-    assert moved(recipe, [Unknown("scale_time", 2)], [-0.95]) is None
+    for kind, most in (("scale_time", 0.5), ("scale_dir", 0.5), ("guidance", 0.9)):
+        for sign in (1, -1):
+            assert moved(recipe, [Unknown(kind, 2)], [0.99 * sign * most]) is not None
+            assert moved(recipe, [Unknown(kind, 2)], [1.01 * sign * most]) is None
 
 
 # Where it starts
