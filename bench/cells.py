@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import itertools
 import logging
 import math
@@ -28,7 +27,7 @@ if "samplers" not in sys.modules:
     sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # before the folders of the host, one of which has a samplers.py
 
 import torch  # noqa: E402
-from host import COMFYUI_WHEEL, import_comfyui  # noqa: E402
+from host import COMFYUI_WHEEL, import_comfyui, import_pack  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -192,19 +191,7 @@ def learned_path(entry: Entry) -> Path:
 @functools.cache
 def learned(entry: Entry) -> Any:
     """As the pack inside the host loads it."""
-    return _pack_in_host().samplers.learned.load(learned_path(entry))
-
-
-@functools.cache
-def _pack_in_host() -> Any:
-    """The pack as a custom node: what reads the network's bottleneck and sets the guidance needs the host."""
-    spec = importlib.util.spec_from_file_location(
-        "fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec and spec.loader
-    sys.modules["fewstep"] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
-    return package
+    return import_pack().samplers.learned.load(learned_path(entry))
 
 
 # Levels and evaluations
@@ -343,11 +330,11 @@ def sample(
     guider = _Guider(patcher)
     guider.set_conds(_conditioning(words, [pair.prompt for pair in pairs]), _conditioning(words, [""]))
     guider.set_cfg(GUIDANCE)
-    noise = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(pair.seed)) for pair in pairs])
+    noise = starting_noise(pairs)
     if entry.source == "ours":
         sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options))
     elif entry.source == "learned":
-        sampler = comfy.samplers.KSAMPLER(_pack_in_host().nodes.host.learned_function(learned(entry)))
+        sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.learned_function(learned(entry)))
     else:
         sampler = comfy.samplers.sampler_object(entry.name)
     seed = pairs[0].seed + 10**9 if seed is None else seed  # apart from those of the starting noise
@@ -356,6 +343,11 @@ def sample(
         warnings.simplefilter("ignore")  # of the host's tensors and of its Brownian tree
         out = guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(levels), disable_pbar=True, seed=seed)
     return out.cpu(), guider.evaluations
+
+
+def starting_noise(pairs: Sequence[Pair]) -> Tensor:
+    """Of each pair, from its seed."""
+    return torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(pair.seed)) for pair in pairs])
 
 
 def _conditioning(words: Any, prompts: list[str]) -> list[Any]:

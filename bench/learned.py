@@ -30,10 +30,6 @@ class Fitted(NamedTuple):
     base: Entry
     """Its base solver, a sampler of ours."""
 
-    @property
-    def label(self) -> str:
-        return f"{'calibrated' if self.kind == 'plan' else 'AMED'}, {self.base}"
-
 
 def fitted() -> list[Fitted]:
     found = []

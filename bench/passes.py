@@ -69,7 +69,7 @@ def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozens
 
         return unguided.function(evaluate, x, disable=True)
 
-    noise = torch.stack([torch.randn(cells.SHAPE, generator=torch.Generator().manual_seed(p.seed)) for p in pairs])
+    noise = cells.starting_noise(pairs)
     sampler, sigmas = comfy.samplers.KSAMPLER(sample), torch.tensor(recipe.sigmas)
     with torch.inference_mode():
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0).cpu()

@@ -10,8 +10,6 @@ its numbers fitted to the last sample. Prompts and seeds are none of those on wh
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import resource
 import sys
 import time
@@ -22,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tools")) if path not in sys.path]
 
 import torch  # noqa: E402
-from host import import_comfyui  # noqa: E402
+from host import import_comfyui, import_pack  # noqa: E402
 
 PROMPTS = (
     "cat face", "red apple", "penguin", "hamburger", "grinning face", "tulip", "octopus", "slice of pizza",
@@ -37,17 +35,6 @@ BASES = ("amed", "dpmpp_2m", "dpm_2m", "ipndm", "euler", "amed_dpm_2s", "dpmpp_3
 GUIDANCE = 3.0
 SEED = 10_000
 SAMPLES = 16
-
-
-def load_pack() -> Any:
-    """The pack as the host loads it, a package of any name: its module `nodes.tuning`."""
-    spec = importlib.util.spec_from_file_location(
-        "fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec and spec.loader
-    sys.modules["fewstep"] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
-    return importlib.import_module("fewstep.nodes.tuning")
 
 
 class Learning:
@@ -99,7 +86,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     import_comfyui()
-    learning = Learning(load_pack(), o.samples)
+    learning = Learning(import_pack().nodes.tuning, o.samples)
     wanted = [] if o.only == "amed" else [(f"calibrated-{n}", "", n) for n in o.evaluations]
     if o.only != "calibrated":
         wanted += [(f"amed-{base}-{n}", base, n) for base in o.bases for n in o.evaluations]

@@ -14,6 +14,7 @@ over such a solver is the solver itself on these levels, with scales (`tuned`). 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -189,7 +190,8 @@ class Pairs:
         """The stage that evaluates at level i."""
         runs = (Levels(tuple(sigmas), self.levels.flow) for sigmas in self._sigmas)
         pairs = zip(runs, self._tunings, strict=True)
-        return stacked([list(tuned(self._solver(run), run, mine))[i] for run, mine in pairs], self._like)
+        each = [next(itertools.islice(tuned(self._solver(run), run, mine), i, None)) for run, mine in pairs]
+        return stacked(each, self._like)
 
 
 def predicted(solver: Solver, levels: Levels, predict: Predict, x: Tensor) -> Decisions:

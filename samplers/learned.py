@@ -19,7 +19,7 @@ from .amed import Middle, predicted
 from .integrate import Model, State, integrate
 from .levels import Level, read_levels
 from .phi import value
-from .predictor import Predictor, pool
+from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
 FORMAT, VERSION = "fewstep-plan", 1
@@ -125,10 +125,7 @@ def prediction(
     """What `predicted` asks: the numbers for the bottleneck of the last evaluation, for zeros where there is none."""
 
     def predict(state: State, s: Level, t: Level) -> list[Middle]:
-        seen = bottleneck()
-        weight = next(predictor.parameters())
-        pooled = weight.new_zeros(batch, 8, 8) if seen is None else pool(seen).to(weight)
-        return predictor.middles(pooled, value(s.sigma), value(t.sigma))
+        return predictor.middles(pooled_for(predictor, bottleneck(), batch), value(s.sigma), value(t.sigma))
 
     return predict
 

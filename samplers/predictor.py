@@ -73,7 +73,7 @@ class Predictor(nn.Module):
         Raises:
             ValueError: if a number lies outside of what this predictor can give.
         """
-        zeros = next(self.parameters()).new_zeros(1, _SIDE, _SIDE)
+        zeros = pooled_for(self, None, 1)
         features, wanted = [], []
         for i in range(0, len(levels) - 2, 2):
             s, m, end = levels[i], levels[i + 1], end_of_step(levels, i)
@@ -115,7 +115,7 @@ class Predictor(nn.Module):
 
         `levels` are those of `amed`, of which every second is replaced.
         """
-        zeros = next(self.parameters()).new_zeros(1, _SIDE, _SIDE)
+        zeros = pooled_for(self, None, 1)
         sigmas, tunings = list(levels.sigmas), [PLAIN] * (len(levels) - 1)
         for i in range(0, len(levels) - 2, 2):
             s, end = levels[i], end_of_step(levels, i)
@@ -135,3 +135,9 @@ def embed(sigma: float) -> Tensor:
 def pool(bottleneck: Tensor) -> Tensor:
     """What the predictor sees of a bottleneck [B, C, H, W]: the mean over channels, pooled to [B, 8, 8]."""
     return adaptive_avg_pool2d(bottleneck.float().mean(dim=1, keepdim=True), _SIDE)[:, 0]
+
+
+def pooled_for(predictor: nn.Module, bottleneck: Tensor | None, batch: int) -> Tensor:
+    """A bottleneck [B, C, H, W] as a predictor takes it, [B, 8, 8]; zeros for a `batch` where there is none."""
+    weight = next(predictor.parameters())
+    return weight.new_zeros(batch, _SIDE, _SIDE) if bottleneck is None else pool(bottleneck).to(weight)

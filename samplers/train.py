@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from .integrate import Model, combine, history_length, level_tensor, non_finite
 from .levels import Levels, read_levels
 from .phi import value
 from .plan import DENOISED, P, Stage
-from .predictor import Predictor, pool
+from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 from .registry import SAMPLERS
 
@@ -117,11 +118,7 @@ class Trainer:
         Raises:
             NonFiniteError: if a step came to NaN or infinity, from which the predictor has learned nothing.
         """
-        args = extra_args or {}
-
-        def evaluate(at: Tensor, sigma: Tensor) -> Tensor:
-            return model(at, sigma, **args)
-
+        evaluate = partial(model, **(extra_args or {}))
         goals = self.teach(evaluate, x)
         pairs = Pairs(self.recipe.stages, self.levels, x)
         operands: Operands = (x, x, x)
@@ -162,11 +159,7 @@ class Trainer:
         Returns:
             The loss.
         """
-        args = extra_args or {}
-
-        def evaluate(at: Tensor, sigma: Tensor) -> Tensor:
-            return model(at, sigma, **args)
-
+        evaluate = partial(model, **(extra_args or {}))
         pairs = Pairs(self.recipe.stages, self.levels, x)
         seen: list[tuple[int, Operands, Tensor]] = []
 
@@ -222,8 +215,7 @@ class Trainer:
     def _numbers(self, i: int, seen: Tensor | None, batch: int) -> Tensor:
         """What the predictor gives for the step that begins at levels[i], [B, 3], with gradients."""
         s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
-        weight = next(self.predictor.parameters())
-        pooled = weight.new_zeros(batch, 8, 8) if seen is None else pool(seen).to(weight)
+        pooled = pooled_for(self.predictor, seen, batch)
         with torch.inference_mode(False), torch.enable_grad():
             return cast(Tensor, self.predictor(pooled.clone(), s, end))  # of what was made in inference mode
 

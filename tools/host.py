@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -159,6 +161,18 @@ def import_comfyui() -> ModuleType:
 def load_pack(nodes: ModuleType, folder: Path) -> bool:
     """Load a custom node folder as the host does at start; whether that worked."""
     return asyncio.run(nodes.load_custom_node(str(folder)))
+
+
+@functools.cache
+def import_pack() -> ModuleType:
+    """The pack with its nodes, in this process, where ComfyUI is imported already; as in the host, of any name."""
+    spec = importlib.util.spec_from_file_location(
+        "fewstep", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec and spec.loader
+    sys.modules["fewstep"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
 
 
 @contextlib.contextmanager
