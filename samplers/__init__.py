@@ -5,9 +5,10 @@
     sigmas = SCHEDULES["karras"].function(10, sigma_min=0.03, sigma_max=14.6)
     image = SAMPLERS["dpmpp_2m"].function(model, noise * sigmas[0], sigmas)
 
-`model(x, sigma, **extra_args) -> denoised` is a k-diffusion denoiser.
+`model(x, sigma, **extra_args) -> denoised` is a k-diffusion denoiser; `Denoiser` makes one of a network.
 """
 
+from .denoisers import CosineVP, Denoiser, DiscreteVP, LinearVP, RectifiedFlow, classifier_free, classifier_guided
 from .integrate import NonFiniteError, State, integrate
 from .levels import Level, Levels, read_levels
 from .noise import BrownianNoise
@@ -22,19 +23,26 @@ __all__ = [
     "START",
     "BrownianNoise",
     "Combination",
+    "CosineVP",
+    "Denoiser",
+    "DiscreteVP",
     "Level",
     "Levels",
+    "LinearVP",
     "Noise",
     "NonFiniteError",
     "Option",
     "P",
     "Plan",
+    "RectifiedFlow",
     "SamplerSpec",
     "ScheduleSpec",
     "Stage",
     "State",
     "UnknownIdError",
     "X",
+    "classifier_free",
+    "classifier_guided",
     "integrate",
     "read_levels",
 ]
