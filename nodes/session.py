@@ -1,4 +1,4 @@
-"""Runs the host's model for many prompts and seeds, outside a sampler node of the graph."""
+"""Runs the host's model from inside a node: once, as SamplerCustom does, or for many prompts and seeds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -18,6 +19,75 @@ Conditioning = list[Any]
 
 Function = Callable[..., Tensor]
 """A sampler, as `KSAMPLER` calls it."""
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Called after each evaluation with the noise levels [B] and the predictions of the model [B, ...]."""
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """The host's own, which stops at any evaluation, whatever the sampler does, and can be watched."""
+
+    def __init__(
+        self,
+        patcher: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        guidance: float,
+        watch: Watch | None = None,
+    ):
+        super().__init__(patcher)
+        self.set_conds(positive, negative)
+        self.set_cfg(guidance)
+        self._watch = watch
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        denoised = super().predict_noise(x, timestep, *args, **kwargs)
+        if self._watch is not None:
+            self._watch(timestep, denoised)
+        return denoised
+
+
+def sample(
+    guider: Guider,
+    seed: int,
+    sampler: Any,
+    sigmas: Tensor,
+    latent: dict[str, Any],
+    callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
+) -> Tensor:
+    """Final latents [B, ...] of one run: those of SamplerCustom with the same inputs, to the last bit.
+
+    Args:
+        sampler: a SAMPLER of the host.
+        callback: called once a step with its number, the prediction, the sample and the number of steps.
+
+    Raises:
+        ValueError: if the latent is not one of this model.
+    """
+    image = fitting(guider.model_patcher, latent)
+    noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+    found = guider.sample(
+        noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )  # fmt: skip
+    return found.to(comfy.model_management.intermediate_device())
+
+
+def fitting(patcher: Any, latent: dict[str, Any]) -> Tensor:
+    """The samples of a LATENT as the model wants them: an empty one gets its channels and dimensions.
+
+    Raises:
+        ValueError: if they cannot be had.
+    """
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise ValueError("latent_image holds several latents in one (video with sound), which this node cannot sample")
+    fixed = comfy.sample.fix_empty_latent_channels(patcher, samples)
+    wanted = patcher.get_model_object("latent_format").latent_channels
+    if fixed.shape[1] != wanted:
+        raise ValueError(f"latent_image has {fixed.shape[1]} channels and this model has {wanted}: use its own latent")
+    return fixed
 
 
 class Sample(NamedTuple):
@@ -62,7 +132,7 @@ class Session:
         if batch < 0:
             raise ValueError(f"batch = {batch} must be at least 1, or 0 for as many images as fit")
         self.patcher, self.guidance = patcher, float(guidance)
-        self.shape = _shape(patcher, latent)
+        self.shape = tuple(fitting(patcher, latent).shape[1:])
         self._positive, self._negative = list(positive), list(negative)
         self._batch, self.texts = batch, tuple(texts)
         self.alike = _alike(self._positive)
@@ -96,7 +166,7 @@ class Session:
 
         Args:
             function: a sampler as the host calls it.
-            callback: called before each evaluation with the number of images in it.
+            callback: called after each evaluation with the number of images in it.
             together: all in one batch, whatever was said of its size; the prompts must be one, or `alike`.
         """
         levels = torch.as_tensor(sigmas, dtype=torch.float32)
@@ -132,10 +202,9 @@ class Session:
     def _run(
         self, function: Function, sigmas: Tensor, samples: Sequence[Sample], callback: Callable[[int], None] | None
     ) -> Tensor:
-        guider = _Guider(self.patcher)
-        guider.set_conds(self._conditioning([sample.prompt for sample in samples]), self._negative)
-        guider.set_cfg(self.guidance)
-        guider.callback = callback
+        watch = None if callback is None else lambda _, denoised: callback(len(denoised))
+        positive = self._conditioning([sample.prompt for sample in samples])
+        guider = Guider(self.patcher, positive, self._negative, self.guidance, watch)
         noise = self.noise(samples)
         seed = samples[0].seed
         out = guider.sample(
@@ -156,18 +225,6 @@ class Session:
         return [[torch.cat([entry[0] for entry in entries]), rows]]
 
 
-class _Guider(comfy.samplers.CFGGuider):
-    """The host's own, which stops at any evaluation, whatever the sampler does."""
-
-    callback: Callable[[int], None] | None = None
-
-    def predict_noise(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if self.callback:
-            self.callback(len(x))
-        return super().predict_noise(x, *args, **kwargs)
-
-
 _ROWS = ("pooled_output", "attention_mask")
 """Settings with a row for each image."""
 
@@ -184,15 +241,3 @@ def _alike(entries: Conditioning) -> bool:
             return False
         described.append(({name: t.shape for name, t in tensors.items()}, plain))
     return all(entry == described[0] for entry in described)
-
-
-def _shape(patcher: Any, latent: dict[str, Any]) -> tuple[int, ...]:
-    """Of one image, as the model wants it."""
-    samples = latent["samples"]
-    if samples.is_nested:
-        raise ValueError("latent_image holds several latents in one (video with sound), which cannot be tuned yet")
-    fixed = comfy.sample.fix_empty_latent_channels(patcher, samples)
-    wanted = patcher.get_model_object("latent_format").latent_channels
-    if fixed.shape[1] != wanted:
-        raise ValueError(f"latent_image has {fixed.shape[1]} channels and this model has {wanted}: use its own latent")
-    return tuple(fixed.shape[1:])

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
-import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
@@ -18,6 +16,7 @@ from ..samplers.trajectory import principal
 from .host import sampler_function, schedule_sigmas
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
+from .session import Guider, fitting, sample
 
 _COMPONENTS = 3
 
@@ -74,35 +73,19 @@ def trajectories(
     model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
 ) -> Tensor:
     """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU."""
-    latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(like[:1]))
-    latent = latent.repeat(batch, *[1] * (latent.ndim - 1))
+    empty = fitting(model, {"samples": torch.zeros_like(like[:1])})
+    empty = empty.repeat(batch, *[1] * (empty.ndim - 1))
     sigmas = schedule_sigmas(SCHEDULES["exponential"], model.get_model_object("model_sampling"), steps)
-    solver = sampler_function(SAMPLERS["dpmpp_2m"])
+    solver = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["dpmpp_2m"]))
+    preview = latent_preview.prepare_callback(model, steps)
     seen: list[Tensor] = []
 
-    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        def record(step: Mapping[str, Any]) -> None:
-            seen.append(step["x"].float().cpu())
-            if callback is not None:
-                callback(step)
+    def record(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+        seen.append(x.float().cpu())
+        preview(step, denoised, x, total)
 
-        last = solver(model, x, sigmas, extra_args, record, disable)
-        seen.append(last.float().cpu())
-        return last
-
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    guider.sample(
-        comfy.sample.prepare_noise(latent, seed),
-        latent,
-        comfy.samplers.KSAMPLER(sample),
-        sigmas,
-        callback=latent_preview.prepare_callback(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-    return torch.stack(seen)
+    last = sample(Guider(model, positive, negative, cfg), seed, solver, sigmas, {"samples": empty}, record)
+    return torch.stack([*seen, model.model.process_latent_in(last).float().cpu()])
 
 
 def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:

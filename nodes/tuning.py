@@ -6,14 +6,11 @@ import contextlib
 import copy
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import comfy.utils
 import torch
 from comfy_api.latest import io
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
@@ -36,6 +33,7 @@ from .bottleneck import Bottleneck
 from .host import fingerprint, is_flow, learned_function, sampler_function, schedule_sigmas, time_shift
 from .plans import PLAN, free_path
 from .plots import Panel, line_plot
+from .progress import Display
 from .sampling import CATEGORY
 from .session import Conditioning, Sample, Session
 
@@ -432,20 +430,6 @@ def kept(work: Work) -> Iterator[None]:
         raise
 
 
-class _Display:
-    """The node's progress bar, and a line of text below it."""
-
-    def __init__(self) -> None:
-        self._bar = comfy.utils.ProgressBar(1)
-
-    def show(self, value: int, total: int, text: str) -> None:
-        self._bar.update_absolute(value, total)
-        context = get_executing_context()
-        host = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if context is not None and host is not None:
-            host.send_progress_text(text, context.node_id)
-
-
 def told(before: float, after: float) -> str:
     """Errors in a few words."""
     if not math.isfinite(before):
@@ -593,7 +577,7 @@ class FewStepCalibrate(io.ComfyNode):
             teacher_steps=teacher_steps,
             rounds=rounds,
         )
-        display, seen = _Display(), []
+        display, seen = Display(), []
         with kept(work):
             for progress in work:
                 seen.append(progress)
@@ -697,7 +681,7 @@ class FewStepTrainAMED(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         work = Training(Session(model, positive, negative, cfg, latent_image), **options)
-        display, seen = _Display(), []
+        display, seen = Display(), []
         with kept(work):
             for step in work:
                 seen.append(step)

@@ -1,0 +1,55 @@
+"""What a node shows while it works: its progress with a preview, a line of text, pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.utils
+import latent_preview
+from comfy_execution.utils import get_executing_context
+from torch import Tensor
+
+
+class Display:
+    """The node's progress bar, the preview of a latent, and a line of text below.
+
+    Args:
+        patcher: the model that is sampled, whose latents can be shown; without one there are no previews.
+    """
+
+    def __init__(self, patcher: Any = None) -> None:
+        self._bar = comfy.utils.ProgressBar(1)
+        self._previewer = None
+        if patcher is not None:
+            self._previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def show(self, value: float, total: float, text: str = "", denoised: Tensor | None = None) -> None:
+        """How much is done, in words of the node's own, and what the model sees now."""
+        preview = None
+        if self._previewer is not None and denoised is not None:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+        self._bar.update_absolute(value, total, preview)
+        if text:
+            say(text)
+
+
+def say(text: str) -> None:
+    """A line of text on the node that is running, which stays there."""
+    host, context = _server(), get_executing_context()
+    if host is not None and context is not None:
+        host.send_progress_text(text, context.node_id)
+
+
+def show(output: Mapping[str, Any]) -> None:
+    """What a node shows when it is done (`ui.PreviewImage(...).as_dict()`), although it will not be."""
+    host, context = _server(), get_executing_context()
+    if host is not None and context is not None:
+        about = {"node": context.node_id, "display_node": context.node_id, "prompt_id": context.prompt_id}
+        host.send_sync("executed", {**about, "output": output}, host.client_id)
+
+
+def _server() -> Any:
+    """The host's server, where there is one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
