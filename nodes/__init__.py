@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .guidance import FewStepGuidance, FewStepGuidancePatch, FewStepGuider
 from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewStepSavePlan
 from .registration import register
 from .sampling import FewStepSampler, FewStepScheduler
@@ -16,6 +17,9 @@ class FewStep(ComfyExtension):
         return [
             FewStepSampler,
             FewStepScheduler,
+            FewStepGuidance,
+            FewStepGuider,
+            FewStepGuidancePatch,
             FewStepLoadPlan,
             FewStepSavePlan,
             FewStepPlanSampler,

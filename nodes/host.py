@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_sampling
 import comfy.samplers
@@ -33,6 +34,20 @@ def time_shift(model_sampling: Any) -> float:
     return middle / (1 - middle) if 0 < middle < 1 else 1.0
 
 
+def progress(model_sampling: Any) -> Callable[[float], float]:
+    """How much of sampling is over at a level, 0 to 1: the host's percent, as in its start_percent and end_percent."""
+
+    @functools.cache
+    def percent(sigma: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(24):  # to a step of float32
+            middle = (low + high) / 2
+            low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
+        return (low + high) / 2
+
+    return percent
+
+
 def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     """The sampler as the host calls it: the level space is read from the model that is being sampled."""
 
@@ -55,18 +70,37 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     return sample
 
 
-def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **options: Any) -> torch.Tensor:
-    """The schedule over the model's own range of levels, [steps + 1], float32 on the CPU as the host wants it."""
+class LevelRange(NamedTuple):
+    """What a schedule needs to know of a model."""
+
+    sigma_min: float
+    sigma_max: float
+    flow: bool = False
+    shift: float = 1.0
+
+
+def level_range(model_sampling: Any) -> LevelRange:
+    """The model's own range of noise levels."""
     flow = is_flow(model_sampling)
-    sigmas = spec.function(
-        steps,
+    return LevelRange(
         float(model_sampling.sigma_min),
         float(model_sampling.sigma_max),
-        flow=flow,
-        model_shift=time_shift(model_sampling) if flow else 1.0,
-        **options,
+        flow,
+        time_shift(model_sampling) if flow else 1.0,
+    )
+
+
+def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: Any) -> torch.Tensor:
+    """The schedule over a range of levels, [steps + 1], float32 on the CPU as the host wants it."""
+    sigmas = spec.function(
+        steps, levels.sigma_min, levels.sigma_max, flow=levels.flow, model_shift=levels.shift, **options
     )
     return sigmas.float()
+
+
+def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **options: Any) -> torch.Tensor:
+    """The schedule over the model's own range of levels, as `sigmas_over`."""
+    return sigmas_over(spec, level_range(model_sampling), steps, **options)
 
 
 # What was learned for one model

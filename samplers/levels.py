@@ -11,6 +11,9 @@ import torch
 
 from .phi import Scalar, exp, log
 
+SAME_LEVEL = 1e-4
+"""Levels that differ by less than this share are one: float32 in the host, rounded numbers in a workflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from .integrate import Model, integrate
-from .levels import Levels, read_levels, read_sigmas
+from .levels import SAME_LEVEL, Levels, read_levels, read_sigmas
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
 from .spec import NOISE_DEVICE, S_NOISE
 from .tuned import PLAIN, Tuning, analytical_first_step, tuned
-
-SAME_LEVEL = 1e-4  # relative; float32 on the way through the host, rounded numbers in a workflow
 
 PAIRED = ("amed", "amed_dpm_2s")
 """Bases whose steps have two evaluations, at a level and at the next one."""
@@ -251,6 +249,10 @@ class Recipe:
             raise ValueError(f"options = {options!r} must be an object")
         flow, afs = (_switch(name, fields.get(name, False)) for name in ("flow", "afs"))
         return cls(str(fields["base"]), sigmas, flow, options, tuple(tunings), afs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied, and sent to other processes, as plain numbers: the read-only options cannot be pickled."""
+        return Recipe.from_dict, (self.as_dict(),)
 
 
 def _reading(name: str, read: Callable[[], Any]) -> Any:

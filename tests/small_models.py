@@ -48,3 +48,20 @@ def small_model(model_type: str):
 
 def conditioning(seed: int) -> list:
     return [[torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def controlled(comfyui, positive: list, negative: list) -> tuple[list, list]:
+    """The prompts under a ControlNet of the host, with a network of the small models' shape."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+
+    config = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode(False):
+        network = comfy.cldm.cldm.ControlNet(hint_channels=3, **config)
+        for parameter in network.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
+    hint = torch.rand(1, 64, 64, 3, generator=generator)
+    apply = comfyui.nodes["ControlNetApplyAdvanced"]().apply_controlnet
+    return apply(positive, negative, control, hint, 1.0, 0.0, 1.0)

@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 from host import ROOT, environment
-from small_models import conditioning, small_model
+from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES, BrownianNoise
 
@@ -184,22 +184,7 @@ def test_lora(comfyui, eps_model):
 
 def test_controlnet(comfyui, eps_model):
     """The host's own ControlNet, with a network of the model's shape."""
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    from small_models import UNET
-
-    config = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
-    with torch.inference_mode(False):
-        network = comfy.cldm.cldm.ControlNet(hint_channels=3, **config)
-        generator = torch.Generator().manual_seed(1)
-        for parameter in network.parameters():
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    cpu = torch.device("cpu")
-    control = comfy.controlnet.ControlNet(network, load_device=cpu, manual_cast_dtype=None)
-    hint = torch.rand(1, 64, 64, 3, generator=generator)
-    positive, negative = comfyui.nodes["ControlNetApplyAdvanced"]().apply_controlnet(
-        conditioning(1), conditioning(2), control, hint, 1.0, 0.0, 1.0
-    )
+    positive, negative = controlled(comfyui, conditioning(1), conditioning(2))
 
     def run(sampler, positive, negative):
         image = {"samples": torch.zeros(1, 4, 8, 8)}
