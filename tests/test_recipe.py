@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -238,7 +239,7 @@ def test_guidance_without_a_scale_to_set_is_an_error():
 # As text
 
 
-@pytest.mark.parametrize(
+each_recipe = pytest.mark.parametrize(
     "recipe",
     [
         Recipe("dpmpp_2m", SIGMAS),
@@ -248,10 +249,23 @@ def test_guidance_without_a_scale_to_set_is_an_error():
     ],
     ids=lambda recipe: recipe.base,
 )
+
+
+@each_recipe
 def test_text_and_back_is_the_same_recipe(recipe):
     back = Recipe.from_dict(json.loads(json.dumps(recipe.as_dict())))
     assert back == recipe and hash(back) == hash(recipe)
     assert back.as_dict() == recipe.as_dict()
+
+
+@each_recipe
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda recipe: pickle.loads(pickle.dumps(recipe))])
+def test_copies_are_the_same_recipe(recipe, copied):
+    """In memory and between processes; files are never pickles."""
+    back = copied(recipe)
+    assert back == recipe and hash(back) == hash(recipe)
+    with pytest.raises(TypeError):
+        back.options["order"] = 1
 
 
 @pytest.mark.parametrize(
@@ -333,7 +347,6 @@ def test_equal_recipes_are_one_key():
     one, other = Recipe("dpmpp_2m", SIGMAS), Recipe("dpmpp_2m", list(SIGMAS), tunings=[Tuning()] * 5)
     assert one == other and {one: 1}[other] == 1
     assert one != Recipe("dpmpp_2m", SIGMAS, afs=True) != Recipe("dpmpp_2m", SIGMAS, options={"corrected_start": True})
-    assert copy.copy(one) == one
 
 
 def test_any_model_and_dtype():
