@@ -21,11 +21,28 @@ TO_ZERO = [*EDM, 0.0]
 FLOW_TO_ZERO = [*FLOW, 0.0]
 
 # id of the case: our sampler, its options, the host's function, its options
-EDM_CASES = {
+BOTH_SPACES = {
     "euler": ("euler", {}, "euler", {}),
     "ddim": ("ddim", {}, "euler", {}),
     "heun": ("heun", {}, "heun", {}),
-    "edm": (
+    "edm": ("edm", {}, "heun", {}),
+    "ipndm": ("ipndm", {}, "ipndm", {}),
+    "ipndm 2": ("ipndm", {"order": 2}, "ipndm", {"max_order": 2}),
+    "ipndm_v 2": ("ipndm_v", {"order": 2}, "ipndm_v", {"max_order": 2}),  # the host is wrong for 3 and 4
+    "dpmpp_2s": ("dpmpp_2s", {"r": 0.4}, "seeds_2", {"eta": 0.0, "r": 0.4}),
+    "dpmpp_3s": ("dpmpp_3s", {}, "seeds_3", {"eta": 0.0}),
+    "dpmpp_2m": ("dpmpp_2m", {"lower_order_final": False}, "dpmpp_2m_sde", {"eta": 0.0}),
+    "dpmpp_2m heun": (
+        "dpmpp_2m", {"lower_order_final": False, "solver_type": "heun"}, "dpmpp_2m_sde_heun", {"eta": 0.0},
+    ),
+    "dpmpp_sde": ("dpmpp_sde", {"eta": 0.7, "r": 0.4}, "dpmpp_sde", {"eta": 0.7, "r": 0.4}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {"eta": 0.7}, "dpmpp_2m_sde", {"eta": 0.7}),
+    "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"solver_type": "heun"}, "dpmpp_2m_sde_heun", {}),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}, "dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}),
+    "lcm": ("consistency", {}, "lcm", {}),
+}  # fmt: skip
+EDM_CASES = BOTH_SPACES | {
+    "edm with churn": (
         "edm",
         {"s_churn": 2.0, "s_tmin": 0.5, "s_tmax": 9.0},
         "heun",
@@ -42,40 +59,31 @@ EDM_CASES = {
     "ddim eta": ("ddim", {"eta": 0.7}, "euler_ancestral", {"eta": 0.7}),
     "ddpm": ("ddpm", {}, "ddpm", {}),
     "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {"eta": 0.7}, "dpmpp_2s_ancestral", {"eta": 0.7}),
-    "dpmpp_sde": ("dpmpp_sde", {"eta": 0.7, "r": 0.4}, "dpmpp_sde", {"eta": 0.7, "r": 0.4}),
-    "dpmpp_2m_sde": ("dpmpp_2m_sde", {"eta": 0.7}, "dpmpp_2m_sde", {"eta": 0.7}),
-    "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"solver_type": "heun"}, "dpmpp_2m_sde_heun", {}),
-    "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}, "dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}),
-    "lcm": ("consistency", {}, "lcm", {}),
-    "ipndm": ("ipndm", {}, "ipndm", {}),
-    "ipndm 2": ("ipndm", {"order": 2}, "ipndm", {"max_order": 2}),
-    "ipndm_v 2": ("ipndm_v", {"order": 2}, "ipndm_v", {"max_order": 2}),  # the host is wrong for 3 and 4
 }
 MORE_STEPS = {  # samplers whose last step the host treats apart: compared on levels that end above 0
     "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
     "unipc bh1": ("unipc", {"solver_type": "bh1"}, "unipc", {}),
     "unipc bh2": ("unipc", {}, "unipc_bh2", {}),
 }
-FLOW_CASES = {
-    "euler": ("euler", {}, "euler", {}),
-    "heun": ("heun", {}, "heun", {}),
-    "euler_ancestral": ("euler_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "euler_ancestral", {"eta": 0.7}),
+FLOW_CASES = BOTH_SPACES | {
+    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
+    "deis as lms": ("deis", {}, "lms", {"order": 3}),
+    "euler_ancestral": (
+        "euler_ancestral",
+        {"eta": 0.7, "s_noise": 1.1, "ancestral_step": "linear"},
+        "euler_ancestral",
+        {"eta": 0.7, "s_noise": 1.1},
+    ),
     "dpmpp_2s_ancestral": (
         "dpmpp_2s_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpmpp_2s_ancestral", {"eta": 0.7},
     ),
-    "dpmpp_sde": ("dpmpp_sde", {"eta": 0.7}, "dpmpp_sde", {"eta": 0.7}),
-    "dpmpp_2m_sde": ("dpmpp_2m_sde", {"eta": 0.7}, "dpmpp_2m_sde", {"eta": 0.7}),
-    "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"eta": 0.7, "solver_type": "heun"}, "dpmpp_2m_sde_heun", {"eta": 0.7}),
-    "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7}, "dpmpp_3m_sde", {"eta": 0.7}),
-    "dpmpp_2m": ("dpmpp_2m", {"lower_order_final": False}, "dpmpp_2m_sde", {"eta": 0.0}),
-    "lcm": ("consistency", {}, "lcm", {}),
 }  # fmt: skip
 
 
 class Model:
     """The analytic denoiser with what the host's samplers look up on a model."""
 
-    def __init__(self, flow: bool):
+    def __init__(self, flow: bool, denoise=None):
         import comfy.model_sampling as ms
 
         class Sampling(
@@ -84,7 +92,7 @@ class Model:
             pass
 
         sampling = Sampling()
-        self.denoise = flow_denoiser if flow else denoiser
+        self.denoise = denoise or (flow_denoiser if flow else denoiser)
         self.inner_model = SimpleNamespace(
             model_patcher=SimpleNamespace(get_model_object=lambda name: sampling),
             inner_model=SimpleNamespace(model_sampling=sampling),
@@ -112,7 +120,7 @@ def hosts(comfy_process, monkeypatch):
             return getattr(uni_pc, f"sample_{name}")
         return getattr(sampling, f"sample_{name}")
 
-    def run(name, flow, sigmas, options, **more):
+    def run(name, flow, sigmas, options, denoise=None, **more):
         chosen = function(name)
         arguments = chosen.__wrapped__.__code__ if hasattr(chosen, "__wrapped__") else chosen.__code__
         if "noise_sampler" in arguments.co_varnames[: arguments.co_argcount]:
@@ -121,18 +129,18 @@ def hosts(comfy_process, monkeypatch):
         monkeypatch.setattr(torch, "randn_like", lambda x: NOISE)
         x = X1 * sigmas[0]
         sigmas = torch.tensor(sigmas, dtype=torch.float64)
-        return chosen(Model(flow), x, sigmas, disable=True, extra_args={}, **options, **more)
+        return chosen(Model(flow, denoise), x, sigmas, disable=True, extra_args={}, **options, **more)
 
     yield run
     torch.set_default_dtype(before)
 
 
-def ours(name, flow, sigmas, options):
+def ours(name, flow, sigmas, options, x=None):
     def churn(sigma, sigma_next):
         return NOISE if name == "edm" else noise_sampler(sigma, sigma_next)
 
-    spec = SAMPLERS[name]
-    return spec.function(Model(flow), X1 * sigmas[0], sigmas, disable=True, flow=flow, noise_sampler=churn, **options)
+    x = X1 * sigmas[0] if x is None else x
+    return SAMPLERS[name].function(Model(flow), x, sigmas, disable=True, flow=flow, noise_sampler=churn, **options)
 
 
 def compare(hosts, case, sigmas, flow, tolerance=1e-6):
@@ -156,6 +164,26 @@ def test_parity_above_zero(hosts, case):
 @pytest.mark.parametrize("case", FLOW_CASES.values(), ids=FLOW_CASES)
 def test_parity_in_flow_space(hosts, case, sigmas):
     compare(hosts, case, sigmas, flow=True)
+
+
+@pytest.mark.parametrize("case", FLOW_CASES.values(), ids=FLOW_CASES)
+def test_parity_from_pure_noise(hosts, case):
+    """Where log-SNR counts the host takes sigma = 0.9999 for 1, and agrees with ours from there.
+
+    (Its 2S ancestral has the middle of the first step there, and agrees with ours from 1 to 3e-6.)
+    """
+    name, options, host_name, host_options = case
+    theirs = hosts(host_name, True, [1.0, *FLOW_TO_ZERO], host_options)
+    mine = [ours(name, True, [first, *FLOW_TO_ZERO], options, x=X1) for first in (1.0, 0.9999)]
+    assert min(relative_error(x, theirs) for x in mine) < 1e-5
+    assert relative_error(mine[0], theirs) < 0.03
+
+
+@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2m", "ddpm", "deis", "unipc_bh2"])
+def test_samplers_of_the_host_without_a_flow_branch(hosts, name):
+    """They take flow levels for those of alpha = 1: there is no parity to ask for."""
+    as_flow, as_edm = (hosts(name, flow, FLOW, {}, denoise=flow_denoiser) for flow in (True, False))
+    assert torch.equal(as_flow, as_edm)
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -198,7 +226,7 @@ def test_nothing_that_both_have_is_left_out(comfy_process):
     """Every sampler is compared with the host's, but for those that the host does not have."""
     compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
     compared |= {"deis", "dpm_fast", "dpm_adaptive"}
-    not_in_host = {"dpmpp_2s", "dpmpp_3s", "dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
+    not_in_host = {"dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
     not_in_host |= {"amed", "amed_dpm_2s", "amed_dpm_2m"}
     assert compared | not_in_host == set(SAMPLERS) and not compared & not_in_host
     from comfy.k_diffusion import sampling

@@ -9,6 +9,7 @@ from mixture import (
     FLOW_MIN,
     SIGMA_MAX,
     SIGMA_MIN,
+    X1,
     denoiser,
     each_ode_but,
     exact_options,
@@ -72,20 +73,45 @@ def test_order_is_as_stated(spec, flow):
     assert order == pytest.approx(spec.order, abs=0.25)
 
 
-def test_dpm_fast_has_order_2_where_its_last_steps_count():
+@pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
+def test_dpm_fast_has_order_2_where_its_last_steps_count(flow):
     """One step of order 1 at the end leaves an error of second order. (At the last levels of an image, where the
     prediction is nearly constant, that is hardly seen: 2.7 to 3.)"""
-    spec = SAMPLERS["dpm_fast"]
+    spec, model = SAMPLERS["dpm_fast"], flow_denoiser if flow else denoiser
 
     def order(low: float) -> float:
+        high, end = (s / (1 + s) if flow else s for s in (3.0, low))  # of the same SNR
+
         def error(n: int) -> float:
-            x = integrate(denoiser, solution(3.0), spec.plan(levels(n, 3.0, low)), disable=True)
-            return relative_error(x, solution(low))
+            x = integrate(model, solution(high, flow), spec.plan(levels(n, high, end, flow), flow=flow), disable=True)
+            return relative_error(x, solution(end, flow))
 
         return math.log2(error(192) / error(384))
 
     assert order(0.5) == pytest.approx(spec.order, abs=0.25)
-    assert 2.5 < order(SIGMA_MIN) < 3.25
+    assert 2.4 < order(0.031) < 3.25
+
+
+def from_pure_noise(spec, n: int, low: float = 0.05) -> torch.Tensor:
+    """n equal steps of a rectified flow from sigma = 1, where every run of a flow model begins."""
+    sigmas = torch.linspace(1, low, n + 1, dtype=torch.float64)
+    return spec.function(flow_denoiser, X1, sigmas, disable=True, flow=True, **exact_options(spec))
+
+
+@pytest.fixture(scope="module")
+def exact_from_noise():
+    return from_pure_noise(SAMPLERS["rk4"], 384)  # to 6e-10
+
+
+@each_ode_but()
+def test_order_from_pure_noise(spec, exact_from_noise):
+    """The step out of sigma = 1 is infinite in lambda and has order 1: a run keeps order 2, once for all of its steps.
+
+    Runge-Kutta methods in sigma meet nothing there.
+    """
+    coarse, fine = (relative_error(from_pure_noise(spec, n), exact_from_noise) for n in (64, 128))
+    order = math.log2(coarse / fine)
+    assert order > min(spec.order, 4 if spec.id == "rk4" else 2) - 0.25
 
 
 @pytest.mark.parametrize("r", [0.3, 0.5, 0.8])
