@@ -8,7 +8,7 @@ demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the
 	$(HOST_PYTHON) demo/run.py
 
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
-	TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests --basetemp=.host/cache/pytest
+	TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests -n 2 --dist loadfile --basetemp=.host/cache/pytest
 
 check: setup
 	$(HOST_PYTHON) -m ruff format --check .
