@@ -1,0 +1,83 @@
+"""Stand-in checkpoints: files that the host takes for SD1.5, SDXL and the SDXL refiner, of random weights.
+
+Key layout, widths and text encoders are the true ones, since the host's loader reads them; there are few blocks, and
+the VAE is the tiny one (TAESD). All weights are overlapping views of a few small pools of noise, of which a file
+holds one copy: some megabytes each, though a text encoder has up to 695 million numbers once it is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# One level is enough for SD1.5. The others are told by the depths of their transformers, level by level.
+BLOCKS: dict[str, dict[str, Any]] = {
+    "SD15": {"num_res_blocks": [1], "transformer_depth": [1]},
+    "SDXL": {"num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10]},
+    "SDXLRefiner": {"num_res_blocks": [2, 2, 2, 2], "transformer_depth": [0, 0, 4, 4, 4, 4, 0, 0]},
+}
+
+
+def write_checkpoint(kind: str, path: Path) -> Path:
+    """Write a checkpoint of a kind of `BLOCKS`, which is the host's name for it. ComfyUI must be imported."""
+    import comfy.ops
+    import comfy.supported_models
+    from comfy.taesd.taesd import TAESD
+
+    known = getattr(comfy.supported_models, kind)
+    config = known(_network(known.unet_config, **BLOCKS[kind]))
+    config.custom_operations = comfy.ops.disable_weight_init
+    meta = torch.device("meta")
+    with meta:
+        network = config.get_model({}, device=meta).diffusion_model
+        text = config.clip_target().clip(device=meta, dtype=torch.float16, model_options={})
+        vae = TAESD()
+    shapes = {
+        **config.process_unet_state_dict_for_saving(network.state_dict()),
+        **config.process_clip_state_dict_for_saving(text.state_dict()),
+        **config.process_vae_state_dict_for_saving(vae.state_dict()),
+    }
+    pools: dict[int, torch.Tensor] = {}
+    torch.save({"state_dict": {name: _filled(name, shape.shape, pools) for name, shape in shapes.items()}}, path)
+    return path
+
+
+def _network(known: dict[str, Any], num_res_blocks: list[int], transformer_depth: list[int]) -> dict[str, Any]:
+    """The host's UNet of a known kind, in all that its detection reads, with these blocks."""
+    adm = known["adm_in_channels"]
+    return {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": known["model_channels"],
+        "num_res_blocks": num_res_blocks,
+        "channel_mult": (1,) * len(num_res_blocks),
+        "transformer_depth": transformer_depth,
+        "transformer_depth_output": [0] * sum(blocks + 1 for blocks in num_res_blocks),
+        "transformer_depth_middle": 1,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": known["use_linear_in_transformer"],
+        "context_dim": known["context_dim"],
+        "adm_in_channels": adm,
+        "num_classes": None if adm is None else "sequential",
+        "use_temporal_attention": False,
+        "legacy": False,
+    }
+
+
+def _filled(name: str, shape: torch.Size, pools: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Weights that keep the size of what goes through: 1 for norms and scales, 0 for biases, noise for the others."""
+    if len(shape) < 2:
+        return torch.tensor(float(name.endswith(("weight", "scale"))), dtype=torch.float16).expand(shape)
+    row = math.prod(shape[1:])
+    scale = round(math.log2(row))
+    needed = shape[0] + row  # each row begins one further in the pool than that before
+    pool = pools.get(scale)
+    if pool is None:
+        noise = torch.randn(2**17, generator=torch.Generator().manual_seed(scale))
+        pools[scale] = pool = (noise * 2 ** (-scale / 2)).half()
+    assert needed <= len(pool)
+    return pool.as_strided(shape, (1, *torch.empty(shape, device="meta").stride()[1:]))

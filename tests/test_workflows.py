@@ -1,0 +1,193 @@
+"""The example workflows, each run by the real host to a saved image, at small size and with stand-in checkpoints.
+
+`python tools/workflows.py` makes workflows/*.json, which the front end opens, and tests/prompts/*.json, their prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import urllib.parse
+import urllib.request
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from host import ROOT, Server, server
+from PIL import Image
+from standins import write_checkpoint
+from workflow import inputs, to_prompt
+
+from workflows import FOLDER, PROMPTS, REFINER, SD15, SDXL, WORKFLOWS, make, written
+
+CHECKPOINTS = {SD15["name"]: "SD15.ckpt", SDXL["name"]: "SDXL.ckpt", REFINER["name"]: "SDXLRefiner.ckpt"}
+
+# What is made smaller, by input: at most so much. Nothing else of a prompt is changed.
+SMALL = {"width": 64, "height": 64, "megapixels": 0.01, "steps": 6, "step": 4}
+SMALL_CALIBRATION = {"evaluations": 2, "samples": 2, "teacher_steps": 6, "rounds": 1}
+
+SIDES = {"image to image": 96, "hires fix": 128}  # of the image that comes out; else 64
+
+# Those that share checkpoints one after the other: the host then keeps them, and the text that it has encoded.
+NAMES = sorted(WORKFLOWS, key=lambda name: (name.startswith("SDXL"), list(WORKFLOWS).index(name)))
+
+
+def small(prompt: dict) -> dict:
+    """A workflow's prompt for stand-in checkpoints, 64 pixels and few steps."""
+    prompt = deepcopy(prompt)
+    for node in prompt.values():
+        limits = SMALL | (SMALL_CALIBRATION if node["class_type"] == "FewStepCalibrate" else {})
+        for name, value in node["inputs"].items():
+            if name in limits and not isinstance(value, list):
+                node["inputs"][name] = min(value, limits[name])
+        if "ckpt_name" in node["inputs"]:
+            node["inputs"]["ckpt_name"] = CHECKPOINTS[node["inputs"]["ckpt_name"]]
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def host(comfy_process, tmp_path_factory) -> Server:
+    """A server with folders of its own: the pack, stand-in checkpoints, and a picture with a hole in it."""
+    base = tmp_path_factory.mktemp("base")
+    for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
+        (base / folder).mkdir(parents=True)
+    os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)
+    for name in CHECKPOINTS.values():
+        write_checkpoint(name.removesuffix(".ckpt"), base / "models" / "checkpoints" / name)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    picture[..., 3] = 255
+    picture[16:48, 16:48, 3] = 0
+    Image.fromarray(picture).save(base / "input" / "example.png")
+    with server(base / "server.log", "--base-directory", str(base)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def object_info(host) -> dict:
+    return host.get("/object_info")
+
+
+def saved(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def run(host: Server, prompt: dict) -> list[str]:
+    spec = importlib.util.spec_from_file_location("demo_run", ROOT / "demo" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return asyncio.run(module.run(host.url, prompt))
+
+
+def test_every_workflow_is_known():
+    assert {path.stem for path in FOLDER.glob("*.json")} == {*WORKFLOWS, "demo"}
+    assert {path.stem for path in PROMPTS.glob("*.json")} == set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_what_the_tool_makes(object_info, host, name):
+    """After a change of a node: make workflows."""
+    version = host.get("/system_stats")["system"]["comfyui_version"]
+    assert (FOLDER / f"{name}.json").read_text() == written(make(name, object_info, version))
+    assert (PROMPTS / f"{name}.json").read_text() == written(to_prompt(saved(name), object_info))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompt_has_the_values_of_the_workflow(object_info, name):
+    """Nodes, inputs and values are those of the graph, and the host knows them all."""
+    workflow, prompt = saved(name), json.loads((PROMPTS / f"{name}.json").read_text())
+    nodes = {str(node["id"]): node for node in workflow["nodes"] if node["type"] in object_info}
+    assert {id: node["type"] for id, node in nodes.items()} == {id: n["class_type"] for id, n in prompt.items()}
+    for id, node in nodes.items():
+        known = [field.name for field in inputs(object_info[node["type"]])]
+        given = prompt[id]["inputs"]
+        assert set(given) <= set(known)
+        links = {slot["name"] for slot in node["inputs"] if slot["link"]}
+        shown = [value for value in node["widgets_values"] if value not in ("fixed", "image")]
+        assert [given[name] for name in known if name in given and name not in links] == shown
+    for link, source, slot, target, place, kind in workflow["links"]:
+        output, end = nodes[str(source)]["outputs"][slot], nodes[str(target)]["inputs"][place]
+        assert link in output["links"] and link == end["link"] and kind == output["type"]
+        assert end["type"] in (kind, "*")
+        assert prompt[str(target)]["inputs"][end["name"]] == [str(source), slot]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_says_what_it_needs(name):
+    """A note names each checkpoint; a node says of which pack it is, and a loader where its file is found."""
+    nodes = saved(name)["nodes"]
+    notes = "\n".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for node in nodes:
+        if node["type"] == "CheckpointLoaderSimple":
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] and f"`{model['name']}`" in notes
+            assert model["url"].endswith(model["name"]) and model["directory"] == "checkpoints"
+        if node["type"] != "MarkdownNote":
+            assert node["properties"]["cnr_id"] == ("fewstep" if "FewStep" in node["type"] else "comfy-core")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_lies_on_something_else(name):
+    """Nodes do not overlap, links go to the right or down, and every node lies in a group."""
+    workflow = saved(name)
+    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
+    for id, (x, y, width, height) in boxes.items():
+        for other, (left, top, wide, high) in boxes.items():
+            apart = x + width <= left or left + wide <= x or y + height + 30 <= top or top + high + 30 <= y
+            assert id == other or apart
+        assert any(
+            gx <= x and gy <= y - 30 and x + width <= gx + gw and y + height <= gy + gh
+            for gx, gy, gw, gh in (group["bounding"] for group in workflow["groups"])
+        )
+    for _, source, _, target, *_ in workflow["links"]:
+        assert boxes[source][:2] < boxes[target][:2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_runs_to_an_image(host, name):
+    prompt = small(json.loads((PROMPTS / f"{name}.json").read_text()))
+    prefixes = [n["inputs"]["filename_prefix"] for n in prompt.values() if n["class_type"] == "SaveImage"]
+    images = [image for image in run(host, prompt) if image.startswith(tuple(prefixes))]
+    assert len(images) == len(prefixes)
+    side = next((side for part, side in SIDES.items() if part in name), 64)
+    for image in images:
+        pixels = np.asarray(Image.open(host.log.parent / "output" / image))
+        assert pixels.shape == (side, side, 3)
+        assert pixels.std() > 2
+
+
+def test_templates_can_be_opened(host):
+    """The list that the front end shows, and the file behind each entry, by the address that it asks for."""
+    assert sorted(host.get("/api/workflow_templates")["fewstep"]) == sorted(path.stem for path in FOLDER.glob("*.json"))
+    for path in FOLDER.glob("*.json"):
+        address = urllib.parse.quote(f"/api/workflow_templates/fewstep/{path.name}", safe="/+,")
+        with urllib.request.urlopen(host.url + address) as answer:
+            assert json.loads(answer.read()) == json.loads(path.read_text())
+
+
+def test_an_unknown_node_or_value_is_refused(object_info):
+    """By the converter, as by the front end."""
+    workflow = saved(NAMES[0])
+    node = workflow["nodes"][-1]
+    node["widgets_values"].append("more")
+    with pytest.raises(ValueError, match="1 values too many"):
+        to_prompt(workflow, object_info)
+    node["widgets_values"] = []
+    with pytest.raises(ValueError, match=f"no value for {node['type'] and 'filename_prefix'}"):
+        to_prompt(workflow, object_info)
+    node["type"] = "NoSuchNode"
+    with pytest.raises(ValueError, match="'NoSuchNode'; is its pack installed"):
+        to_prompt(workflow, object_info)
+    node["type"], node["mode"] = "SaveImage", 4
+    with pytest.raises(ValueError, match="bypassed"):
+        to_prompt(workflow, object_info)
+
+
+def test_inputs_newer_than_a_workflow_are_at_their_defaults(object_info):
+    """As in the front end: workflows that were saved before an input was there still open and run."""
+    workflow = saved("SDXL text to image, 10 steps")
+    sampler = next(node for node in workflow["nodes"] if node["type"] == "FewStepSampler")
+    whole = to_prompt(workflow, object_info)
+    sampler["widgets_values"] = sampler["widgets_values"][:1]
+    assert to_prompt(workflow, object_info) == whole

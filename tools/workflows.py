@@ -1,0 +1,388 @@
+"""Makes the example workflows: workflows/*.json, which ComfyUI shows under Templates, and their prompts for the API.
+
+    .host/venv/bin/python tools/workflows.py         (make workflows)
+
+Each is a function that puts nodes into a graph, from left to right; its name is its file's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import tomllib
+from host import ROOT, server
+from workflow import Graph, Output, to_prompt
+
+FOLDER, PROMPTS = ROOT / "workflows", ROOT / "tests" / "prompts"
+HUB = "https://huggingface.co"
+
+SD15 = {
+    "name": "v1-5-pruned-emaonly-fp16.safetensors",
+    "url": f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+    "directory": "checkpoints",
+}
+SDXL = {
+    "name": "sd_xl_base_1.0.safetensors",
+    "url": f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "directory": "checkpoints",
+}
+REFINER = {
+    "name": "sd_xl_refiner_1.0.safetensors",
+    "url": f"{HUB}/stabilityai/stable-diffusion-xl-refiner-1.0/resolve/main/sd_xl_refiner_1.0.safetensors",
+    "directory": "checkpoints",
+}
+PICTURE = "example.png"  # which comes with ComfyUI, in its folder of inputs
+
+SCENE = "a lighthouse on a cliff at dawn, waves, drifting fog, warm light in the window, oil painting"
+POOR = "blurry, low quality, text, watermark"
+
+
+# Parts
+
+
+def checkpoint(g: Graph, model: dict[str, str], title: str | None = None) -> tuple[Output, Output, Output]:
+    """Model, CLIP and VAE."""
+    return g.add("CheckpointLoaderSimple", title, models=[model], ckpt_name=model["name"])
+
+
+def prompts(g: Graph, clip: Output, positive: str = SCENE, negative: str = POOR) -> tuple[Output, Output]:
+    return (
+        g.add("CLIPTextEncode", "Prompt", clip=clip, text=positive),
+        g.add("CLIPTextEncode", "Negative prompt", clip=clip, text=negative),
+    )
+
+
+def start(g: Graph, model: dict[str, str], text: str, height: int = 240, **scene: str):
+    """The first two groups of most workflows: (model, positive, negative, vae)."""
+    g.group("1. Checkpoint")
+    g.note(
+        f"{text}\n\nCheckpoint: `{model['name']}`, in `models/checkpoints`; any other of its kind does.", height=height
+    )
+    network, clip, vae = checkpoint(g, model)
+    g.group("2. Prompt")
+    return network, *prompts(g, clip, **scene), vae
+
+
+def picture(g: Graph, vae: Output, megapixels: float) -> tuple[Output, Output]:
+    """A picture of the user's as (latent, mask)."""
+    image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
+    pixels = g.add("ImageScaleToTotalPixels", image=image, upscale_method="lanczos", megapixels=megapixels)
+    return g.add("VAEEncode", pixels=pixels, vae=vae), mask
+
+
+def empty(g: Graph, side: int) -> Output:
+    return g.add("EmptyLatentImage", width=side, height=side, batch_size=1)
+
+
+def sample(g: Graph, guider: Output, sampler: Output, sigmas: Output, latent: Output, seed: int = 1) -> Output:
+    noise = g.add("RandomNoise", noise_seed=seed)
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    samples, _ = g.add("SamplerCustomAdvanced", **inputs)
+    return samples
+
+
+def save(g: Graph, samples: Output, vae: Output, prefix: str) -> None:
+    g.group("Image")
+    g.add("SaveImage", images=g.add("VAEDecode", samples=samples, vae=vae), filename_prefix=prefix)
+
+
+# The workflows
+
+
+def sd15_text_to_image(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## DPM-Solver++ 2M, Karras, 20 steps\nThe safe choice. Few-Step's samplers and schedules are entries of "
+        "KSampler's own lists that begin with `fewstep_`: nothing else of a workflow changes.\n\nTry 10 to 20 steps.",
+    )
+    g.group("3. Sampling")
+    samples = g.add(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=empty(g, 512),
+        seed=1,
+        steps=20,
+        cfg=7.0,
+        sampler_name="fewstep_dpmpp_2m",
+        scheduler="fewstep_karras",
+    )
+    save(g, samples, vae, "fewstep_dpmpp_2m")
+
+
+def sd15_amed(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## AMED, 10 evaluations\nFollows the plan that the authors of AMED trained for SD1.5 at guidance 7.5 (Zhou et "
+        "al., CVPR 2024): it says where each evaluation lies.\n\nIn KSampler the same is `fewstep_amed_dpm_2m` "
+        "with 10 steps.",
+    )
+    g.group("3. Plan")
+    plan, _ = g.add("FewStepLoadPlan")
+    sampler, sigmas = g.add("FewStepPlanSampler", plan=plan, model=model)
+    g.group("4. Sampling")
+    guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=7.5)
+    save(g, sample(g, guider, sampler, sigmas, empty(g, 512)), vae, "fewstep_amed")
+
+
+def sd15_auto(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## Auto, 8 evaluations\nSay how many evaluations of the model you can wait for: Few-Step Auto takes the "
+        "sampler and the schedule that were the best at that number, and says what it took and why.",
+    )
+    g.group("3. Choice")
+    sampler, sigmas, _ = g.add("FewStepAuto", model=model, evaluations=8)
+    g.group("4. Sampling")
+    guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=7.0)
+    save(g, sample(g, guider, sampler, sigmas, empty(g, 512)), vae, "fewstep_auto")
+
+
+def sdxl_text_to_image(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SDXL,
+        "## SDXL in 10 steps\nThe levels are those of Align Your Steps for SDXL (`table` = `sdxl`), made for 10 steps. "
+        "From 15 steps on `karras` is as good.",
+    )
+    g.group("3. Solver")
+    sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="ays", steps=10, table="sdxl")
+    g.group("4. Sampling")
+    guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0)
+    save(g, sample(g, guider, sampler, sigmas, empty(g, 1024)), vae, "fewstep_sdxl")
+
+
+def sdxl_base_and_refiner(g: Graph) -> None:
+    g.group("1. Checkpoints")
+    g.note(
+        "## SDXL, base and refiner\nThe base model does 16 of 20 steps, the refiner the last 4: *SplitSigmas* cuts the "
+        "levels in two.\n\nCheckpoints in `models/checkpoints`:\n"
+        f"* `{SDXL['name']}`\n* `{REFINER['name']}`",
+        height=260,
+    )
+    model, clip, _ = checkpoint(g, SDXL, "Base")
+    refiner, refiner_clip, vae = checkpoint(g, REFINER, "Refiner")
+    g.group("2. Prompt for the base")
+    positive, negative = prompts(g, clip)
+    g.group("Prompt for the refiner")
+    finer, coarser = prompts(g, refiner_clip)
+    g.group("3. Solver")
+    sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
+    high, low = g.add("SplitSigmas", sigmas=sigmas, step=16)
+    g.group("4. Base")
+    guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0)
+    samples = sample(g, guider, sampler, high, empty(g, 1024))
+    g.group("5. Refiner")
+    guider = g.add("CFGGuider", model=refiner, positive=finer, negative=coarser, cfg=6.0)
+    inputs = {"noise": g.add("DisableNoise"), "guider": guider, "sampler": sampler, "sigmas": low}
+    samples, _ = g.add("SamplerCustomAdvanced", **inputs, latent_image=samples)
+    save(g, samples, vae, "fewstep_sdxl_refined")
+
+
+def sd15_image_to_image(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## Image to image\n`denoise` says how much of your picture is made anew: 0.3 keeps nearly all, 0.8 only the "
+        "composition. The steps that are run are those that you set: the schedule is made longer.",
+    )
+    g.group("3. Picture")
+    latent, _ = picture(g, vae, 0.26)
+    g.group("4. Sampling")
+    samples = g.add(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        seed=1,
+        steps=12,
+        cfg=7.0,
+        sampler_name="fewstep_dpmpp_2m",
+        scheduler="fewstep_karras",
+        denoise=0.6,
+    )
+    save(g, samples, vae, "fewstep_image_to_image")
+
+
+def sdxl_image_to_image(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SDXL,
+        "## Image to image with SDXL\n`denoise` of Few-Step Scheduler says how much of your picture is made anew: 0.3 "
+        "keeps nearly all, 0.8 only the composition.",
+    )
+    g.group("3. Picture")
+    latent, _ = picture(g, vae, 1.0)
+    g.group("4. Solver")
+    sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=12, denoise=0.6)
+    g.group("5. Sampling")
+    guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0)
+    save(g, sample(g, guider, sampler, sigmas, latent), vae, "fewstep_sdxl_image_to_image")
+
+
+def sd15_inpainting(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## Inpainting\nPaint the mask: right click on your picture, *Open in MaskEditor*. Only what is masked "
+        "changes; the prompt describes the whole picture.\n\nThe picture should have about 512 x 512 pixels.",
+        height=280,
+    )
+    g.group("3. Picture and mask")
+    image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
+    latent = g.add("VAEEncode", pixels=image, vae=vae)
+    masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
+    g.group("4. Sampling")
+    samples = g.add(
+        "KSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=masked,
+        seed=1,
+        steps=15,
+        cfg=7.0,
+        sampler_name="fewstep_dpmpp_2m",
+        scheduler="fewstep_karras",
+        denoise=0.9,
+    )
+    save(g, samples, vae, "fewstep_inpainting")
+
+
+def sd15_hires_fix(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## Hires fix\nA picture of the size that the model knows, made twice as large, and its detail drawn again. "
+        "`denoise` of the second pass: 0.4 keeps the drawing, 0.6 adds more.",
+    )
+    g.group("3. First pass, 512 pixels")
+    common = {"model": model, "positive": positive, "negative": negative, "seed": 1, "cfg": 7.0}
+    first = g.add(
+        "KSampler",
+        **common,
+        latent_image=empty(g, 512),
+        steps=15,
+        sampler_name="fewstep_dpmpp_2m",
+        scheduler="fewstep_karras",
+    )
+    g.group("4. Second pass, 1024 pixels")
+    larger = g.add("LatentUpscaleBy", samples=first, upscale_method="bislerp", scale_by=2.0)
+    second = g.add(
+        "KSampler",
+        **common,
+        latent_image=larger,
+        steps=10,
+        sampler_name="fewstep_dpmpp_2m",
+        scheduler="fewstep_karras",
+        denoise=0.5,
+    )
+    save(g, second, vae, "fewstep_hires_fix")
+
+
+def sd15_guidance_interval(g: Graph) -> None:
+    model, positive, negative, vae = start(
+        g,
+        SD15,
+        "## Guidance in an interval\nThe prompt guides in the middle of the run alone (Kynkäänniemi et al. 2024): more "
+        "natural colours and more variety at strong guidance, and the steps outside take half the time.\n\nFor "
+        "KSampler: *Few-Step Guidance Patch* between the checkpoint and it.",
+        height=280,
+    )
+    g.group("3. Guidance")
+    guidance = g.add("FewStepGuidance", schedule="interval", cfg=9.0)
+    guider = g.add("FewStepGuider", model=model, positive=positive, negative=negative, guidance=guidance)
+    g.group("4. Solver")
+    sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
+    g.group("5. Sampling")
+    save(g, sample(g, guider, sampler, sigmas, empty(g, 512)), vae, "fewstep_guidance_interval")
+
+
+def sd15_calibrate(g: Graph) -> None:
+    g.group("1. Checkpoint")
+    g.note(
+        "## Calibrate a plan, and use it\nFits noise levels and solver numbers to your model, your guidance and 6 "
+        "evaluations: some hundred short runs of 16 images, once. The plan is written to `models/fewstep` and is "
+        "also given as text.\n\nAfterwards *Few-Step Load Plan* in the place of the calibration loads it: see "
+        "*AMED, 10 evaluations*. Stopping the calibration keeps the best so far.\n\n"
+        f"Checkpoint: `{SD15['name']}`, in `models/checkpoints`; any other does.",
+        height=340,
+    )
+    model, clip, vae = checkpoint(g, SD15)
+    g.group("2. Prompts of the kind you draw")
+    texts = [
+        SCENE,
+        "portrait of an old fisherman, wrinkles, soft light, photograph",
+        "a bowl of lemons on a wooden table, still life",
+        "a city street in the rain at night, neon signs",
+    ]
+    kinds = [g.add("CLIPTextEncode", f"Prompt {k}", clip=clip, text=text) for k, text in enumerate(texts, 1)]
+    negative = g.add("CLIPTextEncode", "Negative prompt", clip=clip, text=POOR)
+    g.group("Joined")
+    joined = kinds[0]
+    for other in kinds[1:]:
+        joined = g.add("ConditioningCombine", conditioning_1=joined, conditioning_2=other)
+    latent = empty(g, 512)
+    g.group("3. Calibration")
+    inputs = {"model": model, "positive": joined, "negative": negative, "latent_image": latent}
+    plan, chart, _ = g.add("FewStepCalibrate", **inputs, cfg=7.0, evaluations=6)
+    plan, _ = g.add("FewStepSavePlan", plan=plan, filename="sd15_cfg7_6")
+    g.add("PreviewImage", "How the error fell", images=chart)
+    g.group("4. Use")
+    sampler, sigmas = g.add("FewStepPlanSampler", plan=plan, model=model)
+    guider = g.add("CFGGuider", model=model, positive=kinds[0], negative=negative, cfg=7.0)
+    save(g, sample(g, guider, sampler, sigmas, latent), vae, "fewstep_calibrated")
+
+
+WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    "SD1.5 text to image, DPM++ 2M Karras, 20 steps": sd15_text_to_image,
+    "SD1.5 text to image, AMED, 10 evaluations": sd15_amed,
+    "SDXL text to image, 10 steps": sdxl_text_to_image,
+    "SDXL text to image, base and refiner": sdxl_base_and_refiner,
+    "SD1.5 image to image": sd15_image_to_image,
+    "SDXL image to image": sdxl_image_to_image,
+    "SD1.5 inpainting": sd15_inpainting,
+    "SD1.5 hires fix": sd15_hires_fix,
+    "SD1.5 guidance interval": sd15_guidance_interval,
+    "SD1.5 calibrate a plan and use it": sd15_calibrate,
+}
+
+
+def make(name: str, object_info: dict[str, Any], version: str) -> dict[str, Any]:
+    """A workflow as it is saved, for ComfyUI of this version."""
+    pack = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own, core = {"cnr_id": pack["name"], "ver": pack["version"]}, {"cnr_id": "comfy-core", "ver": version}
+    graph = Graph(name, object_info, own, core)
+    WORKFLOWS[name](graph)
+    return graph.saved()
+
+
+def written(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    PROMPTS.mkdir(exist_ok=True)
+    with server() as host:
+        info = host.get("/object_info")
+        version = host.get("/system_stats")["system"]["comfyui_version"]
+    for name in WORKFLOWS:
+        workflow = make(name, info, version)
+        (FOLDER / f"{name}.json").write_text(written(workflow))
+        (PROMPTS / f"{name}.json").write_text(written(to_prompt(workflow, info)))
+        print(f"{FOLDER.name}/{name}.json")
+
+
+if __name__ == "__main__":
+    main()
