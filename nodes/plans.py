@@ -220,7 +220,8 @@ class FewStepPlanSampler(io.ComfyNode):
         if model is not None:
             plan.check_model(fingerprint(model))
         sampler = comfy.samplers.KSAMPLER(learned_function(plan, see_bottleneck=see_bottleneck))
-        return io.NodeOutput(sampler, torch.tensor(plan.recipe.sigmas, dtype=torch.float32))
+        sigmas = torch.tensor(plan.recipe.sigmas, dtype=torch.float32)
+        return io.NodeOutput(sampler, sigmas, ui={"fewstep_plan": [plan.text()]})  # drawn by the front end
 
 
 class FewStepInspectPlan(io.ComfyNode):
@@ -336,7 +337,7 @@ def _numbers(plan: Learned) -> list[str]:
     for k, sigma in enumerate(recipe.sigmas):
         learned = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
         rows.append([str(k), f"{sigma:.6g}", *learned, "inserted" if k in middle else ""])
-    return _table(rows)
+    return text_table(rows)
 
 
 _SYMBOLS = {"x": X, "start": START, "D": DENOISED, **{f"P[{k}]": p for k, p in enumerate(P)}}
@@ -361,10 +362,11 @@ def _coefficients(recipe: Recipe) -> list[str]:
         told = "-" if stage.sigma is None else f"{float(stage.sigma):.6g}"
         numbers = (column[k] for column in columns.values())
         rows.append([str(k), told, *("" if math.isnan(c) else f"{c:.6g}" for c in numbers)])
-    return _table(rows)
+    return text_table(rows)
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def text_table(rows: list[list[str]]) -> list[str]:
+    """Lines with the cells of a column one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -1,4 +1,5 @@
-"""Puts the curated samplers and schedules into the host's own dropdowns, and tells it of the folder for plans.
+"""Puts the curated samplers and schedules into the host's own dropdowns, and tells it of the folder for plans and of
+the routes of the front end.
 
 The host has no API for samplers. It finds a sampler as `comfy.k_diffusion.sampling.sample_<name>` and a schedule in
 `SCHEDULER_HANDLERS`; the dropdowns are two lists each, which are one object until some pack replaces one.
@@ -14,6 +15,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from ..samplers import SAMPLERS, SCHEDULES
 from .host import sampler_function, schedule_sigmas
 from .plans import register_folder
+from .routes import register_routes
 
 PREFIX = "fewstep_"
 
@@ -21,6 +23,7 @@ PREFIX = "fewstep_"
 def register() -> None:
     """Add what is not there yet. Entries that exist, the host's or ours from an earlier load, stay as they are."""
     register_folder()
+    register_routes()
     for spec in SAMPLERS.values():
         if spec.curated:
             name = PREFIX + spec.id

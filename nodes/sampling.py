@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host import sampler_function, schedule_sigmas
+from .host import LevelRange, level_range, sampler_function, sigmas_over
 from .options import chosen_options, option_inputs
 
 CATEGORY = "sampling/Few-Step"
@@ -73,9 +73,16 @@ class FewStepScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
+        levels = level_range(model.get_model_object("model_sampling"))
+        # The front end draws the schedule before a run, then over the levels of the model of the last run.
+        return io.NodeOutput(
+            cls.sigmas(levels, schedule, steps, denoise, **options), ui={"fewstep_levels": [levels._asdict()]}
+        )
+
+    @staticmethod
+    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options) -> torch.Tensor:
+        """The values of the widgets as noise levels."""
         if denoise <= 0:
-            return io.NodeOutput(torch.FloatTensor([]))  # the host's sign for "leave the latent as it is"
+            return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
         spec = SCHEDULES[schedule]
-        model_sampling = model.get_model_object("model_sampling")
-        sigmas = schedule_sigmas(spec, model_sampling, steps, denoise=denoise, **chosen_options(spec, options))
-        return io.NodeOutput(sigmas)
+        return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, options))

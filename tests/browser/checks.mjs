@@ -1,0 +1,274 @@
+/**
+ * Everything that is checked in a browser, in one session:
+ *
+ *     node checks.mjs '{"url", "chromium", "modules", "root", "out", "only"}'
+ *
+ * Prints {name of a check: null, or what went wrong} as JSON. tests/test_browser.py runs it.
+ */
+
+import assert from "node:assert/strict";
+import { readFileSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { add, answer, clear, open, picture, set } from "./session.mjs";
+
+const given = JSON.parse(process.argv[2]);
+const checks = new Map();
+const check = (name, body) => checks.set(name, body);
+
+/** What the host complains of by itself: files that are optional, and sites that are not reached. */
+const HOSTS_OWN = [/user\.css/, /\/api\/userdata/, /templates\//, /Content Security Policy/, /ERR_FAILED/, /reading 'id'/];
+
+check("loads without complaints", async ({ complaints }) => {
+  const ours = complaints.filter((text) => !HOSTS_OWN.some((known) => known.test(text)));
+  assert.deepEqual(ours, []);
+});
+
+check("every node can be added from the search box", async ({ page }) => {
+  const definitions = await nodesOfThePack(page);
+  assert.ok(definitions.length > 8);
+  for (const { name, display_name } of definitions) {
+    await clear(page);
+    await search(page, display_name);
+    await endSearch(page, "Enter");
+    assert.deepEqual(await page.evaluate(() => app.graph._nodes.map((node) => node.title)), [display_name]);
+  }
+});
+
+check("search words find the nodes", async ({ page }) => {
+  const wanted = {
+    "dpm++": "Few-Step Sampler",
+    "2m": "Few-Step Sampler",
+    "dpm++ 2m": "Few-Step Sampler",
+    amed: "Few-Step Train AMED",
+    karras: "Few-Step Scheduler",
+  };
+  for (const [words, title] of Object.entries(wanted)) {
+    await clear(page);
+    await search(page, words);
+    const found = await page.locator(".comfy-vue-node-search-container li").allInnerTexts();
+    assert.ok(found.some((text) => text.startsWith(title)), `${words}: ${found.slice(0, 8).join(" | ")}`);
+    await page.evaluate(() => document.activeElement.blur());
+    await endSearch(page, "Escape");
+  }
+});
+
+check("the sigma plot follows the widgets", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const first = await answer(page, id);
+  assert.equal(first.sigmas.length, 11);
+  close(first.sigmas, first.karras); // the default is karras
+  assert.equal(first.levels.known, false);
+  const before = await picture(page, id);
+  await set(page, id, "schedule", "ays");
+  await set(page, id, "steps", 6);
+  const second = await answer(page, id);
+  assert.equal(second.sigmas.length, 7);
+  assert.notDeepEqual(second.sigmas, second.karras);
+  const after = await picture(page, id);
+  assert.ok(!before.equals(after), "the picture has not changed");
+  await click(page, id, "plot");
+  assert.ok(!after.equals(await picture(page, id)), "a click does not change the axis");
+  await set(page, id, "schedule", "karras");
+  await set(page, id, "rho", 0.5);
+  assert.match((await answer(page, id)).error, /rho/);
+});
+
+check("the plan plot follows sampler, schedule and guidance", async ({ page }) => {
+  await load(page, "demo");
+  const [sampler, schedule, custom] = await ids(page, "FewStepSampler", "FewStepScheduler", "SamplerCustom");
+  await set(page, schedule, "steps", 6);
+  await set(page, sampler, "sampler", "dpmpp_2s");
+  await set(page, custom, "cfg", 3);
+  const twice = await answer(page, sampler);
+  assert.equal(twice.evaluations.length, 11); // two a step, and one to sigma 0
+  assert.equal(twice.passes, 22);
+  assert.deepEqual(twice.evaluations.map(({ order }) => order), [1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1]);
+  await set(page, custom, "cfg", 1);
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.equal((await answer(page, sampler)).passes, 11);
+  await set(page, sampler, "sampler", "dpm_adaptive");
+  assert.match((await answer(page, sampler)).error, /as it goes/);
+});
+
+check("widgets that the sampler does not have are hidden, and saved", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  const visible = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.filter((w) => !w.hidden).map((w) => w.name), id);
+  const saved = () => page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, id);
+  const tall = () => page.evaluate((id) => app.graph.getNodeById(id).size[1], id);
+  assert.deepEqual(await visible(), ["sampler", "solver_type", "lower_order_final", "corrected_start", "plot"]);
+  const [values, height] = [await saved(), await tall()];
+  await set(page, id, "sampler", "euler");
+  assert.deepEqual(await visible(), ["sampler", "plot"]);
+  assert.ok((await tall()) < height);
+  assert.deepEqual(await saved(), ["euler", ...values.slice(1)]);
+  const names = await page.evaluate(
+    (id) => app.graph.getNodeById(id).widgets.filter((w) => w.serialize !== false).map((w) => w.name),
+    id,
+  );
+  assert.equal(values.length, names.length);
+  const prompt = await page.evaluate(async () => (await app.graphToPrompt()).output);
+  assert.deepEqual(Object.keys(prompt[id].inputs).sort(), [...names].sort());
+});
+
+check("defaults are told", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  const shown = (name) =>
+    page.evaluate(([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name)._displayValue, [id, name]);
+  assert.equal(await shown("solver_type"), "default: midpoint");
+  await set(page, id, "solver_type", "heun");
+  assert.equal(await shown("solver_type"), "heun");
+  await set(page, id, "sampler", "unipc");
+  assert.equal(await shown("order"), "default: 3");
+});
+
+check("Vue nodes show the plot", async ({ page, complaints }) => {
+  await clear(page);
+  const before = complaints.length;
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
+  try {
+    const id = await add(page, "FewStepScheduler");
+    const canvas = page.locator(`[data-node-id="${id}"] canvas`);
+    await canvas.waitFor({ timeout: 5000 });
+    await answer(page, id);
+    const first = await canvas.screenshot();
+    await set(page, id, "schedule", "gits");
+    await answer(page, id);
+    await page.waitForTimeout(200);
+    assert.ok(!first.equals(await canvas.screenshot()), "the picture has not changed");
+  } finally {
+    await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+  }
+  assert.deepEqual(complaints.slice(before).filter((text) => /extensions\/few/.test(text)), []);
+});
+
+check("workflows open with no missing node and no red input", async ({ page }) => {
+  for (const name of workflows()) {
+    await load(page, name);
+    const wrong = await page.evaluate(() =>
+      app.graph._nodes
+        .filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
+        .map((node) => node.type),
+    );
+    assert.deepEqual(wrong, [], name);
+    const values = await page.evaluate(() =>
+      app.graph._nodes.flatMap((node) =>
+        (node.widgets ?? [])
+          .filter((w) => w.type === "combo" && Array.isArray(w.options.values) && !w.options.values.includes(w.value))
+          .map((w) => `${node.type}.${w.name} = ${w.value}`),
+      ),
+    );
+    const files = /\.(safetensors|ckpt|pth?|png|jpg)$/; // of the user, who may not have them
+    assert.deepEqual(values.filter((value) => !files.test(value)), [], name);
+    const { output } = await page.evaluate(() => app.graphToPrompt());
+    assert.ok(Object.keys(output).length > 3, name);
+  }
+});
+
+check("the demo renders from the Run button", async ({ page }) => {
+  await load(page, "demo");
+  const [schedule, custom] = await ids(page, "FewStepScheduler", "SamplerCustom");
+  await set(page, custom, "noise_seed", Date.now()); // else the host may have it in its cache
+  await page.locator('[data-testid="queue-button"]').click();
+  await page.waitForFunction(() => app.graph._nodes.some((node) => node.imgs?.[0]?.naturalWidth), null, {
+    timeout: 60000,
+  });
+  const errors = await page.evaluate(() => app.lastNodeErrors);
+  assert.deepEqual(errors ?? {}, {});
+  const { levels } = await answer(page, schedule);
+  assert.equal(levels.known, true); // those of the model that ran
+});
+
+check("a help page opens, with its picture", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler", [300, 200]);
+  await page.evaluate((id) => app.canvas.selectNode(app.graph.getNodeById(id)), id);
+  await page.getByTestId("info-button").click();
+  const help = page.locator(".node-help-content");
+  await help.getByText("karras").first().waitFor({ timeout: 5000 });
+  await page.waitForFunction(() => document.querySelector(".node-help-content img")?.naturalWidth > 0, null, {
+    timeout: 5000,
+  });
+});
+
+/** The definitions of our nodes, by what the host says of them. */
+async function nodesOfThePack(page) {
+  const info = await (await page.request.get(`${given.url}/object_info`)).json();
+  return Object.values(info).filter(({ python_module }) => python_module === "custom_nodes.fewstep");
+}
+
+/** Opens the search box by a double click beside the nodes, and types. */
+async function search(page, words) {
+  await page.mouse.dblclick(700, 600);
+  const box = page.locator(".comfy-vue-node-search-container input");
+  await box.waitFor({ timeout: 5000 });
+  await box.fill(words);
+  await page.waitForTimeout(200); // it waits for the end of a word, too
+}
+
+/** Ends a search with a key; the box fades out. */
+async function endSearch(page, key) {
+  await page.keyboard.press(key);
+  await page.locator(".comfy-vue-node-search-container").waitFor({ state: "detached", timeout: 5000 });
+}
+
+function workflows() {
+  return readdirSync(join(given.root, "workflows"))
+    .filter((file) => file.endsWith(".json"))
+    .map((file) => file.slice(0, -5));
+}
+
+async function load(page, name) {
+  const workflow = JSON.parse(readFileSync(join(given.root, "workflows", `${name}.json`)));
+  await page.evaluate((workflow) => app.loadGraphData(workflow), workflow);
+  await page.waitForTimeout(100);
+}
+
+function ids(page, ...types) {
+  return page.evaluate((types) => types.map((type) => app.graph._nodes.find((node) => node.type === type).id), types);
+}
+
+/** Clicks on a widget. */
+async function click(page, id, name) {
+  const place = await page.evaluate(
+    ([id, name]) => {
+      const node = app.graph.getNodeById(id);
+      const widget = node.widgets.find((widget) => widget.name === name);
+      const { scale, offset } = app.canvas.ds;
+      const canvas = app.canvas.canvas.getBoundingClientRect();
+      return [
+        (node.pos[0] + node.size[0] / 2 + offset[0]) * scale + canvas.left,
+        (node.pos[1] + widget.last_y + 40 + offset[1]) * scale + canvas.top,
+      ];
+    },
+    [id, name],
+  );
+  await page.mouse.click(...place);
+}
+
+function close(a, b) {
+  assert.equal(a.length, b.length);
+  a.forEach((value, i) => assert.ok(Math.abs(value - b[i]) <= 1e-5 * Math.abs(b[i]), `${value} and ${b[i]}`));
+}
+
+const results = {};
+const session = await open(given.url, given);
+try {
+  for (const [name, body] of checks) {
+    const start = Date.now();
+    try {
+      await body(session);
+      results[name] = null;
+    } catch (error) {
+      results[name] = error.stack;
+      if (given.out) await session.page.screenshot({ path: join(given.out, `${name}.png`) });
+    }
+    console.error(`${((Date.now() - start) / 1000).toFixed(1)} s  ${name}: ${results[name] ? "failed" : "passed"}`);
+  }
+} finally {
+  await session.close();
+}
+console.log(JSON.stringify(results));

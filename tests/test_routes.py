@@ -1,0 +1,149 @@
+"""What the front end draws is what a run uses."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from small_models import small_model
+
+from samplers import SAMPLERS, SCHEDULES
+
+
+@pytest.fixture
+def routes(comfyui):
+    """nodes/routes.py of the pack as the host has loaded it."""
+    module = comfyui.nodes["FewStepScheduler"].__module__
+    return sys.modules[module.rpartition(".")[0] + ".routes"]
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"type": kind, "inputs": inputs}
+
+
+def scheduler(schedule: str = "karras", steps: int = 8, denoise: float = 1.0, **options) -> dict:
+    return node("FewStepScheduler", schedule=schedule, steps=steps, denoise=denoise, **options)
+
+
+@pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
+def test_sigmas_are_those_of_the_node(comfyui, routes, model_type):
+    model = small_model(model_type)
+    for schedule in SCHEDULES:
+        run = comfyui.nodes["FewStepScheduler"].execute(model, schedule, 8, 0.5)
+        (levels,) = run.ui["fewstep_levels"]
+        drawn = routes.sigmas({"node": scheduler(schedule, 8, 0.5), "levels": levels})
+        assert drawn["sigmas"] == run.result[0].tolist()
+        assert drawn["levels"]["known"] and drawn["levels"]["flow"] == (model_type == "FLOW")
+
+
+def test_karras_is_the_hosts(comfyui, routes):
+    import comfy.samplers
+
+    model = small_model("EPS")
+    levels = comfyui.nodes["FewStepScheduler"].execute(model, "karras", 8, 1.0).ui["fewstep_levels"][0]
+    sampling = model.get_model_object("model_sampling")
+    for steps, denoise in ((8, 1.0), (8, 0.4)):
+        host = comfy.samplers.calculate_sigmas(sampling, "karras", int(steps / denoise))[-steps - 1 :]
+        drawn = routes.sigmas({"node": scheduler("ays", steps, denoise), "levels": levels})
+        torch.testing.assert_close(torch.tensor(drawn["karras"]), host)
+
+
+def test_without_a_model_the_range_is_that_of_stable_diffusion(comfyui, routes):
+    import comfy.model_sampling
+
+    sampling = comfy.model_sampling.ModelSamplingDiscrete()
+    drawn = routes.sigmas({"node": scheduler()})
+    assert drawn["sigmas"][0] == pytest.approx(float(sampling.sigma_max))
+    assert drawn["sigmas"][-2] == pytest.approx(float(sampling.sigma_min))
+    assert not drawn["levels"]["known"]
+
+
+@pytest.mark.parametrize("sampler", [id for id, spec in SAMPLERS.items() if not spec.adaptive])
+def test_evaluations_are_those_of_the_sampler(routes, sampler):
+    schedule = scheduler("exponential", 9)
+    drawn = routes.plan({"node": node("FewStepSampler", sampler=sampler), "sigmas": schedule, "guidance": 7.5})
+    sigmas = routes.sigmas({"node": schedule})["sigmas"]
+    spec = SAMPLERS[sampler]
+    assert len(drawn["evaluations"]) == spec.nfe(sigmas)
+    assert drawn["passes"] == 2 * spec.nfe(sigmas)
+    orders = [evaluation["order"] for evaluation in drawn["evaluations"]]
+    assert max(orders) == spec.order == drawn["order"] and min(orders) >= 1
+    assert any(evaluation["noise"] for evaluation in drawn["evaluations"]) <= spec.stochastic
+
+
+def test_order_rises_and_falls(routes):
+    def orders(sampler: str, **options) -> list[int]:
+        drawn = routes.plan({"node": node("FewStepSampler", sampler=sampler, **options), "sigmas": scheduler(steps=5)})
+        return [evaluation["order"] for evaluation in drawn["evaluations"]]
+
+    assert orders("dpmpp_2m") == [1, 2, 2, 2, 1]
+    assert orders("dpmpp_3m")[:3] == [1, 2, 3]
+    assert orders("dpmpp_2s") == [1, 2, 1, 2, 1, 2, 1, 2, 1]  # the second evaluation of a step makes it order 2
+    assert orders("euler") == [1] * 5
+
+
+def test_guidance_of_each_step(routes):
+    def passes(guidance) -> tuple:
+        drawn = routes.plan(
+            {"node": node("FewStepSampler", sampler="heun"), "sigmas": scheduler(), "guidance": guidance}
+        )
+        return drawn["guidance"], drawn["passes"]
+
+    assert passes(None) == (None, None)
+    assert passes(1.0) == ([1.0] * 15, 15)
+    assert passes([7, 1]) == ([7.0] * 2 + [1.0] * 13, 17)  # two evaluations in the first step
+    interval = {"schedule": "interval", "cfg": 5.0, "values": "", "sigma_start": 0.0, "sigma_end": 0.0}
+    scales, total = passes(node("FewStepGuidance", **interval))
+    assert set(scales) == {1.0, 5.0} and scales[0] == scales[-1] == 1.0 and 15 < total < 30
+
+
+def test_learned_plans(comfyui, routes):
+    loaded = node("FewStepLoadPlan", file="built-in: amed_dpm_2m (SD1.5, 10 evaluations)", text="")
+    sampler = node("FewStepPlanSampler", plan=loaded, see_bottleneck=True)
+    drawn = routes.plan({"node": sampler, "guidance": 7.5})
+    assert len(drawn["evaluations"]) == 10 and drawn["passes"] == 20 and not drawn["assumed"]
+    plan = comfyui.nodes["FewStepLoadPlan"].execute(loaded["inputs"]["file"]).result[0]
+    run = comfyui.nodes["FewStepPlanSampler"].execute(plan)
+    drawn_at = [evaluation["sigma"] for evaluation in drawn["evaluations"]]  # what the model is told: scale_time
+    assert drawn_at == pytest.approx(run.result[1][:-1].tolist(), rel=0.1)
+    sampler["inputs"]["plan"] = node("FewStepLoadPlan", file="", text=run.ui["fewstep_plan"][0])  # as after a run
+    assert routes.plan({"node": sampler})["evaluations"] == drawn["evaluations"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"node": scheduler(steps=0)}, "steps"),
+        ({"node": scheduler(steps=5000)}, "not drawn"),
+        ({"node": scheduler(denoise=0.0)}, "denoise 0"),
+        ({"node": scheduler(rho=0.1)}, "rho"),
+        ({"node": scheduler("no such")}, "no such"),
+        ({"node": node("FewStepCalibrate")}, "when it runs"),
+        ({"node": node("FewStepPlanSampler", plan=None)}, "connect a plan"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(routes, request_, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        routes.sigmas(request_)
+
+
+def test_adaptive_samplers_have_no_plan(routes):
+    with pytest.raises(ValueError, match="no plan"):
+        routes.plan({"node": node("FewStepSampler", sampler="dpm_adaptive")})
+
+
+def test_widgets_of_each_choice(comfyui, routes):
+    for kind, table in routes.options().items():
+        inputs = {i.id: i for i in comfyui.nodes[kind].define_schema().inputs}
+        assert list(table["widgets"]) == inputs[table["choice"]].options
+        for names in table["widgets"].values():
+            assert names.keys() <= inputs.keys()
+
+
+def test_over_http(running_host):
+    status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=3)})
+    assert status == 200 and len(answer["sigmas"]) == 4
+    status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
+    assert status == 200 and "steps" in answer["error"]  # shown in the node
+    assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"]["widgets"]

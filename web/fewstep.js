@@ -1,0 +1,68 @@
+/** The front-end extension of Few-Step: plots in the nodes, widgets that fit the choice, search words. */
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { addPlot, redrawAll } from "./plot.js";
+import { drawPlan, drawSigmas } from "./pictures.js";
+import { planRequest, sigmasRequest } from "./requests.js";
+import { addSearchWords, withoutSearchWords } from "./search.js";
+import { fitWidgets, showDefaults } from "./widgets.js";
+
+/** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
+const PLOTS = {
+  FewStepScheduler: { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas },
+  FewStepSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+};
+
+const WIDTH = 320; // of a new node: names and values in full
+
+let options; // of GET /fewstep/options, by node
+
+app.registerExtension({
+  name: "FewStep",
+
+  async init() {
+    options = await (await api.fetchApi("/fewstep/options")).json();
+  },
+
+  beforeRegisterVueAppNodeDefs(definitions) {
+    addSearchWords(definitions);
+  },
+
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("FewStep")) return;
+    node.title = withoutSearchWords(node.title, node.comfyClass);
+    const own = options[node.comfyClass];
+    if (own) {
+      showDefaults(node, own);
+      fitWidgets(node, own);
+    }
+    const plot = PLOTS[node.comfyClass];
+    if (plot) addPlot(node, plot);
+    if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
+    after(node, "onConfigure", () => own && fitWidgets(node, own));
+    after(node, "onConnectionsChange", redrawAll);
+    after(node, "onExecuted", (output) => {
+      if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
+      if (output?.fewstep_plan) node.fewstepPlan = output.fewstep_plan[0];
+      redrawAll();
+    });
+    for (const widget of node.widgets ?? []) {
+      after(widget, "callback", () => {
+        if (own && widget.name === own.choice) fitWidgets(node, own);
+        redrawAll();
+      });
+    }
+  },
+});
+
+/** Calls `then` after a method, which need not exist. */
+function after(object, name, then) {
+  const before = object[name];
+  object[name] = function (...given) {
+    const result = before?.apply(this, given);
+    then(...given);
+    return result;
+  };
+}

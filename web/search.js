@@ -1,0 +1,30 @@
+/** Words that find a node beside its name. The search box of ComfyUI reads names only, and of these the first 30 letters. */
+
+const WORDS = {
+  FewStepSampler: "dpm++ 2m, amed",
+  FewStepScheduler: "karras, ays",
+  FewStepLoadPlan: "amed",
+  FewStepPlanSampler: "amed",
+  FewStepCalibrate: "plan, amed",
+  FewStepGuidance: "cfg",
+  FewStepGuider: "cfg",
+  FewStepGuidancePatch: "cfg",
+  FewStepInvert: "inversion",
+};
+
+/** Adds them to the names in the search box and the node library. Titles of nodes in the graph stay as they are. */
+export function addSearchWords(definitions) {
+  definitions.forEach((definition, i) => {
+    if (!WORDS[definition.name] || definition.search_aliases) return;
+    definitions[i] = { ...definition, display_name: definition.display_name + spoken(definition.name) };
+  });
+}
+
+/** The title of a node that was added by its name in the search box. */
+export function withoutSearchWords(title, type) {
+  return title?.replace(spoken(type), "");
+}
+
+function spoken(type) {
+  return WORDS[type] ? ` (${WORDS[type]})` : "";
+}

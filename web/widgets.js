@@ -1,0 +1,58 @@
+/** A node that chooses a sampler or schedule offers the options of all: shows those of the choice, and their defaults. */
+
+const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
+
+/**
+ * Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order.
+ * "Vue nodes" show them all: they do not look again at what is hidden once a widget has changed (1.32.9).
+ */
+export function fitWidgets(node, { choice, widgets }) {
+  const known = new Set(Object.values(widgets).flatMap(Object.keys));
+  const chosen = widgets[find(node, choice).value];
+  if (!chosen) return; // a choice of another version, or a widget that is fed by a link
+  for (const widget of node.widgets) {
+    if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+  }
+  node.setSize([node.size[0], node.computeSize()[1]]);
+  node.setDirtyCanvas(true, true);
+}
+
+function show(widget, visible) {
+  widget.hidden = !visible;
+  if (visible) delete widget.computeSize;
+  else widget.computeSize = () => [0, -4]; // takes no room: the canvas adds 4
+}
+
+function isLinked(node, widget) {
+  return node.inputs.some((input) => input.widget?.name === widget.name && input.link != null);
+}
+
+/** Shows what "default" means for the choice: "default: midpoint" in the place of "default" or -1. */
+export function showDefaults(node, { choice, widgets }) {
+  for (const widget of node.widgets) {
+    const plain = accessor(widget, "_displayValue");
+    if (!plain || widget.name === choice) continue;
+    Object.defineProperty(widget, "_displayValue", {
+      get() {
+        const value = widgets[find(node, choice).value]?.[widget.name];
+        return UNSET.includes(this.value) && value != null ? `default: ${spoken(value)}` : plain.call(this);
+      },
+    });
+  }
+}
+
+function accessor(object, name) {
+  for (let at = object; at; at = Object.getPrototypeOf(at)) {
+    const found = Object.getOwnPropertyDescriptor(at, name);
+    if (found) return found.get;
+  }
+}
+
+function spoken(value) {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  return typeof value === "number" ? String(+value.toFixed(4)) : value;
+}
+
+function find(node, name) {
+  return node.widgets.find((widget) => widget.name === name);
+}
