@@ -2,11 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..demo.nodes import Demo
+from .auto import FewStepAuto
+from .compare import FewStepCompare
 from .guidance import FewStepGuidance, FewStepGuidancePatch, FewStepGuider
 from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewStepSavePlan
 from .registration import register
 from .sampling import FewStepSampler, FewStepScheduler
-from .trajectory import FewStepTrajectory
+from .trajectory import FewStepFilmStrip, FewStepTrajectory
 from .tuning import FewStepCalibrate, FewStepTrainAMED
 
 __all__ = ["comfy_entrypoint", "register"]
@@ -24,9 +27,13 @@ class FewStep(ComfyExtension):
             FewStepSavePlan,
             FewStepPlanSampler,
             FewStepInspectPlan,
+            FewStepAuto,
+            FewStepCompare,
+            FewStepFilmStrip,
             FewStepTrajectory,
             FewStepCalibrate,
             FewStepTrainAMED,
+            *await Demo().get_node_list(),
         ]
 
 

@@ -11,9 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 560, 400  # of a panel
 _LEFT, _TOP, _RIGHT, _BOTTOM = 68, 62, 16, 46  # from the edges of a panel to its axes
+_TEXT = 12  # height of letters
 _FINE = 2  # drawn that much larger, for smooth lines
 _INK, _FAINT = "#222222", "#dddddd"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # Okabe and Ito
+_COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666",  # Okabe and Ito
+    "#332288", "#882255", "#117733", "#999933", "#aa4499", "#661100", "#44aa99",  # Tol
+)  # fmt: skip
 
 Point = tuple[float, float]
 
@@ -25,7 +29,8 @@ class Panel(NamedTuple):
     x_label: str
     y_label: str
     series: Mapping[str, Sequence[Point]]
-    """Lines by their name in the legend. A name that begins with "_" is not listed there."""
+    """Lines by their name in the legend, which is above the axes, or in their upper right corner where it is too long
+    for that. A name that begins with "_" is not listed there."""
 
     log_y: bool = False
     dots: Collection[str] = ()
@@ -40,8 +45,13 @@ def line_plot(panels: Sequence[Panel]) -> torch.Tensor:
     for k, panel in enumerate(panels):
         _Axes(sheet, panel, (k % columns * WIDTH, k // columns * HEIGHT)).draw()
     sheet = sheet.resize((columns * WIDTH, rows * HEIGHT), Image.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, sheet.height, sheet.width, 3).float() / 255
+    return to_tensor(sheet)[None]
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """[H, W, 3] in 0 ... 1."""
+    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).float() / 255
 
 
 class _Axes:
@@ -69,11 +79,9 @@ class _Axes:
     def line(self, points: Sequence[Point], colour: str, width: float = 1) -> None:
         self.pen.line(points, colour, round(width * _FINE), joint="curve")
 
-    def text(self, right: float, down: float, text: str, anchor: str, size: int = 12, colour: str = _INK) -> float:
-        """Write; how wide it was."""
+    def text(self, right: float, down: float, text: str, anchor: str, size: int = _TEXT, colour: str = _INK) -> None:
         font = ImageFont.load_default(size * _FINE)
         self.pen.text(self.sheet(right, down), text, colour, font, anchor=anchor)
-        return self.pen.textlength(text, font) / _FINE
 
     def dot(self, place: Point, colour: str) -> None:
         x, y = place
@@ -95,13 +103,22 @@ class _Axes:
         corners = [self.at(self.x[i], self.y[j]) for i, j in ((0, 1), (0, 0), (1, 0))]
         self.line(corners, _INK)
         self._draw_series()
+        self._draw_legend()
+
+    def _draw_legend(self) -> None:
+        listed = [name for name in self.panel.series if not name.startswith("_")]
+        font = ImageFont.load_default(_TEXT * _FINE)
+        widths = [self.pen.textlength(name, font) / _FINE + 14 for name in listed]
+        right, line = float(WIDTH - _RIGHT), _TOP - 16
+        stacked = sum(widths) > right - 8 - self.pen.textlength(self.panel.y_label, font) / _FINE
+        for k, (name, width) in reversed(list(enumerate(zip(listed, widths, strict=True)))):
+            if stacked:
+                self.text(right - 6, _TOP + 8 + 15 * k, name, "rm", colour=self.colour(name))
+            else:
+                self.text(right, line, name, "rm", colour=self.colour(name))
+                right -= width
 
     def _draw_series(self) -> None:
-        legend = float(WIDTH - _RIGHT)
-        listed = [name for name in self.panel.series if not name.startswith("_")]
-        for name in reversed(listed):
-            colour = self.colour(name)
-            legend -= self.text(legend, _TOP - 16, name, "rm", colour=colour) + 14
         for name, points in self.panel.series.items():
             run: list[Point] = []
             for point in points:

@@ -1,24 +1,28 @@
-"""The node that shows how flat the trajectories of a model are."""
+"""The nodes that show the way from noise to image: how flat it is, and what the model sees on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.samplers
 import latent_preview
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
 from .host import sampler_function, schedule_sigmas
+from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
 from .session import Guider, fitting, sample
 
 _COMPONENTS = 3
+
+
+# How flat it is
 
 
 class FewStepTrajectory(io.ComfyNode):
@@ -109,3 +113,96 @@ def report(shares: Tensor, steps: int) -> str:
         f"Percent of the variance in the first 1, 2, 3 principal components; {len(shares)} trajectories, {steps} steps"
     )
     return "\n".join([head, *(f"{name:>4}  " + "  ".join(f"{100 * s:9.5f}" for s in row) for name, row in rows), ""])
+
+
+# What the model sees
+
+
+class Seen(NamedTuple):
+    """What the model was asked and answered: the level, and the prediction of one image, in the model's own space."""
+
+    sigma: Tensor
+    denoised: Tensor
+
+
+class FewStepFilmStrip(io.ComfyNode):
+    """The prediction of every evaluation as a picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepFilmStrip",
+            display_name="Few-Step Film Strip",
+            category=CATEGORY,
+            description="Samples as SamplerCustom does and shows what the model took for the clean image at every "
+            "evaluation: when the picture is decided, and which evaluations still change it.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be sampled."),
+                io.Conditioning.Input("positive", tooltip="What the image shows."),
+                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                io.Sampler.Input("sampler", tooltip="Any sampler: all evaluations are shown, also those of one step."),
+                io.Sigmas.Input("sigmas", tooltip="Its noise levels."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent, or an image to begin from. Of a batch the first is shown."
+                ),
+                io.Float.Input(
+                    "cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise that the image begins from.",
+                ),
+                io.Int.Input("columns", default=10, min=1, max=1000, tooltip="Pictures in a row of the strip."),
+                io.Int.Input("tile", default=192, min=32, max=2048, tooltip="Width of a picture of it, in pixels."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Makes the pictures. Without one they are previews of the latents in rough colours.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="strip", tooltip="All pictures with their noise levels."),
+                io.Image.Output(display_name="frames", tooltip="The pictures alone, at full size, as a batch."),
+                io.Latent.Output(display_name="latent", tooltip="The result, as SamplerCustom gives it."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        sampler: Any,
+        sigmas: Tensor,
+        latent_image: dict[str, Any],
+        cfg: float,
+        seed: int,
+        columns: int,
+        tile: int,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        if len(sigmas) < 2:
+            raise ValueError("sigmas: there are no steps to show (denoise is 0, or the schedule was split to nothing)")
+        seen: list[Seen] = []
+
+        def watch(sigma: Tensor, denoised: Tensor) -> None:
+            seen.append(Seen(sigma[0], denoised[:1].float()))
+
+        preview = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        guider = Guider(model, positive, negative, cfg, watch)
+        result = sample(guider, seed, sampler, sigmas, latent_image, preview)
+        latents = torch.cat([model.model.process_latent_out(denoised.cpu()) for _, denoised in seen])
+        frames = decode(model, latents, vae)
+        tiles = [
+            Tile(frame, f"{k}: sigma {float(sigma):.3g}")
+            for k, (frame, (sigma, _)) in enumerate(zip(frames, seen, strict=True), 1)
+        ]
+        strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
+        out = {name: part for name, part in latent_image.items() if name != "samples"}
+        return io.NodeOutput(strip, frames, {**out, "samples": result}, ui=ui.PreviewImage(strip))

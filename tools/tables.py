@@ -1,14 +1,17 @@
-"""The tables of README.md, made from the registry.
+"""The tables of README.md, made from the registry, and that of Few-Step Auto, made from docs/quality.csv.
 
-python tools/tables.py          writes them anew between their markers
+python tools/tables.py          writes them anew
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -16,6 +19,11 @@ sys.path.insert(0, str(ROOT))
 from samplers import SAMPLERS, SCHEDULES  # noqa: E402
 
 README = ROOT / "README.md"
+QUALITY = ROOT / "docs" / "quality.csv"
+PICKS = ROOT / "nodes" / "picks.json"
+
+
+# Of README.md
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -74,5 +82,115 @@ def with_tables(text: str) -> str:
     return text
 
 
+# Of Few-Step Auto
+
+EXACT, VARIED = "exact seed", "more variety"  # the choices of the node
+
+FOR_DISTILLED = ("consistency",)
+"""Samplers that measure well on the demo model, too, and are made for another kind of model."""
+
+_FLOW = "The benchmark was made with noise prediction. For flow models "
+_TRIED = _FLOW + "this was the best in trials with the demo network sampled as a rectified flow with shift 3."
+_BY_THEORY = _FLOW + "this is the usual choice: "
+FLOW_PICKS = {
+    EXACT: [
+        (1, "euler", "beta*", _TRIED),
+        (8, "ipndm (order=2)", "beta", _TRIED),
+        (20, "dpm_2m", "beta", _TRIED),
+    ],
+    VARIED: [
+        (1, "euler_ancestral", "beta", _BY_THEORY + "with few steps fresh noise wants a sampler of first order."),
+        (12, "dpmpp_2m_sde", "beta", _BY_THEORY + "second order and fresh noise at one evaluation a step."),
+    ],
+}
+
+
+def picks() -> dict[str, Any]:
+    """What Few-Step Auto chooses, for each kind of model and each of its choices, by rising budget."""
+    with QUALITY.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "ours" and row["status"] == "ok"]
+    rows = [row for row in rows if row["budget"] and row["schedule"]]
+    flow = {
+        variety: [_pick(start, sampler, schedule, why) for start, sampler, schedule, why in given]
+        for variety, given in FLOW_PICKS.items()
+    }
+    return {"noise prediction": {EXACT: _exact(rows), VARIED: _varied(rows)}, "flow": flow}
+
+
+def _exact(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Of each budget the sampler with the least median error."""
+    found = []
+    for budget, measured in _by_budget(rows, "median"):
+        best = min(measured, key=lambda row: float(row["median"]))
+        why = f"The least error of all that add no noise, at {budget} evaluations: {float(best['median']):.2g}."
+        found.append(_pick(budget if found else 1, best["sampler"], best["schedule"], why))
+    return found
+
+
+def _varied(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Of each budget, among those with fresh noise that are not told apart from the nearest to the distribution of
+    many-step samples (by its standard error), one of the highest order. Below the first budget one of a single
+    evaluation a step: of others there would be too few steps.
+    """
+    rows = [row for row in rows if SAMPLERS[_read(row["sampler"])[0]].stochastic]
+    rows = [row for row in rows if row["sampler"] not in FOR_DISTILLED]
+    found = []
+    for budget, measured in _by_budget(rows, "frechet_many"):
+        if not found:
+            found.append(_nearest(1, budget, [row for row in measured if row["nfe"] == row["budget"]]))
+        found.append(_nearest(budget, budget, measured))
+    return found
+
+
+def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    least = min(rows, key=_distance)
+    limit = _distance(least) + float(least["frechet_many_error"])
+    equal = [row for row in rows if _distance(row) <= limit]
+    best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
+    why = (
+        "With fresh noise; as near to the distribution of many-step samples as any, within what can be told, at "
+        f"{budget} evaluations: Fréchet distance {_distance(best):.2g}."
+    )
+    return _pick(start, best["sampler"], best["schedule"], why)
+
+
+def _distance(row: Mapping[str, str]) -> float:
+    return float(row["frechet_many"])
+
+
+def _by_budget(rows: Iterable[Mapping[str, str]], measure: str) -> list[tuple[int, list[Mapping[str, str]]]]:
+    """The rows that have the measure."""
+    budgets: dict[int, list[Mapping[str, str]]] = {}
+    for row in rows:
+        if row[measure]:
+            budgets.setdefault(int(row["budget"]), []).append(row)
+    return sorted(budgets.items())
+
+
+def _pick(start: int, sampler: str, schedule: str, why: str) -> dict[str, Any]:
+    name, options = _read(sampler)
+    return {
+        "start": start,
+        "sampler": name,
+        "options": options,
+        "schedule": schedule.removesuffix("*"),
+        "discard_penultimate": schedule.endswith("*"),
+        "why": why,
+    }
+
+
+def _read(entry: str) -> tuple[str, dict[str, Any]]:
+    """A sampler of the benchmark, such as `unipc (order=2)`: id and options."""
+    name, _, rest = entry.partition(" (")
+    known = {option.name: type(option.default) for option in SAMPLERS[name].options}
+    pairs = (pair.split("=") for pair in rest.rstrip(")").split(", ") if pair)
+    return name, {key: value == "True" if known[key] is bool else known[key](value) for key, value in pairs}
+
+
+def picks_text() -> str:
+    return json.dumps(picks(), indent=1) + "\n"
+
+
 if __name__ == "__main__":
     README.write_text(with_tables(README.read_text()))
+    PICKS.write_text(picks_text())

@@ -1,0 +1,260 @@
+"""The node that chooses: a budget of evaluations in, sampler and levels out, with the reason."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.samplers
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.learned import FileError, Learned, load
+from .host import fingerprint, is_flow, learned_function, sampler_function, schedule_sigmas
+from .plans import BUILT_IN, FOLDER, PLAN, find, summary
+from .progress import say
+from .sampling import CATEGORY
+
+EXACT, VARIED = "exact seed", "more variety"
+
+PICKS = Path(__file__).with_name("picks.json")
+"""What is chosen for which budget. `tools/tables.py` makes it from docs/quality.csv."""
+
+
+class Pick(NamedTuple):
+    """A row of the table."""
+
+    start: int
+    """The budget from which it is chosen, up to that of the next row."""
+
+    sampler: str
+    options: Mapping[str, Any]
+    schedule: str
+    discard_penultimate: bool
+    why: str
+
+    def sigmas(self, model_sampling: Any, steps: int, denoise: float = 1.0) -> Tensor:
+        """[steps + 1], for a model of the host."""
+        return schedule_sigmas(
+            SCHEDULES[self.schedule],
+            model_sampling,
+            steps,
+            denoise=denoise,
+            discard_penultimate=self.discard_penultimate,
+        )
+
+    def evaluations(self, model_sampling: Any, steps: int) -> int:
+        """Of a run of so many steps."""
+        sigmas = self.sigmas(model_sampling, steps)
+        return SAMPLERS[self.sampler].nfe(sigmas, flow=is_flow(model_sampling), **self.options)
+
+    def steps(self, model_sampling: Any, budget: int) -> int:
+        """The most steps that the budget of evaluations allows, at least 1."""
+        if self.evaluations(model_sampling, budget) <= budget:
+            return budget
+        few_enough = bisect.bisect_right(
+            range(1, budget + 1), budget, key=lambda steps: self.evaluations(model_sampling, steps)
+        )
+        return max(few_enough, 1)
+
+
+@functools.cache
+def picks(flow: bool, variety: str) -> list[Pick]:
+    """The table for a kind of model, by rising budget."""
+    table = json.loads(PICKS.read_text())["flow" if flow else "noise prediction"][variety]
+    return [Pick(**row) for row in table]
+
+
+def pick(flow: bool, variety: str, budget: int) -> Pick:
+    """The last row that begins at the budget or below it."""
+    rows = picks(flow, variety)
+    return rows[max(bisect.bisect_right(rows, budget, key=lambda row: row.start) - 1, 0)]
+
+
+# Plans
+
+
+def why_not(plan: Learned, model: Mapping[str, Any], budget: int) -> str | None:
+    """Why a plan cannot be followed by this model within the budget; None if it can."""
+    try:
+        plan.check_model(model)
+    except ValueError as error:
+        return str(error)
+    if plan.recipe.nfe > budget:
+        return f"it makes {plan.recipe.nfe} evaluations and the budget is {budget}"
+    return None
+
+
+def saved_plans() -> Iterator[tuple[str, Learned]]:
+    """Plans that come with the pack and those in models/fewstep that can be read, by their entry of the list."""
+    yield from BUILT_IN.items()
+    for file in folder_paths.get_filename_list(FOLDER):
+        try:
+            yield file, load(find(file))
+        except FileError as error:
+            logging.warning("Few-Step Auto leaves out a plan: %s", error)
+
+
+def best_plan(model: Mapping[str, Any], budget: int) -> tuple[str, Learned] | None:
+    """The best saved plan for this kind of model that makes as many evaluations as the budget, or one less.
+
+    With fewer, a plain sampler at the whole budget is better (docs/QUALITY.md). Of plans with as many evaluations it
+    is the one that gained most where it was made.
+    """
+    fitting = [
+        (name, plan)
+        for name, plan in saved_plans()
+        if plan.about.get("model")
+        and plan.about.get("improved", True)
+        and plan.recipe.nfe >= budget - 1
+        and why_not(plan, model, budget) is None
+    ]
+    return min(fitting, key=lambda found: (-found[1].recipe.nfe, _gain(found[1])), default=None)
+
+
+def _gain(plan: Learned) -> float:
+    """The error of a plan, as a share of that of the sampler it began with. 1 if it is not known."""
+    before, after = plan.about.get("error_before"), plan.about.get("error_after")
+    known = isinstance(before, int | float) and isinstance(after, int | float) and before > 0
+    return after / before if known else 1.0
+
+
+# The node
+
+
+class FewStepAuto(io.ComfyNode):
+    """Sampler and levels for a budget of evaluations, by what was measured."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepAuto",
+            display_name="Few-Step Auto",
+            category=CATEGORY,
+            description="Give the number of model evaluations you want to spend: it chooses sampler, schedule and "
+            "steps, or a calibrated plan that fits, and says what it chose and why. It follows docs/QUALITY.md, which "
+            "was measured at guidance 3; if strong guidance breaks the image, take dpmpp_2m in Few-Step Sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will be sampled: its kind and noise levels decide."),
+                io.Int.Input(
+                    "evaluations",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="How often the model may run, guidance counted once. The time of an image follows it. A "
+                    "sampler that needs several for a step makes fewer steps.",
+                ),
+                io.Combo.Input(
+                    "variety",
+                    options=[EXACT, VARIED],
+                    default=EXACT,
+                    tooltip=f"{EXACT}: no noise on the way; the image hardly changes with the number of evaluations. "
+                    f"{VARIED}: a sampler with fresh noise; livelier, another image for each number of evaluations.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 starts from pure noise. Less keeps more of the input latent (img2img), with as many "
+                    "evaluations. 0 leaves the latent as it is.",
+                ),
+                io.Boolean.Input(
+                    "use_plans",
+                    default=True,
+                    tooltip=f"Look in models/{FOLDER} for a plan made for this kind of model and as many evaluations, "
+                    "or one less. Off: only a plan that is connected.",
+                ),
+                PLAN.Input(
+                    "plan",
+                    optional=True,
+                    tooltip="A calibrated plan to prefer, if it fits the model and the budget. If not, the text says "
+                    "why.",
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced, with the sigmas beside it."),
+                io.Sigmas.Output(tooltip="Noise levels for that sampler."),
+                io.String.Output(display_name="choice", tooltip="What was chosen and why."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, use_plans: bool = True, **_: Any) -> Any:
+        """Another when plans come, change or go."""
+        if not use_plans:
+            return None
+        files = {file: folder_paths.get_full_path(FOLDER, file) for file in folder_paths.get_filename_list(FOLDER)}
+        return tuple((file, Path(path).stat().st_mtime_ns) for file, path in files.items() if path)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        evaluations: int,
+        variety: str,
+        denoise: float,
+        use_plans: bool = True,
+        plan: Learned | None = None,
+    ) -> io.NodeOutput:
+        notes: list[str] = []
+        if denoise <= 0:
+            sampler, sigmas = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["euler"])), torch.FloatTensor([])
+            told = "denoise is 0: the latent stays as it is."
+        elif (found := _plan(model, evaluations, variety, denoise, use_plans, plan, notes)) is not None:
+            name, chosen = found
+            sampler = comfy.samplers.KSAMPLER(learned_function(chosen))
+            sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
+            told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
+            told += _guidance(chosen)
+        else:
+            sampling = model.get_model_object("model_sampling")
+            row = pick(is_flow(sampling), variety, evaluations)
+            steps = row.steps(sampling, evaluations)
+            sampler = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS[row.sampler]), dict(row.options))
+            sigmas = row.sigmas(sampling, steps, denoise)
+            told = f"{described(row)}: {steps} steps, {row.evaluations(sampling, steps)} evaluations.\n{row.why}"
+        text = "\n".join([told, *notes])
+        say(text)
+        return io.NodeOutput(sampler, sigmas, text, ui=ui.PreviewText(text))
+
+
+def described(row: Pick) -> str:
+    """Sampler and schedule by the names of our nodes."""
+    options = ", ".join(f"{name} = {value}" for name, value in row.options.items())
+    discard = " with discard_penultimate" if row.discard_penultimate else ""
+    return f"{row.sampler}{f' ({options})' if options else ''} on {row.schedule}{discard}"
+
+
+def _plan(
+    model: Any, budget: int, variety: str, denoise: float, search: bool, given: Learned | None, notes: list[str]
+) -> tuple[str, Learned] | None:
+    """The plan to be followed and where it comes from, if there is one; what speaks against one goes to the notes."""
+    if given is None and not search:
+        return None
+    against = None
+    if variety != EXACT:
+        against = "plans add no fresh noise"
+    elif denoise < 1:
+        against = "its levels begin at pure noise and denoise is below 1"
+    kind = fingerprint(model)
+    if given is not None:
+        against = against or why_not(given, kind, budget)
+        if against is None:
+            return "The connected plan", given
+        notes.append(f"The connected plan is left out: {against}.")
+    return best_plan(kind, budget) if search and variety == EXACT and denoise == 1 else None
+
+
+def _guidance(plan: Learned) -> str:
+    scale = plan.about.get("guidance")
+    return f" It was made at guidance {scale:g}." if isinstance(scale, int | float) else ""

@@ -1,0 +1,451 @@
+"""The node that compares samplers and schedules on one prompt and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
+from ..samplers.calibrate import rmse
+from .host import is_flow, level_range, sigmas_over
+from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
+from .pictures import Tile, decode, sheet
+from .plans import text_table
+from .plots import Panel, line_plot
+from .progress import Display, show
+from .sampling import CATEGORY
+from .session import Conditioning, Guider, fitting, sample
+
+REFERENCE = "dpmpp_2m"
+
+STOPPING = comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION
+"""What ends a comparison, and is no fault of one sampler."""
+
+
+class Cell(NamedTuple):
+    """A place of the table."""
+
+    sampler: Named[SamplerSpec]
+    schedule: Named[ScheduleSpec]
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.sampler.label}, {self.schedule.label}, {self.steps} steps"
+
+
+class Run(NamedTuple):
+    """A sampler on its levels."""
+
+    sampler: Named[SamplerSpec]
+    sigmas: tuple[float, ...]
+
+
+class Outcome(NamedTuple):
+    """What a run gave."""
+
+    latents: Tensor
+    evaluations: int
+
+
+# What is kept between two runs of the node
+
+
+class Content:
+    """What was connected, to be recognised: tensors and numbers by their content, all else by being the same object.
+
+    Objects are not kept alive by it.
+    """
+
+    def __init__(self, *inputs: Any):
+        self._objects: list[Any] = []
+        digest = hashlib.sha256()
+        for part in self._parts(inputs):
+            digest.update(part)
+        self._digest = digest.digest()
+
+    def same(self, other: Content | None) -> bool:
+        """Whether both were made from the same inputs."""
+        if other is None or self._digest != other._digest:
+            return False
+        return all(reference() is not None for reference in other._objects)  # else an id may be another's now
+
+    def _parts(self, value: Any) -> Iterator[bytes]:
+        yield type(value).__name__.encode()
+        if isinstance(value, Tensor):
+            yield repr((value.shape, value.dtype)).encode()
+            yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        elif isinstance(value, Mapping):
+            for key in value:
+                yield repr(key).encode()
+                yield from self._parts(value[key])
+        elif isinstance(value, list | tuple):
+            yield str(len(value)).encode()
+            for entry in value:
+                yield from self._parts(entry)
+        elif value is None or isinstance(value, bool | int | float | str):
+            yield repr(value).encode()
+        else:
+            self._objects.append(weakref.ref(value))
+            yield str(id(value)).encode()
+
+
+class Finished:
+    """The runs of the last comparison."""
+
+    def __init__(self) -> None:
+        self._content: Content | None = None
+        self._runs: dict[Run, Outcome] = {}
+
+    def of(self, content: Content) -> dict[Run, Outcome]:
+        """Those with these inputs; others are forgotten."""
+        if not content.same(self._content):
+            self._content, self._runs = content, {}
+        return self._runs
+
+
+FINISHED = Finished()
+
+
+# The work
+
+
+class Comparison:
+    """Samplers on schedules, each with several numbers of steps, from the same noise.
+
+    Args:
+        reference_steps: of the run that errors are measured from; 0: without errors.
+
+    Raises:
+        ValueError: naming the input at fault.
+    """
+
+    def __init__(
+        self,
+        patcher: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent: dict[str, Any],
+        *,
+        cfg: float,
+        seed: int,
+        samplers: Sequence[Named[SamplerSpec]],
+        schedules: Sequence[Named[ScheduleSpec]],
+        steps: Sequence[int],
+        denoise: float = 1.0,
+        reference_steps: int = 60,
+    ):
+        if not 0 < denoise <= 1:
+            raise ValueError(f"denoise = {denoise:g} must be above 0 and at most 1: at 0 there is nothing to compare")
+        fitting(patcher, latent)  # complains
+        self.patcher, self.reference_steps = patcher, reference_steps
+        self.rows = [(sampler, schedule) for sampler in samplers for schedule in schedules]
+        self.columns = list(steps)
+        self.faults: dict[Cell, str] = {}
+        self._inputs = positive, negative, cfg, seed, latent
+        self._runs: dict[Cell, Run] = {}
+        self._references: dict[Cell, Run] = {}
+        self._done = FINISHED.of(Content(patcher, *self._inputs))
+        self._plan(denoise)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Few steps first: a comparison that is stopped early has something of all samplers."""
+        return [Cell(*row, steps) for steps in self.columns for row in self.rows]
+
+    def outcome(self, cell: Cell) -> Outcome | None:
+        """Of a cell that is finished."""
+        return self._done.get(self._runs[cell]) if cell in self._runs else None
+
+    def reference(self, cell: Cell) -> Outcome | None:
+        """What a cell's error is measured from: for img2img it begins at the same level."""
+        return self._done.get(self._references[cell]) if cell in self._references else None
+
+    def error(self, cell: Cell) -> float | None:
+        """Root mean square difference to the reference, in the units of latents: the mean over the images."""
+        found, reference = self.outcome(cell), self.reference(cell)
+        if found is None or reference is None:
+            return None
+        return float(rmse((found.latents - reference.latents).flatten(1)).mean())
+
+    def run(self, display: Display) -> None:
+        """Do what is not done yet.
+
+        Raises:
+            InterruptProcessingException: as the host does. What is finished is kept, also for the next comparison.
+        """
+        waiting: dict[Run, str] = {}
+        for number, cell in enumerate(self.cells, 1):
+            if cell in self._references:
+                waiting.setdefault(self._references[cell], f"reference, {self.reference_steps} steps")
+            if cell in self._runs:
+                waiting.setdefault(self._runs[cell], f"{number} of {len(self.cells)}: {cell}")
+        waiting = {run: text for run, text in waiting.items() if run not in self._done}
+        total, past = sum(len(run.sigmas) - 1 for run in waiting), 0
+        for run, text in waiting.items():
+            try:
+                self._done[run] = self._sample(
+                    run, lambda i, x, past=past, text=text: display.show(past + i, total, text, x)
+                )
+            except STOPPING:
+                raise
+            except Exception as error:  # of one sampler: the others go on
+                logging.warning("Few-Step Compare, %s: %s", text, error, exc_info=not isinstance(error, ValueError))
+                for cell, its in (*self._runs.items(), *self._references.items()):
+                    if its == run:
+                        self.faults[cell] = str(error) or type(error).__name__
+            past += len(run.sigmas) - 1
+
+    def _plan(self, denoise: float) -> None:
+        """Which runs the cells are, and which their references."""
+        sampling = self.patcher.get_model_object("model_sampling")
+        for cell in self.cells:
+            try:
+                sigmas = make_sigmas(*cell[:2], sampling, cell.steps, denoise)
+                if self.reference_steps:
+                    start = float(sampling.sigma_max if denoise > 0.9999 else sigmas[0])
+                    self._references[cell] = _reference(sampling, self.reference_steps, start)
+                self._runs[cell] = Run(cell.sampler, tuple(sigmas.tolist()))
+            except Exception as error:  # of a schedule; the host's raise what they like
+                self.faults[cell] = str(error) or type(error).__name__
+
+    def _sample(self, run: Run, step: Callable[[int, Tensor], None]) -> Outcome:
+        positive, negative, cfg, seed, latent = self._inputs
+        evaluations = 0
+
+        def count(_: Tensor, __: Tensor) -> None:
+            nonlocal evaluations
+            evaluations += 1
+
+        latents = sample(
+            Guider(self.patcher, positive, negative, cfg, count), seed, make_sampler(run.sampler),
+            torch.tensor(run.sigmas), latent, lambda i, denoised, x, total: step(i + 1, denoised),
+        ).cpu()  # fmt: skip
+        if not latents.isfinite().all():
+            raise ValueError("the image holds NaN or infinity")
+        return Outcome(latents, evaluations)
+
+
+def _reference(sampling: Any, steps: int, start: float) -> Run:
+    """Many steps from a level: any sampler without noise comes near to it, the more its steps."""
+    schedule = SCHEDULES["time_uniform" if is_flow(sampling) else "exponential"]
+    sigmas = sigmas_over(schedule, level_range(sampling)._replace(sigma_max=start), steps)
+    return Run(Named("reference", REFERENCE, SAMPLERS[REFERENCE]), tuple(sigmas.tolist()))
+
+
+# What is shown
+
+
+def table(work: Comparison) -> str:
+    """Every cell in a line."""
+    rows = [["sampler", "schedule", "steps", "evaluations", "error"]]
+    for row in work.rows:
+        for steps in work.columns:
+            cell = Cell(*row, steps)
+            found, error = work.outcome(cell), work.error(cell)
+            fault = work.faults.get(cell, "not finished")
+            told = [str(found.evaluations), "" if error is None else f"{error:.4g}"] if found else ["", fault]
+            rows.append([cell.sampler.label, cell.schedule.label, str(steps), *told])
+    lines = text_table(rows)
+    if work.reference_steps:
+        lines += [
+            "",
+            f"error: root mean square difference of the latent from {work.reference_steps} steps of {REFERENCE}. With "
+            "fresh noise an image is another one, and this says little.",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def chart(work: Comparison) -> Tensor:
+    """Error against evaluations."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in work.rows:
+        cells = [Cell(*row, steps) for steps in work.columns]
+        points = [(found.evaluations, work.error(cell)) for cell in cells if (found := work.outcome(cell))]
+        known = sorted((float(x), y) for x, y in points if y is not None)
+        if known:
+            series[f"{row[0].label}, {row[1].label}"] = known
+    title = f"Error against {work.reference_steps} steps" if work.reference_steps else "Without a reference"
+    return line_plot([Panel(title, "evaluations", "error", series, log_y=True)])
+
+
+def grid(work: Comparison, width: int, vae: Any = None) -> Tensor:
+    """The images, a row for each sampler and schedule, a column for each number of steps; below, the reference."""
+    rows = [[_tile(work, Cell(*row, steps), vae) for steps in work.columns] for row in work.rows]
+    left = [f"{sampler.label}\n{schedule.label}" for sampler, schedule in work.rows]
+    references = {id(found): found for cell in work.cells if (found := work.reference(cell)) is not None}
+    if len(references) == 1:
+        (found,) = references.values()
+        picture = decode(work.patcher, found.latents[:1], vae)[0]
+        rows.append([Tile(picture, f"NFE {found.evaluations}")])
+        left.append(f"reference\n{REFERENCE}")
+    return sheet(rows, width, top=[f"{steps} steps" for steps in work.columns], left=left)
+
+
+def _tile(work: Comparison, cell: Cell, vae: Any) -> Tile:
+    found, error = work.outcome(cell), work.error(cell)
+    if found is None:
+        return Tile(fault=work.faults.get(cell, ""), caption="failed" if cell in work.faults else "not finished")
+    caption = f"NFE {found.evaluations}" + ("" if error is None else f", error {error:.2g}")
+    return Tile(decode(work.patcher, found.latents[:1], vae)[0], caption)
+
+
+# The node
+
+
+class FewStepCompare(io.ComfyNode):
+    """Samplers and schedules side by side."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepCompare",
+            display_name="Few-Step Compare",
+            category=CATEGORY,
+            description="Every sampler on every schedule with every number of steps, from the same noise: the images "
+            "in one sheet, and how far each is from the image of many steps. Stopping it loses nothing: what is "
+            "finished is shown, and queued again with the same inputs it goes on from there. The same when you add "
+            "a line: only what is new is run.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be sampled."),
+                io.Conditioning.Input("positive", tooltip="What the image shows."),
+                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent of your size, or an image to begin from with denoise."
+                ),
+                io.String.Input(
+                    "samplers", multiline=True, default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v", tooltip=SYNTAX
+                ),
+                io.String.Input(
+                    "schedules",
+                    multiline=True,
+                    default="karras\nfewstep_karras*",
+                    tooltip=f"{SYNTAX} A * after one of ours leaves out its last level above 0 (discard_penultimate).",
+                ),
+                io.String.Input("steps", default="5, 8, 12", tooltip="Numbers of steps, with commas between them."),
+                io.Float.Input(
+                    "cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the noise that all begin from.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 the images begin from latent_image (img2img), as in KSampler. Where a run begins "
+                    "then depends on schedule and steps: each beginning has a reference of its own.",
+                ),
+                io.Int.Input(
+                    "reference_steps",
+                    default=60,
+                    min=0,
+                    max=1000,
+                    tooltip=f"Steps of the image that the others are compared with ({REFERENCE}). 0: none, and no "
+                    "errors.",
+                ),
+                io.Int.Input(
+                    "tile", default=256, min=64, max=2048, tooltip="Width of an image on the sheet, in pixels."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Makes the images. Without one they are previews of the latents in rough colours.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="The images with labels, evaluations (NFE) and errors."),
+                io.Image.Output(display_name="chart", tooltip="Error against evaluations of the model."),
+                io.String.Output(display_name="table", tooltip="Evaluations and errors as text."),
+                io.Latent.Output(
+                    display_name="latents",
+                    tooltip="All images that came out, column by column, to be decoded at full size.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, samplers: str | None = None, schedules: str | None = None, steps: str | None = None
+    ) -> bool | str:
+        readers = (read_samplers, samplers), (read_schedules, schedules), (read_steps, steps)
+        for read, text in readers:
+            if text is not None:  # else another node gives it
+                try:
+                    read(text)
+                except ValueError as error:
+                    return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: dict[str, Any],
+        samplers: str,
+        schedules: str,
+        steps: str,
+        cfg: float,
+        seed: int,
+        denoise: float,
+        reference_steps: int,
+        tile: int,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        work = Comparison(
+            model,
+            positive,
+            negative,
+            latent_image,
+            cfg=cfg,
+            seed=seed,
+            samplers=read_samplers(samplers),
+            schedules=read_schedules(schedules),
+            steps=read_steps(steps),
+            denoise=denoise,
+            reference_steps=reference_steps,
+        )
+        try:
+            work.run(Display(model))
+        except comfy.model_management.InterruptProcessingException:
+            show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
+            logging.info("Few-Step Compare was stopped: queue it again with the same inputs and it goes on from there")
+            raise
+        sheet = grid(work, tile, vae)
+        latents = [found.latents for cell in work.cells if (found := work.outcome(cell)) is not None]
+        if not latents:
+            raise ValueError("nothing came out: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items()))
+        out = {"samples": torch.cat(latents)}
+        return io.NodeOutput(sheet, chart(work), table(work), out, ui=ui.PreviewImage(sheet))
+
+
+def read_steps(text: str) -> list[int]:
+    """Numbers of steps.
+
+    Raises:
+        ValueError: naming the one at fault.
+    """
+    found = []
+    for part in re.split(r"[\s,;]+", text.strip()):
+        if not part.isdecimal() or not 1 <= int(part) <= 1000:
+            raise ValueError(f"steps: {part!r} must be a whole number from 1 to 1000; write them as 5, 8, 12")
+        found.append(int(part))
+    return list(dict.fromkeys(found))

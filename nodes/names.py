@@ -1,0 +1,160 @@
+"""Samplers and schedules by the lines of a text: ours and the host's."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
+from .host import sampler_function, schedule_sigmas
+from .registration import PREFIX
+
+SpecT = TypeVar("SpecT", SamplerSpec, ScheduleSpec)
+
+SYNTAX = (
+    f"One a line, by the names of KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` ours. Options follow "
+    f"the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
+)
+
+
+@dataclass(frozen=True)
+class Named(Generic[SpecT]):
+    """What a line names."""
+
+    label: str
+    """The line."""
+
+    name: str
+    """As in the host's list, or in ours."""
+
+    spec: SpecT | None
+    """Ours; None for the host's own."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def read_samplers(text: str) -> list[Named[SamplerSpec]]:
+    """The samplers of a text.
+
+    Raises:
+        ValueError: naming the line at fault.
+    """
+    return _read("samplers", "sampler", text, SAMPLERS, comfy.samplers.KSampler.SAMPLERS, _host_options)
+
+
+def read_schedules(text: str) -> list[Named[ScheduleSpec]]:
+    """The schedules of a text. As in our tables, * stands for `discard_penultimate`.
+
+    Raises:
+        ValueError: naming the line at fault.
+    """
+    return _read("schedules", "schedule", text, SCHEDULES, comfy.samplers.KSampler.SCHEDULERS, lambda name: {})
+
+
+def make_sampler(named: Named[SamplerSpec]) -> Any:
+    """A SAMPLER of the host."""
+    if named.spec is not None:
+        return comfy.samplers.KSAMPLER(sampler_function(named.spec), dict(named.options))
+    sampler = comfy.samplers.sampler_object(named.name)
+    sampler.extra_options = {**sampler.extra_options, **named.options}
+    return sampler
+
+
+def make_sigmas(
+    sampler: Named[SamplerSpec], schedule: Named[ScheduleSpec], model_sampling: Any, steps: int, denoise: float
+) -> Tensor:
+    """[steps + 1] as KSampler makes them, which for some of the host's samplers leaves out the last level above 0."""
+    discard = sampler.name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    total = (steps if denoise > 0.9999 else int(steps / denoise)) + discard
+    if schedule.spec is not None:
+        sigmas = schedule_sigmas(schedule.spec, model_sampling, total, **schedule.options)
+    else:
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, schedule.name, total)
+    if discard:
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+    return sigmas[-(steps + 1) :].cpu()
+
+
+# Reading
+
+
+def _read(
+    input: str,
+    kind: str,
+    text: str,
+    registry: Mapping[str, SpecT],
+    host: Iterable[str],
+    host_options: Callable[[str], Mapping[str, Any]],
+) -> list[Named[SpecT]]:
+    theirs = [name for name in host if not name.startswith(PREFIX)]
+    ours = {PREFIX + id: spec for id, spec in registry.items()}
+    ours |= {id: spec for id, spec in registry.items() if id not in theirs}
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        plain = re.sub(r"\s*=\s*", "=", line.replace("*", " discard_penultimate=on "))
+        name, *parts = re.split(r"[\s,()]+", plain.strip())
+        if not name or name.startswith("#"):
+            continue
+        where = f"{input}, line {number}"
+        if name not in ours and name not in theirs:
+            raise ValueError(f"{where}: there is no {kind} {name!r}; {_near(name, [*theirs, *ours])}")
+        spec = ours.get(name)
+        known = {o.name: o.default for o in spec.options} if spec is not None else host_options(name)
+        options = dict(_option(where, name, part, known) for part in parts if part)
+        if spec is not None:
+            try:
+                options = spec.changed_options(options)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        found.append(Named(" ".join(line.split()), name, spec, options))
+    if not found:
+        raise ValueError(f"{input}: there is none; write at least one {kind} in a line of its own")
+    return found
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else "the names are those of KSampler's list"
+
+
+def _option(where: str, name: str, part: str, known: Mapping[str, Any]) -> tuple[str, Any]:
+    """`key=value`, of the type of the option's default."""
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise ValueError(f"{where}: {part!r} after {name} is no option: write it as option=value")
+    if key not in known:
+        has = f"its options are {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{where}: {name} has no option {key!r}; {has}")
+    default = known[key]
+    if isinstance(default, bool):
+        switch = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}.get(value.lower())
+        if switch is None:
+            raise ValueError(f"{where}: option {key} = {value!r} must be on or off")
+        return key, switch
+    if isinstance(default, int | float):
+        try:
+            return key, int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+        except ValueError:
+            raise ValueError(f"{where}: option {key} = {value!r} must be a number") from None
+    return key, value
+
+
+_SIGNATURE = ("model", "x", "sigmas", "extra_args", "callback", "disable")
+
+
+def _host_options(name: str) -> dict[str, Any]:
+    """Options of a sampler of the host that are numbers, switches or words, with their defaults."""
+    parameters = inspect.signature(comfy.samplers.sampler_object(name).sampler_function).parameters
+    return {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key not in _SIGNATURE and isinstance(parameter.default, bool | int | float | str)
+    }

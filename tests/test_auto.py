@@ -1,0 +1,233 @@
+"""Few-Step Auto in the real host: it follows what was measured, keeps to its budget, and says why."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import conditioning, small_model
+from tables import PICKS, QUALITY, picks, picks_text
+
+from samplers import SAMPLERS
+from samplers.learned import Learned
+from samplers.recipe import Recipe
+
+EXACT, VARIED = "exact seed", "more variety"
+KINDS = ("EPS", "FLOW")
+
+
+def module(comfyui, name: str):
+    """One of the pack's, as the host has loaded it."""
+    return importlib.import_module(f"{comfyui.nodes['FewStepAuto'].__module__.rpartition('.')[0]}.{name}")
+
+
+def choose(comfyui, model, evaluations: int, variety: str = EXACT, denoise: float = 1.0, **inputs):
+    """SAMPLER, SIGMAS and the text, which is also shown on the node."""
+    out = comfyui.nodes["FewStepAuto"].execute(model, evaluations, variety, denoise, **inputs)
+    assert out.ui.as_dict()["text"] == (out.result[2],)
+    return out.result
+
+
+def evaluations_of(comfyui, model, sampler, sigmas, image=None) -> int:
+    """How often a run of SamplerCustom really asks the model, guidance counted once."""
+    asked = []
+
+    def count(function, arguments):
+        asked.append(len(arguments["input"]))
+        return 0.5 * arguments["input"]
+
+    counting = model.clone()
+    counting.set_model_unet_function_wrapper(count)
+    image = image or {"samples": torch.zeros(1, 4, 8, 8)}
+    arguments = (counting, True, 3, 1.0, conditioning(1), conditioning(2), sampler, sigmas, image)
+    out = comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"]
+    assert out.isfinite().all()
+    return len(asked)
+
+
+@pytest.fixture
+def folder(comfy_process, monkeypatch, tmp_path) -> Path:
+    """models/fewstep, empty."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+# The table
+
+
+def test_the_table_is_that_of_the_benchmark():
+    assert PICKS.read_text() == picks_text(), "run `python tools/tables.py`"
+
+
+def test_exact_picks_have_the_least_error_measured():
+    """Looked up in the benchmark again, by other means."""
+    with QUALITY.open() as file:
+        rows = [r for r in csv.DictReader(file) if r["source"] == "ours" and r["median"] and r["budget"]]
+    budgets = sorted({int(row["budget"]) for row in rows})
+    table = picks()["noise prediction"][EXACT]
+    assert [row["start"] for row in table] == [1, *budgets[1:]]
+    for budget, pick in zip(budgets, table, strict=True):
+        errors = {
+            (r["sampler"].split()[0], r["schedule"]): float(r["median"]) for r in rows if r["budget"] == str(budget)
+        }
+        assert errors[pick["sampler"], pick["schedule"] + "*" * pick["discard_penultimate"]] == min(errors.values())
+        assert f"{min(errors.values()):.2g}" in pick["why"]
+
+
+def test_every_pick_is_one_that_there_is():
+    """Samplers without noise for the exact seed, with noise for variety; the choices are the node's."""
+    for kind in picks().values():
+        assert list(kind) == [EXACT, VARIED]
+        for variety, rows in kind.items():
+            assert rows[0]["start"] == 1
+            for row in rows:
+                plan = SAMPLERS[row["sampler"]].plan([9.0, 4.0, 2.0, 1.0, 0.0], **row["options"])
+                assert any(stage.noise for stage in plan) == (variety == VARIED)
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variety", [EXACT, VARIED])
+def test_the_budget_is_kept(comfyui, folder, kind, variety):
+    """Counted in the host; and so used that one step more would not fit."""
+    model, auto = small_model(kind), module(comfyui, "auto")
+    sampling = model.get_model_object("model_sampling")
+    for budget in (1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 40):
+        sampler, sigmas, text = choose(comfyui, model, budget, variety)
+        made = evaluations_of(comfyui, model, sampler, sigmas)
+        assert 1 <= made <= budget and f"{made} evaluations" in text
+        row = auto.pick(kind == "FLOW", variety, budget)
+        assert row.evaluations(sampling, len(sigmas)) > budget
+        assert row.sampler in text and row.why in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variety", [EXACT, VARIED])
+def test_a_thousand_evaluations(comfyui, folder, kind, variety):
+    _, sigmas, _ = choose(comfyui, small_model(kind), 1000, variety)
+    assert 500 < len(sigmas) <= 1001 and (sigmas.diff() < 0).all()
+
+
+def test_any_sampler_keeps_the_budget(comfyui):
+    """Whatever a later measurement will pick."""
+    model, auto = small_model("EPS"), module(comfyui, "auto")
+    sampling = model.get_model_object("model_sampling")
+    for spec in SAMPLERS.values():
+        if spec.adaptive:
+            continue
+        row = auto.Pick(1, spec.id, {}, "karras", False, "")
+        for budget in (3, 4, 8, 11):
+            assert row.evaluations(sampling, row.steps(sampling, budget)) <= budget, spec.id
+
+
+def test_between_two_budgets_the_lower_one_decides(comfyui):
+    auto = module(comfyui, "auto")
+    table = picks()["noise prediction"][EXACT]
+    for row, following in zip(table, [*table[1:], {"start": 1001}], strict=True):
+        for budget in {row["start"], following["start"] - 1}:
+            found = auto.pick(False, EXACT, budget)
+            assert (found.sampler, found.start) == (row["sampler"], row["start"])
+
+
+def test_image_to_image_takes_the_last_levels(comfyui, folder):
+    model = small_model("EPS")
+    _, whole, _ = choose(comfyui, model, 16)
+    sampler, part, _ = choose(comfyui, model, 8, denoise=0.5)
+    assert len(part) == 9 and part[0] < whole[0]
+    image = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    assert evaluations_of(comfyui, model, sampler, part, image) == 8
+    assert len(choose(comfyui, model, 8, denoise=0.0)[1]) == 0
+
+
+def test_a_flow_model_is_told_where_its_choice_comes_from(comfyui, folder):
+    _, sigmas, text = choose(comfyui, small_model("FLOW"), 8)
+    assert sigmas[0] == 1 and "flow models" in text
+
+
+# Plans
+
+
+def plan(comfyui, model, nfe: int = 8, **about) -> Learned:
+    sigmas = [14.6 * (1 - k / nfe) ** 3 for k in range(nfe + 1)]
+    kind = module(comfyui, "host").fingerprint(model)
+    return Learned(Recipe("dpmpp_2m", sigmas), about={"model": kind, "guidance": 3.0, **about})
+
+
+def test_a_saved_plan_for_the_model_is_found_and_followed(comfyui, folder):
+    """The one that makes as many evaluations as the budget, or one less; of those alike the one that gained most."""
+    model = small_model("EPS")
+    plan(comfyui, model, 7, error_before=1.0, error_after=0.1).save(folder / "seven.safetensors")
+    plan(comfyui, model, 8, error_before=1.0, error_after=0.9).save(folder / "little.safetensors")
+    wanted = plan(comfyui, model, 8, error_before=1.0, error_after=0.5)
+    wanted.save(folder / "much.safetensors")
+    plan(comfyui, model, 8, error_before=1.0, error_after=0.2, improved=False).save(folder / "worse.safetensors")
+    plan(comfyui, small_model("V_PREDICTION"), 8, error_after=0.0).save(folder / "other.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"broken")
+    sampler, sigmas, text = choose(comfyui, model, 8)
+    torch.testing.assert_close(sigmas, torch.tensor(wanted.recipe.sigmas, dtype=torch.float32))
+    assert text.startswith("much.safetensors") and "guidance 3" in text
+    assert evaluations_of(comfyui, model, sampler, sigmas) == 8
+    assert choose(comfyui, model, 7)[2].startswith("seven")
+    for unwanted in ({"use_plans": False}, {"variety": VARIED}, {"denoise": 0.5}, {"evaluations": 12}):
+        assert "safetensors" not in choose(comfyui, model, **{"evaluations": 8, **unwanted})[2]
+
+
+def test_new_plans_are_seen_without_a_restart(comfyui, folder):
+    node, model = comfyui.nodes["FewStepAuto"], small_model("EPS")
+    before = node.fingerprint_inputs(evaluations=8)
+    plan(comfyui, model).save(folder / "new.safetensors")
+    import folder_paths
+
+    folder_paths.filename_list_cache.clear()  # the host looks at the time of the folder, which is coarse
+    assert node.fingerprint_inputs(evaluations=8) != before
+    assert node.fingerprint_inputs(evaluations=8, use_plans=False) is None
+
+
+def test_a_connected_plan_comes_first(comfyui, folder):
+    model = small_model("EPS")
+    plan(comfyui, model, 8).save(folder / "saved.safetensors")
+    mine = plan(comfyui, model, 5)
+    _, sigmas, text = choose(comfyui, model, 8, plan=mine)
+    assert len(sigmas) == 6 and text.startswith("The connected plan")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        ({"evaluations": 4}, "8 evaluations and the budget is 4"),
+        ({"variety": VARIED}, "no fresh noise"),
+        ({"denoise": 0.7}, "denoise is below 1"),
+        ({"model": "FLOW"}, "made for another model: sampling is"),
+    ],
+)
+def test_why_a_connected_plan_is_left_out(comfyui, folder, inputs, why):
+    given = plan(comfyui, small_model("EPS"))
+    inputs = {"model": small_model(inputs.pop("model", "EPS")), "evaluations": 8, **inputs}
+    sampler, sigmas, text = choose(comfyui, **inputs, plan=given)
+    assert "connected plan is left out" in text and why in text
+    assert evaluations_of(comfyui, inputs["model"], sampler, sigmas) <= inputs["evaluations"]
+
+
+def test_the_published_plan_is_taken_for_its_model(comfyui, folder):
+    """SD1.5 in 10 evaluations: AMED's own numbers."""
+    from samplers.published import PUBLISHED
+
+    auto, published = module(comfyui, "auto"), PUBLISHED["amed_dpm_2m"]
+    name, found = auto.best_plan(published.about["model"], 10)
+    assert name.startswith("built-in") and found.recipe.sigmas == published.recipe.sigmas
+    assert auto.best_plan(published.about["model"], 8) is None
+
+
+def test_every_input_and_output_has_a_tooltip(comfyui):
+    for id in ("Auto", "Compare", "FilmStrip"):
+        schema = comfyui.nodes[f"FewStep{id}"].define_schema()
+        assert schema.category == "sampling/Few-Step" and schema.description
+        assert all(part.tooltip for part in (*schema.inputs, *schema.outputs))

@@ -1,0 +1,343 @@
+"""Few-Step Compare and Few-Step Film Strip in the real host, with the demo model and small ones."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_models import conditioning, small_model
+
+CFG, SEED = 3.0, 7
+
+
+def module(comfyui, name: str):
+    """One of the pack's, as the host has loaded it."""
+    return importlib.import_module(f"{comfyui.nodes['FewStepCompare'].__module__.rpartition('.')[0]}.{name}")
+
+
+@pytest.fixture(scope="module")
+def small(comfy_process) -> SimpleNamespace:
+    return SimpleNamespace(model=small_model("EPS"), positive=conditioning(1), negative=conditioning(2))
+
+
+@pytest.fixture
+def demo(comfyui) -> SimpleNamespace:
+    model, positive, negative = comfyui.nodes["FewStepDemoModel"].execute("red apple", "").result
+    (latent,) = comfyui.nodes["FewStepDemoLatent"].execute(1).result
+    return SimpleNamespace(model=model, positive=positive, negative=negative, latent=latent)
+
+
+@pytest.fixture(autouse=True)
+def forget(comfy_process):
+    """Nothing is left from another test."""
+    module(comfy_process, "compare").FINISHED.__init__()
+
+
+@pytest.fixture
+def temp(comfy_process, monkeypatch, tmp_path):
+    """The host's folder for pictures that are shown."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    return tmp_path
+
+
+def compare(comfyui, of, **changed):
+    """Grid, chart, table and latents."""
+    inputs = {
+        "latent_image": {"samples": torch.zeros(1, 4, 8, 8)}, "samplers": "dpmpp_2m", "schedules": "karras",
+        "steps": "4", "cfg": CFG, "seed": SEED, "denoise": 1.0, "reference_steps": 0, "tile": 64, **changed,
+    }  # fmt: skip
+    return comfyui.nodes["FewStepCompare"].execute(of.model, of.positive, of.negative, **inputs).result
+
+
+def ksample(comfyui, of, sampler: str, scheduler: str, steps: int, latent=None, denoise: float = 1.0):
+    latent = latent or {"samples": torch.zeros(1, 4, 8, 8)}
+    node = comfyui.nodes["KSampler"]()
+    arguments = (of.model, SEED, steps, CFG, sampler, scheduler, of.positive, of.negative, latent, denoise)
+    return node.sample(*arguments)[0]["samples"]
+
+
+def rows(table: str) -> list[list[str]]:
+    """Of the table, between its head and the words below."""
+    return [re.split(r"\s{2,}", line.strip()) for line in table.split("\n\n")[0].splitlines()[1:]]
+
+
+@pytest.fixture
+def counted(small):
+    """The model, counting what it is asked; `calls` may be set to stop at."""
+    asked = SimpleNamespace(calls=0, stop_at=None)
+
+    def count(function, arguments):
+        asked.calls += 1
+        if asked.calls == asked.stop_at:
+            import comfy.model_management
+
+            comfy.model_management.interrupt_current_processing()
+        return function(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model = small.model.clone()
+    model.set_model_unet_function_wrapper(count)
+    return SimpleNamespace(model=model, positive=small.positive, negative=small.negative, asked=asked)
+
+
+# What is compared
+
+
+def test_cells_are_runs_of_the_host(comfyui, small, temp):
+    """To the last bit, for the host's samplers and ours, of every kind: one that leaves out a level, one with noise."""
+    samplers = ["dpmpp_2m", "uni_pc", "heun", "euler_ancestral", "fewstep_dpmpp_2s", "fewstep_dpmpp_sde"]
+    schedules, counts = ["karras", "fewstep_time_uniform"], [3, 5]
+    wide = {"samples": torch.zeros(2, 4, 8, 8)}
+    *_, table, out = compare(
+        comfyui, small, samplers="\n".join(samplers), schedules="\n".join(schedules), steps="3, 5", latent_image=wide
+    )
+    wanted = [ksample(comfyui, small, a, b, n, wide) for n in counts for a in samplers for b in schedules]
+    assert torch.equal(out["samples"], torch.cat(wanted))
+    named = {(row[0], row[1], int(row[2])): int(row[3]) for row in rows(table)}
+    assert list(named) == [(a, b, n) for a in samplers for b in schedules for n in counts]
+    assert [named["heun", "karras", n] for n in counts] == [5, 9], "evaluations are counted, not steps"
+    assert [named["uni_pc", "karras", n] for n in counts] == [3, 5]
+
+
+def test_image_to_image_and_masks_as_the_host(comfyui, small, temp):
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    samples = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    image = {"samples": samples, "noise_mask": mask}
+    names = "dpm_2\nfewstep_dpm_2m"
+    *_, out = compare(comfyui, small, samplers=names, steps="4", denoise=0.6, latent_image=image, reference_steps=8)
+    wanted = [ksample(comfyui, small, name, "karras", 4, image, 0.6) for name in names.split("\n")]
+    assert torch.equal(out["samples"], torch.cat(wanted))
+
+
+def test_errors_are_distances_to_the_run_of_many_steps(comfyui, small, temp):
+    names = ["dpmpp_2m", "fewstep_ipndm_v"]
+    *_, table, out = compare(comfyui, small, samplers="\n".join(names), steps="4, 8", reference_steps=40)
+    reference = ksample(comfyui, small, "fewstep_dpmpp_2m", "fewstep_exponential", 40)
+    errors = [(x - reference[0]).square().mean().sqrt() for x in out["samples"]]
+    told = {(row[0], row[2]): float(row[4]) for row in rows(table)}
+    for (steps, name), error in zip([(n, name) for n in ("4", "8") for name in names], errors, strict=True):
+        assert told[name, steps] == pytest.approx(float(error), rel=1e-3)
+    assert told["dpmpp_2m", "8"] < told["dpmpp_2m", "4"]
+
+
+def test_the_demo_model_without_a_vae(comfyui, demo, temp):
+    """The sheet has a place for every image, its labels and the reference; its size follows from them."""
+    grid, chart, table, out = compare(
+        comfyui, demo, latent_image=demo.latent, samplers="dpmpp_2m\neuler", schedules="karras\nfewstep_karras*",
+        steps="2, 4", reference_steps=6, tile=64,
+    )  # fmt: skip
+    pictures = module(comfyui, "pictures")
+    assert out["samples"].shape == (8, 12, 16, 16)
+    assert grid.shape[0] == chart.shape[0] == 1 and grid.shape[-1] == chart.shape[-1] == 3
+    small_tile = pictures.decode(demo.model, out["samples"])
+    assert small_tile.shape == (8, 128, 128, 3)
+    colours = out["samples"].view(8, 3, 4, 16, 16).mean(dim=2).clamp(0, 1).movedim(1, -1)
+    torch.testing.assert_close(small_tile[:, ::8, ::8], colours, atol=1 / 255, rtol=0)
+    left = grid.shape[2] - 2 * (64 + 6)
+    first = pictures.to_picture(small_tile[0]).resize((64, 64), 1)
+    torch.testing.assert_close(grid[0, 23 : 23 + 64, left : left + 64], pictures.to_tensor(first))
+    assert len(rows(table)) == 8 and "6 steps of dpmpp_2m" in table
+
+
+def test_with_a_vae(comfyui, small, temp):
+    class Vae:
+        """Stands for any: the node wants `decode` alone."""
+
+        def decode(self, samples):
+            return samples[:, :3].movedim(1, -1).sigmoid().repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+    grid, *_, out = compare(comfyui, small, vae=Vae())
+    picture = Vae().decode(out["samples"])[0]
+    left = grid.shape[2] - 64 - 6
+    shown = grid[0, 23 : 23 + 64, left : left + 64]
+    torch.testing.assert_close(shown, (picture * 255).round() / 255)
+
+
+# What goes wrong
+
+
+def test_a_sampler_that_fails_is_a_tile_and_the_others_go_on(comfyui, small, temp):
+    """The fault is in the table, too."""
+    *_, table, out = compare(comfyui, small, samplers="fewstep_dpmpp_3s r1=0.6 r2=0.4\neuler")
+    assert len(out["samples"]) == 1
+    failed, fine = rows(table)
+    assert "r1" in failed[-1] and "r2" in failed[-1]
+    assert fine[0] == "euler" and fine[3] == "4"
+
+
+def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
+    broken = small.model.clone()
+    broken.set_model_unet_function_wrapper(lambda f, a: torch.full_like(a["input"], torch.nan))
+    of = SimpleNamespace(model=broken, positive=small.positive, negative=small.negative)
+    with pytest.raises(ValueError, match=r"nothing came out: euler, karras, 4 steps: .*NaN"):
+        compare(comfyui, of, samplers="euler\nfewstep_dpmpp_2m")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"samplers": "euler\n\ndpmpp_2n"}, "samplers, line 3: there is no sampler 'dpmpp_2n'; did you mean dpmpp_2"),
+        ({"schedules": "fewstep_karas"}, "schedules, line 1: there is no schedule 'fewstep_karas'; did you mean"),
+        ({"samplers": "zzzz"}, "the names are those of KSampler's list"),
+        ({"samplers": " \n# euler"}, "samplers: there is none"),
+        ({"samplers": "fewstep_unipc orde=2"}, "line 1: fewstep_unipc has no option 'orde'; its options are order,"),
+        ({"samplers": "fewstep_unipc order=9"}, "line 1: unipc: option order = 9 must lie between"),
+        ({"samplers": "fewstep_unipc order=two"}, "line 1: option order = 'two' must be a number"),
+        ({"samplers": "euler fast"}, "line 1: 'fast' after euler is no option"),
+        ({"schedules": "karras*"}, "karras has no option 'discard_penultimate'; it has none"),
+        ({"schedules": "fewstep_karras discard_penultimate=maybe"}, "must be on or off"),
+        ({"steps": "4, five"}, "steps: 'five' must be a whole number"),
+        ({"steps": ""}, "steps: '' must be a whole number"),
+        ({"steps": "0"}, "steps: '0' must be a whole number from 1"),
+        ({"denoise": 0.0}, "denoise = 0 must be above 0"),
+        ({"latent_image": {"samples": torch.ones(1, 7, 8, 8)}}, "latent_image has 7 channels and this model has 4"),
+    ],
+)
+def test_bad_input_is_named(comfyui, small, inputs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare(comfyui, small, **inputs)
+    texts = {name: text for name, text in inputs.items() if name in ("samplers", "schedules", "steps")}
+    if texts:
+        assert message in comfyui.nodes["FewStepCompare"].validate_inputs(**texts), "and before the run"
+
+
+def test_options_of_both_are_taken(comfyui):
+    names = module(comfyui, "names")
+    ours, theirs, bare = names.read_samplers("fewstep_unipc (order=2)\n dpmpp_2m_sde eta = 0.5, s_noise=1\n dpm_3m")
+    assert ours.options == {"order": 2} and names.make_sampler(ours).extra_options == {"order": 2}
+    assert names.make_sampler(theirs).extra_options == {"eta": 0.5, "s_noise": 1}
+    assert bare.spec.id == "dpm_3m" and theirs.spec is None
+    star, plain = names.read_schedules("fewstep_karras*\nkarras")
+    assert star.options == {"discard_penultimate": True} and plain.spec is None
+
+
+# Stopping and going on
+
+
+def stopped(comfyui, of, at: int, **inputs) -> None:
+    import comfy.model_management
+
+    of.asked.stop_at = at
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        compare(comfyui, of, **inputs)
+    of.asked.stop_at = None
+
+
+def test_stopping_keeps_what_is_done(comfyui, counted, temp):
+    """The finished images are shown at once, and the next run does the rest alone."""
+    inputs = {"samplers": "euler\nheun\nfewstep_dpmpp_2m", "steps": "2, 4", "reference_steps": 5}
+    stopped(comfyui, counted, 5 + 2 + 3 + 1, **inputs)
+    assert len(list(temp.glob("*.png"))) == 1
+    counted.asked.calls = 0
+    *_, table, out = compare(comfyui, counted, **inputs)
+    assert counted.asked.calls == 2 + 4 + 7 + 4, "the reference and the first two cells were there"
+    wanted = [ksample(comfyui, counted, name, "karras", n) for n in (2, 4) for name in inputs["samplers"].split()]
+    assert torch.equal(out["samples"], torch.cat(wanted))
+    assert [row[3] for row in rows(table)] == ["2", "4", "3", "7", "2", "4"]
+
+
+def test_only_what_is_new_is_run(comfyui, counted, temp):
+    """A line more costs its own evaluations; other prompts, seeds, guidance, latents or models cost all of them."""
+    compare(comfyui, counted)
+    counted.asked.calls = 0
+    compare(comfyui, counted, samplers="dpmpp_2m\nheun")
+    assert counted.asked.calls == 7
+    equal = SimpleNamespace(model=counted.model, positive=conditioning(1), negative=conditioning(2))
+    compare(comfyui, equal, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
+    assert counted.asked.calls == 7, "the same content in other objects is the same"
+    for number, changed in enumerate(
+        ({"seed": 8}, {"cfg": 2.0}, {"latent_image": {"samples": torch.zeros(1, 4, 8, 16)}}), 1
+    ):
+        compare(comfyui, counted, **changed)
+        assert counted.asked.calls == 7 + 4 * number
+    for other in (
+        SimpleNamespace(model=counted.model, positive=conditioning(3), negative=counted.negative),
+        SimpleNamespace(model=counted.model.clone(), positive=counted.positive, negative=counted.negative),
+    ):
+        counted.asked.calls = 0
+        compare(comfyui, other)
+        assert counted.asked.calls == 4
+
+
+def test_what_is_kept_holds_no_model_in_memory(comfyui, small, temp):
+    import gc
+    import weakref
+
+    model = small.model.clone()
+    compare(comfyui, SimpleNamespace(model=model, positive=small.positive, negative=small.negative))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_progress_goes_over_the_whole(comfyui, small, temp):
+    import comfy.utils
+
+    seen: list[tuple[float, float]] = []
+    comfy.utils.set_progress_bar_global_hook(lambda done, total, preview, node_id=None: seen.append((done, total)))
+    try:
+        compare(comfyui, small, samplers="euler\nheun", steps="2, 3", reference_steps=4)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert seen == [(k, 14) for k in range(1, 15)]
+
+
+# Film strip
+
+
+def film(comfyui, of, sampler, sigmas, **changed):
+    inputs = {"latent_image": {"samples": torch.zeros(1, 4, 8, 8)}, "cfg": CFG, "seed": SEED, "columns": 3, "tile": 64}
+    arguments = (of.model, of.positive, of.negative, sampler, sigmas)
+    return comfyui.nodes["FewStepFilmStrip"].execute(*arguments, **{**inputs, **changed}).result
+
+
+def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
+    """Also the second of a step; the last is the result. The strip goes on in rows."""
+    (sampler,) = comfyui.nodes["FewStepSampler"].execute("dpmpp_2s").result
+    (sigmas,) = comfyui.nodes["FewStepScheduler"].execute(demo.model, "karras", 3, 1.0).result
+    predictions = []
+
+    def record(arguments):
+        predictions.append(arguments["denoised"].clone())
+        return arguments["denoised"]
+
+    watched = demo.model.clone()
+    watched.set_model_sampler_post_cfg_function(record)
+    of = SimpleNamespace(model=watched, positive=demo.positive, negative=demo.negative)
+    strip, frames, out = film(comfyui, of, sampler, sigmas, latent_image=demo.latent)
+    assert len(predictions) == len(frames) == 5
+    decode = module(comfyui, "pictures").decode
+    wanted = torch.cat([demo.model.model.process_latent_out(p) for p in predictions])
+    torch.testing.assert_close(frames, decode(demo.model, wanted))
+    arguments = (demo.model, True, SEED, CFG, demo.positive, demo.negative, sampler, sigmas, demo.latent)
+    host = comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"]
+    assert torch.equal(out["samples"], host)
+    torch.testing.assert_close(frames[-1:], decode(demo.model, host))
+    assert strip.shape == (1, 6 + 2 * (64 + 17 + 6), 6 + 3 * (64 + 6), 3)
+
+
+def test_film_of_no_steps(comfyui, small):
+    (sampler,) = comfyui.nodes["KSamplerSelect"].execute("euler").result
+    with pytest.raises(ValueError, match="sigmas: there are no steps to show"):
+        film(comfyui, small, sampler, torch.FloatTensor([]))
+
+
+# Sheets
+
+
+def test_a_legend_that_is_too_long_moves_into_the_axes(comfyui):
+    """Nothing is drawn over the title or beside the panel."""
+    plots = module(comfyui, "plots")
+    line = [(4.0, 0.1), (8.0, 0.01)]
+    few, many = (
+        plots.line_plot([plots.Panel("t", "x", "error", {f"a rather long name {k}": line for k in range(count)})])
+        for count in (2, 9)
+    )
+    above = slice(40, 54)
+    assert (few[0, above, 100:] < 0.7).any() and not (many[0, above, 100:] < 0.7).any()
