@@ -117,12 +117,16 @@ def picks() -> dict[str, Any]:
     return {"noise prediction": {EXACT: _exact(rows), VARIED: _varied(rows)}, "flow": flow}
 
 
+def _measured(budget: int) -> str:
+    return f"Measured on the demo model at {budget} evaluations (docs/QUALITY.md):"
+
+
 def _exact(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Of each budget the sampler with the least median error."""
     found = []
     for budget, measured in _by_budget(rows, "median"):
         best = min(measured, key=lambda row: float(row["median"]))
-        why = f"The least error of all that add no noise, at {budget} evaluations: {float(best['median']):.2g}."
+        why = f"{_measured(budget)} the least error of all without fresh noise, {float(best['median']):.2g}."
         found.append(_pick(budget if found else 1, best["sampler"], best["schedule"], why))
     return found
 
@@ -148,8 +152,8 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     equal = [row for row in rows if _distance(row) <= limit]
     best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
     why = (
-        "With fresh noise; as near to the distribution of many-step samples as any, within what can be told, at "
-        f"{budget} evaluations: Fréchet distance {_distance(best):.2g}."
+        f"{_measured(budget)} with fresh noise, as near to the distribution of many-step samples as any that can be told "
+        f"apart: Fréchet distance {_distance(best):.2g}."
     )
     return _pick(start, best["sampler"], best["schedule"], why)
 
