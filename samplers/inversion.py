@@ -1,0 +1,367 @@
+"""Inversion: the noise from which a deterministic sampler makes a given image.
+
+Following the probability-flow ODE from the image up to the noise (DDIM inversion: Song, Meng, Ermon 2020, arXiv
+2010.02502; with DPM-Solver++ it is diffusers' DPMSolverMultistepInverse) gives noise that samples back to the image
+only as far as the steps are small. Here the sampler's own steps are solved backward instead. Each is
+
+    x_(i+1) = a_i x_i + sum over j of b_ij P_(i-j),        P_i the prediction of the model at x_i,
+
+an implicit equation for x_i: fixed-point inversion (Pan et al. 2023, AIDI, arXiv 2309.04907; Meiri et al. 2023, arXiv
+2312.12540), carried over to multistep solvers (Hong et al. 2023, arXiv 2311.18387). `invert` spends one evaluation on
+it at each level (`solve_backward`), and then, if asked, corrects the whole way by what the round trip has lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .integrate import (
+    Model,
+    NonFiniteError,
+    check_finite,
+    check_like,
+    check_sample,
+    checksum,
+    combine,
+    level_tensor,
+    progress_bar,
+)
+from .levels import Level, Levels, read_levels
+from .phi import Scalar, value
+from .plan import DENOISED, START, Combination, Stage, X
+from .spec import NOISE_DEVICE, S_NOISE, SamplerSpec
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+class Inversion(NamedTuple):
+    """What `invert` has found."""
+
+    sample: Tensor
+    """The sample at the first level, from which the sampler makes the image."""
+
+    path: tuple[Tensor, ...]
+    """The samples on the way there, one for each sigma; the last is the image, at its level."""
+
+    errors: tuple[Tensor, ...]
+    """Relative round-trip errors, [B] for each run that measured them: root mean square of the difference to the image,
+    over that of the image. None where there was no such run."""
+
+    nfe: int
+    """Evaluations of the model."""
+
+    @property
+    def error(self) -> Tensor | None:
+        """That of `sample`, [B], if it was measured."""
+        return torch.stack(self.errors).amin(dim=0) if self.errors else None
+
+
+@torch.no_grad()
+def invert(
+    sampler: SamplerSpec,
+    model: Model,
+    image: Tensor,
+    sigmas: Tensor | Sequence[float],
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    flow: bool = False,
+    refinements: int = 0,
+    measure: bool = False,
+    **options: Any,
+) -> Inversion:
+    """The noise from which `sampler` makes `image` on these sigmas.
+
+    For a sampler that evaluates once at each level the way up is `solve_backward`, with one evaluation at each level,
+    too. If its steps depend on nothing but their sample (DDIM), a refinement is one more evaluation at each level, and
+    the limit is exact. For one that does more (2S, Heun ...) the way up is a run over the ascending sigmas: at the
+    lowest level above 0, where such a run has to begin, the image is taken as it is, x = alpha image.
+
+    Either is an approximate inverse A of the sampler's run F. A refinement of the others corrects the image that goes
+    in by what the round trip loses,
+
+        u <- u + (y - F(A(u))),        starting from the image, u = y,
+
+    a fixed-point iteration with the limit F(A(u)) = y. It converges as fast as A is good, and measures the error as it
+    goes: the best for each image is kept, and it ends early when none has gained.
+
+    Args:
+        sampler: one without fresh noise, or with that set to 0.
+        model: a k-diffusion denoiser, as in `SamplerSpec.function`.
+        image: clean, [B, C, ...].
+        sigmas: 1-D, descending, as the sampler will use them. If they end above 0, the image is taken for alpha_n x_0.
+        extra_args: passed on to the model.
+        callback: as in `SamplerSpec.function`; its `i` counts the steps of all runs up and down.
+        disable: hides the progress bar.
+        flow: levels of a rectified-flow model.
+        refinements: at most so many. Each costs an evaluation at each level, or a run down and one up.
+        measure: run the sampler on what was found, to know the error; runs up and down do so in any case.
+        options: those of the sampler.
+
+    Raises:
+        ValueError: naming the argument at fault.
+        NonFiniteError: if the model returned NaN or infinity.
+    """
+    check_sample(image)
+    if refinements < 0:
+        raise ValueError(f"refinements = {refinements} must not be negative")
+    levels = read_levels(sigmas, flow)
+    if value(levels[1].sigma) > value(levels[0].sigma):
+        raise ValueError("sigmas ascend: give them descending, as the sampler uses them")
+    way = _Way(sampler, model, levels, dict(extra_args or {}), callback, options)
+    target = image * levels[len(levels) - 1].alpha
+    at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
+    runs_down = rounds + (measure or rounds > 0)
+    steps_up = (1 + rounds) * (1 + at_each_level) * way.steps_up
+    with progress_bar(steps_up + runs_down * way.steps_down, disable) as way.bar:
+        best = way.up(target, 1 + at_each_level)
+        given, best_error = target, None
+        errors: list[Tensor] = []
+        for k in range(runs_down):
+            try:
+                path = way.up(given) if k else best
+            except NonFiniteError:
+                break
+            lost = target - way.down(path[0])
+            given = given + lost
+            errors.append(_relative(lost, target))
+            if best_error is None:
+                best_error = errors[0]
+                continue
+            gained = errors[-1] < best_error
+            best_error = torch.where(gained, errors[-1], best_error)
+            best = tuple(torch.where(_rows(gained, a), a, b) for a, b in zip(path, best, strict=True))
+            if not gained.any():
+                break
+    return Inversion(best[0], best, tuple(errors), way.nfe)
+
+
+class _Way:
+    """The runs of one sampler up and down some levels, and what they cost."""
+
+    bar: Any = None
+
+    def __init__(
+        self,
+        sampler: SamplerSpec,
+        model: Model,
+        levels: Levels,
+        extra_args: dict[str, Any],
+        callback: Callback | None,
+        options: dict[str, Any],
+    ):
+        self.sampler, self.model, self.levels, self.extra_args = sampler, model, levels, extra_args
+        self.callback, self.options = callback, options
+        self.stages = _single_steps(sampler, levels, options)
+        sigmas = [value(level.sigma) for level in levels]
+        self.rising = [sigma for sigma in reversed(sigmas) if sigma]
+        self.memoryless = bool(self.stages) and not any(_reach(stage) for stage in self.stages)
+        self.steps_down = len(levels) - 1
+        self.steps_up = self.steps_down if self.stages else len(self.rising) - 1
+        self.nfe = self.done = 0
+
+    def up(self, sample: Tensor, evaluations: int = 1) -> tuple[Tensor, ...]:
+        """From the last level to the first: the samples of all levels, first to last."""
+        if not self.stages:
+            return self._ascending(sample)
+        return solve_backward(self._counted, sample, self.stages, self.levels, self._report, evaluations=evaluations)
+
+    def down(self, sample: Tensor) -> Tensor:
+        return self._run(sample, [value(level.sigma) for level in self.levels], self._report)
+
+    def _ascending(self, sample: Tensor) -> tuple[Tensor, ...]:
+        seen: list[Tensor] = [] if self.levels[len(self.levels) - 1].sigma else [sample]
+
+        def record(step: dict[str, Any]) -> None:
+            seen.append(step["x"])
+            self._report(step)
+
+        lowest = self.levels.at_sigma(self.rising[0])
+        start = sample * (lowest.alpha / self.levels[len(self.levels) - 1].alpha)
+        seen.append(self._run(start, self.rising, record) if len(self.rising) > 1 else start)
+        return tuple(reversed(seen))
+
+    def _run(self, sample: Tensor, sigmas: Sequence[float], callback: Callback) -> Tensor:
+        return self.sampler.function(
+            self._counted, sample, sigmas, {}, callback, True, flow=self.levels.flow, **self.options
+        )
+
+    def _counted(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.model(x, sigma, **self.extra_args)
+
+    def _report(self, step: dict[str, Any]) -> None:
+        if self.callback is not None:
+            self.callback(step | {"i": self.done})
+        self.done += 1
+        self.bar.update(1)
+
+
+def solve_backward(
+    model: Model,
+    sample: Tensor,
+    stages: Sequence[Stage],
+    levels: Levels,
+    callback: Callback | None = None,
+    *,
+    evaluations: int = 1,
+) -> tuple[Tensor, ...]:
+    """The samples of all levels, first to last, if the sampler is to end at `sample`.
+
+    From the last level up, x_i is found from x_(i+1) in two moves:
+
+    1. A guess: the step solved for x_i with predictions taken from the line in lambda through those at the last two
+       levels (which is DPM-Solver++(2M) on ascending levels, in the sampler's own formula). At the first level there
+       are none: the image is taken as it is.
+    2. With each evaluation there, a Newton step with the Jacobian m_i that the step has for data of unit variance:
+
+           x_i <- x_i + (x_(i+1) - step(x_i)) / m_i,        dD/dx = alpha / (alpha^2 + sigma^2).
+
+       From the second on it is accelerated (`Anderson`). Predictions from before the step, which a multistep solver
+       asks for and which lie ahead on this way, are taken from the line through this one and the one below.
+
+    Args:
+        stages: those of a sampler that evaluates once at each level.
+        callback: called at each evaluation as in `integrate`, its `i` counted from the last level.
+        evaluations: at each level.
+    """
+    n = len(stages)
+    wide = torch.promote_types(sample.dtype, torch.float32)
+    path = [sample]
+    denoised: dict[int, Tensor] = {}
+    predictions: dict[int, Tensor] = {}
+    checksums: list[Tensor] = [checksum(sample, wide)]
+    evaluated: list[tuple[int, Scalar]] = []
+
+    def on_line(known: Mapping[int, Tensor], j: int, near: int) -> Tensor:
+        """What it would be at level j, from the levels `near` and `near` + 1."""
+        if near + 1 not in known:
+            return known[near]
+        return known[near].lerp(known[near + 1], _weight(levels, j, near))
+
+    for i in reversed(range(n)):
+        stage, below = stages[i], path[-1]
+        if i + 1 < n:
+            expected = [on_line(predictions, i - j, i + 1) for j in range(_reach(stage) + 1)]
+            nothing = torch.zeros_like(below)
+            rest = combine(stage.update, (*expected, on_line(denoised, i, i + 1), nothing, nothing))
+            x = (below - rest) / _coefficient(stage.update, X, START)
+        else:
+            x = below * (levels[i].alpha / levels[n].alpha)
+
+        sigma = level_tensor(levels[i].sigma, x, wide)
+        jacobian, accelerated = _jacobian(stage, levels, i, n), Anderson()
+        for _ in range(evaluations):
+            answer = model(x, sigma)
+            check_like(answer, x, "model must return the denoised sample")
+            denoised[i] = answer.to(x.dtype)
+            checksums.append(checksum(denoised[i], wide))
+            evaluated.append((n - 1 - i, levels[i].sigma))
+            if callback is not None:
+                callback({"x": x, "i": n - 1 - i, "sigma": sigma[0], "sigma_hat": sigma[0], "denoised": answer})
+            predictions[i] = combine(stage.prediction, (denoised[i], x, x))
+            older = [on_line(predictions, i - j, i) for j in range(1, _reach(stage) + 1)]
+            reached = combine(stage.update, (predictions[i], *older, denoised[i], x, x))
+            x = accelerated(x, (below - reached) / jacobian)
+        path.append(x)
+        denoised.pop(i + 2, None)
+        predictions.pop(i + 2, None)
+    checksums.append(checksum(path[-1], wide))
+    check_finite(checksums, evaluated, n)
+    return tuple(reversed(path))
+
+
+class Anderson:
+    """Anderson acceleration of x <- x + r(x), for each image on its own.
+
+        x_next = x + r - sum over k of gamma_k (dx_k + dr_k),        gamma = argmin |r - sum gamma_k dr_k|,
+
+    over the last `memory` differences of samples, dx, and of residuals, dr. Anderson 1965; for inversion Pan et al.
+    2023, arXiv 2309.04907.
+    """
+
+    def __init__(self, memory: int = 3):
+        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=memory + 1)
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        self.seen.appendleft((x, residual))
+        if len(self.seen) == 1:
+            return x + residual
+        dx, dr = (torch.stack([self.seen[0][k] - old[k] for old in list(self.seen)[1:]], dim=-1) for k in (0, 1))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        basis, target = dr.flatten(1, -2).to(wide), residual.flatten(1).to(wide)[..., None]
+        gram, right = (basis.mT @ basis).cpu(), (basis.mT @ target).cpu()
+        small = torch.finfo(wide).eps * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1) + torch.finfo(wide).tiny
+        gamma = torch.linalg.solve(gram + small[:, None, None] * torch.eye(gram.shape[-1]), right)
+        shift = (dx + dr).flatten(1, -2).to(wide) @ gamma.to(x.device)
+        return x + residual - shift.to(x.dtype).view_as(x)
+
+
+def _single_steps(sampler: SamplerSpec, levels: Levels, options: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """The stages of a sampler that evaluates once at each level and remembers no sample; none of another.
+
+    Raises:
+        ValueError: naming the option at fault, or if the sampler adds noise.
+    """
+    checked = sampler.check_options(options)
+    if sampler.adaptive:
+        return ()
+    for common in (S_NOISE, NOISE_DEVICE):
+        if sampler.stochastic:
+            checked.pop(common.name)
+    stages = tuple(sampler.solver(levels, **checked))  # as the papers have them: all remember the same kind
+    if any(stage.noise for stage in stages):
+        hint = next((name for name in ("eta", "gamma", "s_churn") if name in checked), "")
+        raise ValueError(
+            f"{sampler.id} adds fresh noise, so that no noise leads back to the image: "
+            + (f"set {hint} to 0" if hint else "take ddim or another sampler without")
+        )
+    single = [stage.sigma for stage in stages] == [levels[i].sigma for i in range(len(levels) - 1)]
+    return stages if single and all(stage.completes for stage in stages) else ()
+
+
+def _reach(stage: Stage) -> int:
+    """How many predictions from before the step its update asks for."""
+    return max(0, *stage.update.terms)
+
+
+def _coefficient(combination: Combination, *symbols: Combination) -> float:
+    return sum(value(combination.terms.get(key, 0.0)) for symbol in symbols for key in symbol.terms)
+
+
+def _weight(levels: Levels, j: int, near: int) -> float:
+    """Of the prediction at level `near` + 1, on the line in lambda through it and the one at `near`, for level j."""
+    place, start, end = (value(levels[k].lam) for k in (j, near, near + 1))
+    return (place - start) / (end - start) if math.isfinite(place) else 0.0
+
+
+def _jacobian(stage: Stage, levels: Levels, i: int, n: int) -> float:
+    """The derivative of the step by its sample, for data of unit variance, as `solve_backward` takes the step."""
+    level: Level = levels[i]
+    slope = value(level.alpha) / value(level.alpha**2 + level.sigma**2)  # of the denoised sample
+
+    def derivative(combination: Combination) -> float:
+        return _coefficient(combination, X, START) + slope * _coefficient(combination, DENOISED)
+
+    own = 0.0  # how much of the predictions is that of this level
+    for j in range(_reach(stage) + 1):
+        weight: Scalar = _weight(levels, i - j, i) if j and i + 1 < n else 0.0
+        own += value(stage.update.terms.get(j, 0.0)) * (1 - value(weight))
+    return derivative(stage.update) + own * derivative(stage.prediction)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _relative(difference: Tensor, image: Tensor) -> Tensor:
+    """Root mean squares, one over the other, [B]."""
+    above, below = (tensor.flatten(1).double().pow(2).mean(dim=1).sqrt() for tensor in (difference, image))
+    return above / below.clamp(min=1e-12)
