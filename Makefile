@@ -2,7 +2,7 @@
 PYTHON ?= python3
 HOST_PYTHON = .host/venv/bin/python
 
-.PHONY: demo test check serve setup bench-overhead bench-quality train-demo learn-demo
+.PHONY: demo test check serve setup bench-overhead bench-quality train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -26,6 +26,10 @@ bench-quality: setup  ## error against evaluations, ours and the host's: up to 4
 
 train-demo: setup  ## make the demo model's weights again (about two hours on two cores)
 	$(HOST_PYTHON) demo/train.py
+	$(HOST_PYTHON) demo/train.py --flow
+
+workflows: setup  ## make workflows/*.json and their prompts again, after a change of nodes
+	$(HOST_PYTHON) tools/workflows.py
 
 learn-demo: setup  ## fit the plans and predictors of demo/plans that are missing
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) demo/learn.py

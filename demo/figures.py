@@ -24,6 +24,7 @@ class Painter:
     """Samples prompts in the host, with the pack's nodes."""
 
     def __init__(self) -> None:
+        self.model_type = "noise prediction"
         setup()
         host = import_comfyui()
         for folder in (ROOT, ROOT / "demo"):
@@ -34,7 +35,7 @@ class Painter:
     @torch.inference_mode()
     def paint(self, prompt: str, steps: int, sampler: str, schedule: str, *, early: bool = False, count: int = 1):
         """`count` images [count, H, W, 3] in 0 ... 1; `early` leaves out the last level above 0."""
-        model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "").result
+        model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "", self.model_type).result
         (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
         (solver,) = self.nodes["FewStepSampler"].execute(sampler).result
         (sigmas,) = (
@@ -93,6 +94,15 @@ def samples(painter: Painter) -> Image.Image:
     return grid(rows, [f"image {i + 1}" for i in range(6)], list(prompts), 190)
 
 
+def flow_samples(painter: Painter) -> Image.Image:
+    """The same of the model's rectified-flow form, fewer of them."""
+    painter.model_type = "rectified flow"
+    prompts = ("cat face", "grinning face", "sparkling heart", "red apple", "pizza", "frog")
+    rows = [list(painter.paint(prompt, 20, "dpmpp_2m", "karras", count=6)) for prompt in prompts]
+    painter.model_type = "noise prediction"
+    return grid(rows, [f"image {i + 1}" for i in range(6)], list(prompts), 120)
+
+
 def trajectory(painter: Painter) -> Image.Image:
     """The way from noise to four images of one prompt, on the plane of its first two principal components."""
     (figure,), text = painter.trajectories("red apple")
@@ -105,3 +115,4 @@ if __name__ == "__main__":
     by_steps(painter).save(ROOT / "docs" / "steps.png", optimize=True)
     trajectory(painter).save(ROOT / "docs" / "trajectory.png", optimize=True)
     samples(painter).save(ROOT / "demo" / "samples.png", optimize=True)
+    flow_samples(painter).save(ROOT / "demo" / "samples_flow.png", optimize=True)

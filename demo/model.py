@@ -4,6 +4,9 @@ It is built from the host's own parts (`UNetModel`, `BaseModel`, `ModelPatcher`)
 the same code as sampling Stable Diffusion: guidance, conditioning batches, previews, noise masks and all.
 
 A latent is a 32x32 RGB image in [0, 1], folded by `pixel_unshuffle(2)` to 12 x 16 x 16.
+
+The same network comes with two sets of weights, one for each form of diffusion that the host's models have:
+noise prediction as in Stable Diffusion (`ModelType.EPS`) and rectified flow as in SD3 and Flux (`ModelType.FLOW`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import comfy.ops
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import ModelType
 from comfy.model_sampling import ModelSamplingDiscrete
 from safetensors import safe_open
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -50,23 +54,53 @@ UNET = {
 
 
 class DemoUNet(UNetModel):
-    """The host's UNet, trained to predict v, answering with epsilon.
+    """The host's UNet, trained to predict v, whatever the host's form of diffusion.
 
     In variance-preserving form, x_t = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1, the network's
-    v = alpha eps - sigma x0 gives eps = alpha v + sigma x_t. Predicting v trains evenly over all levels.
+    v = alpha eps - sigma x0 gives eps = alpha v + sigma x_t and x0 = alpha x_t - sigma v. Predicting v trains evenly
+    over all levels.
     """
+
+    def level(self, timesteps):
+        """alpha and sigma in variance-preserving form, [B, 1, 1, 1], of the host's time steps [B]."""
+        raise NotImplementedError
+
+    def predict_v(self, x, timesteps, *args, **kwargs):
+        return super()._forward(x, timesteps, *args, **kwargs)
+
+
+class NoiseUNet(DemoUNet):
+    """Answers with epsilon; the host gives it x_t and the number of one of Stable Diffusion's 1000 levels."""
 
     def __init__(self, **config):
         super().__init__(**config)
         sigmas = ModelSamplingDiscrete().sigmas
         self.register_buffer("sigma_vp", sigmas / (1 + sigmas**2).sqrt(), persistent=False)
 
-    def predict_v(self, x, timesteps, *args, **kwargs):
-        return super()._forward(x, timesteps, *args, **kwargs)
+    def level(self, timesteps):
+        sigma = self.sigma_vp.to(timesteps.device)[timesteps.long()].view(-1, 1, 1, 1)
+        return (1 - sigma**2).sqrt(), sigma
 
     def _forward(self, x, timesteps=None, *args, **kwargs):
-        sigma = self.sigma_vp.to(x)[timesteps.long()].view(-1, 1, 1, 1)
-        return (1 - sigma**2).sqrt() * self.predict_v(x, timesteps, *args, **kwargs) + sigma * x
+        alpha, sigma = (c.to(x) for c in self.level(timesteps))
+        return alpha * self.predict_v(x, timesteps, *args, **kwargs) + sigma * x
+
+
+class FlowUNet(DemoUNet):
+    """Answers with the velocity eps - x0; the host gives it (1 - s) x0 + s eps and the time step 1000 s."""
+
+    def level(self, timesteps):
+        s = timesteps.view(-1, 1, 1, 1) / 1000
+        norm = ((1 - s) ** 2 + s**2).sqrt()
+        return (1 - s) / norm, s / norm
+
+    def _forward(self, x, timesteps=None, *args, **kwargs):
+        alpha, sigma = (c.to(x) for c in self.level(timesteps))
+        x = (alpha + sigma) * x  # to variance-preserving form: alpha + sigma = 1 / sqrt((1 - s)^2 + s^2)
+        return (alpha + sigma) * self.predict_v(x, timesteps, *args, **kwargs) + (sigma - alpha) * x
+
+
+NETWORKS = {ModelType.EPS: NoiseUNet, ModelType.FLOW: FlowUNet}
 
 
 class WordBag(torch.nn.EmbeddingBag):
@@ -118,8 +152,8 @@ class DemoLatent(comfy.latent_formats.LatentFormat):
 class DemoModel(comfy.model_base.BaseModel):
     """Passes the embedding of the text to the network as the host does SDXL's pooled one."""
 
-    def __init__(self, config):
-        super().__init__(config, model_type=comfy.model_base.ModelType.EPS, unet_model=DemoUNet)
+    def __init__(self, config, model_type: ModelType):
+        super().__init__(config, model_type=model_type, unet_model=NETWORKS[model_type])
 
     def encode_adm(self, pooled_output=None, **kwargs):
         return pooled_output
@@ -128,13 +162,18 @@ class DemoModel(comfy.model_base.BaseModel):
 def load(path: Path) -> tuple[comfy.model_patcher.ModelPatcher, WordBag]:
     """The demo model as the host's MODEL, and its text encoder.
 
+    The file's metadata names the host's model type; a file that names none predicts noise.
+
     Raises:
-        ValueError: if the file is not one of this format.
+        ValueError: if the file is not one of this format, or names a model type that the network has no form for.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path.name} is not a {FORMAT} file (format = {metadata.get('format')!r})")
+        name = metadata.get("model_type", ModelType.EPS.name)
+        if name not in {kind.name for kind in NETWORKS}:
+            raise ValueError(f"{path.name}: model_type = {name!r}, use one of {[kind.name for kind in NETWORKS]}")
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
 
     class Config(comfy.supported_models_base.BASE):
@@ -143,7 +182,7 @@ def load(path: Path) -> tuple[comfy.model_patcher.ModelPatcher, WordBag]:
 
     config = Config(UNET)
     config.set_inference_dtype(torch.float32, None)
-    model = DemoModel(config)
+    model = DemoModel(config, ModelType[name])
     model.diffusion_model.load_state_dict(_under("unet.", tensors))
     model.eval()
     patcher = comfy.model_patcher.ModelPatcher(

@@ -16,7 +16,12 @@ from .model import fold, load, unfold
 SIDE = 32
 CATEGORY = "Few-Step demo"
 
-_load = functools.lru_cache(maxsize=1)(load)
+WEIGHTS = {
+    "noise prediction": Path(__file__).with_name("weights.safetensors"),
+    "rectified flow": Path(__file__).with_name("weights_flow.safetensors"),
+}
+
+_load = functools.lru_cache(maxsize=len(WEIGHTS))(load)
 
 
 class FewStepDemoModel(io.ComfyNode):
@@ -28,7 +33,8 @@ class FewStepDemoModel(io.ComfyNode):
             node_id="FewStepDemoModel",
             display_name="Demo Model (emoji)",
             category=CATEGORY,
-            description="A small text-to-emoji model that comes with Few-Step: nothing to download.",
+            description="A small text-to-emoji model that comes with Few-Step: nothing to download. In two forms, like "
+            "Stable Diffusion (noise prediction) and like SD3 and Flux (rectified flow).",
             inputs=[
                 io.String.Input(
                     "prompt",
@@ -36,6 +42,14 @@ class FewStepDemoModel(io.ComfyNode):
                     tooltip="A few words: smileys, animals, food. The model knows the names of 459 emoji.",
                 ),
                 io.String.Input("negative", default="", tooltip="Words to steer away from; empty is usual."),
+                io.Combo.Input(
+                    "model_type",
+                    options=list(WEIGHTS),
+                    default="noise prediction",
+                    optional=True,
+                    tooltip="noise prediction: levels as Stable Diffusion has them, 14.6 to 0.03. rectified flow: from "
+                    "1 to 0, as in SD3, Flux, Wan and Qwen-Image; ModelSamplingSD3 gives it a time shift.",
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -45,8 +59,8 @@ class FewStepDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prompt: str, negative: str) -> io.NodeOutput:
-        model, words = _load(Path(__file__).with_name("weights.safetensors"))
+    def execute(cls, prompt: str, negative: str, model_type: str = "noise prediction") -> io.NodeOutput:
+        model, words = _load(WEIGHTS[model_type])
         return io.NodeOutput(model.clone(), _conditioning(words, prompt), _conditioning(words, negative))
 
 

@@ -1,6 +1,7 @@
 """Train the demo model: text to 32x32 emoji, on the CPU, from an npm package.
 
-    python demo/train.py --steps 15000        # run inside the environment that `make setup` builds
+    python demo/train.py          # noise prediction; run inside the environment that `make setup` builds
+    python demo/train.py --flow   # rectified flow, going out from the weights of the first
 
 The images are the Noto emoji of the npm package `emoji-datasource-google` (fetched with `npm pack` when
 missing). Training goes on from its checkpoint when it was stopped; every random draw depends on the step
@@ -19,23 +20,37 @@ import tarfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 PACKAGE = "emoji-datasource-google@16.0.0"
 CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink")
 KEEP_WORD = 0.7  # chance that a word stays in the bag
 DROP_TEXT = 0.12  # chance that the whole text is dropped, for classifier-free guidance
 EMA = 0.999
+DEFAULTS: dict[bool, dict] = {  # by --flow
+    False: {
+        "steps": 15000, "lr": 1.5e-3,
+        "out": HERE / "weights.safetensors", "checkpoint": ROOT / ".host" / "train.safetensors",
+    },
+    True: {
+        "steps": 600, "lr": 5e-4,
+        "out": HERE / "weights_flow.safetensors", "checkpoint": ROOT / ".host" / "train_flow.safetensors",
+    },
+}  # fmt: skip
 
 if __name__ == "__main__":  # the host parses sys.argv when it is imported
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=15000)
+    parser.add_argument("--flow", action="store_true", help="fine-tune the weights of --start to rectified flow")
+    parser.add_argument("--start", type=Path, default=HERE / "weights.safetensors")
+    parser.add_argument("--steps", type=int, help="15000, or 600 with --flow")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, help="1.5e-3, or 5e-4 with --flow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=ROOT / ".host" / "data")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("weights.safetensors"))
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / ".host" / "train.safetensors")
+    parser.add_argument("--out", type=Path, help="demo/weights.safetensors, or demo/weights_flow.safetensors")
+    parser.add_argument("--checkpoint", type=Path, help=".host/train.safetensors, or .host/train_flow.safetensors")
     parser.add_argument("--device", default="cpu")
+    parser.set_defaults(**DEFAULTS[parser.parse_args().flow])
     options = parser.parse_args()
     sys.argv = sys.argv[:1]
     sys.path.insert(0, str(ROOT / ".host" / "comfyui"))
@@ -48,7 +63,10 @@ if __name__ == "__main__":  # the host parses sys.argv when it is imported
 import comfy.ops
 import numpy as np
 import torch
-from model import FORMAT, UNET, DemoUNet, WordBag, fold, split_words
+from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
+from comfy.model_base import ModelType
+from comfy.model_sampling import ModelSamplingDiscrete
+from model import FORMAT, NETWORKS, UNET, FlowUNet, WordBag, fold, split_words
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -100,6 +118,30 @@ def draw_bags(texts: list[list[int]], chosen: torch.Tensor, generator: torch.Gen
     return torch.tensor(words, dtype=torch.long), torch.tensor(offsets)
 
 
+def read_weights(unet: torch.nn.Module, words: WordBag, path: Path) -> None:
+    """Start from trained weights (`path`, float16) in place of random ones."""
+    for prefix, module in (("unet.", unet), ("words.", words)):
+        with safe_open(path, "pt") as file:
+            names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dict
+            module.load_state_dict({key.removeprefix(prefix): file.get_tensor(key) for key in names})
+
+
+def align_time(unet: FlowUNet, steps: int = 1000) -> None:
+    """Fit the embedding of time, so that a level of the flow is embedded as noise prediction's of the same SNR was."""
+    s = torch.linspace(0, 1, 1002)[1:-1]
+    theirs, ours = ModelSamplingDiscrete().timestep(s / (1 - s)), 1000 * s
+    theirs, ours = (timestep_embedding(t, UNET["model_channels"]) for t in (theirs, ours))
+    with torch.no_grad():
+        target = unet.time_embed(theirs)
+    optimizer = torch.optim.Adam(unet.time_embed.parameters(), 1e-3)
+    for _ in range(steps):
+        loss = (unet.time_embed(ours) - target).square().mean() / target.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"time embedding fitted, relative error {loss.item():.2g}")
+
+
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
     part = path.with_suffix(".part")
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, metadata)
@@ -115,9 +157,13 @@ def train(o: argparse.Namespace) -> None:
     std = latents.std((0, 2, 3), keepdim=True)
     latents = ((latents - mean) / std).to(o.device)
 
-    unet = DemoUNet(**UNET, device="cpu", operations=comfy.ops.disable_weight_init)
+    model_type = ModelType.FLOW if o.flow else ModelType.EPS
+    unet = NETWORKS[model_type](**UNET, device="cpu", operations=comfy.ops.disable_weight_init)
     initialise(unet)
     words = WordBag(vocabulary)
+    if o.flow and not o.checkpoint.exists():
+        read_weights(unet, words, o.start)
+        align_time(unet)
     model = torch.nn.ModuleDict({"unet": unet, "words": words}).to(o.device)
     bags = [[words.index[w] for w in text] for text in texts]
     parameters = dict(model.named_parameters())
@@ -148,15 +194,18 @@ def train(o: argparse.Namespace) -> None:
     for step in range(start, o.steps):
         generator = torch.Generator().manual_seed(o.seed * 1_000_003 + step)
         chosen = torch.randint(len(latents), (o.batch,), generator=generator)
-        timesteps = torch.randint(1000, (o.batch,), generator=generator)
+        if o.flow:  # uniform, one in each of `batch` equal parts: less variance
+            timesteps = 1000 * (torch.arange(o.batch) + torch.rand(o.batch, generator=generator)) / o.batch
+        else:
+            timesteps = torch.randint(1000, (o.batch,), generator=generator)
         noise = torch.randn(o.batch, *latents.shape[1:], generator=generator).to(o.device)
         indices, offsets = draw_bags(bags, chosen, generator)
 
-        sigma = unet.sigma_vp[timesteps].view(-1, 1, 1, 1)
-        alpha = (1 - sigma**2).sqrt()
+        timesteps = timesteps.to(o.device)
+        alpha, sigma = unet.level(timesteps)
         x0 = latents[chosen]
         bag = words(indices.to(o.device), offsets.to(o.device))
-        v = unet.predict_v(alpha * x0 + sigma * noise, timesteps.to(o.device), context=bag[:, None], y=bag)
+        v = unet.predict_v(alpha * x0 + sigma * noise, timesteps, context=bag[:, None], y=bag)
         loss = (v - (alpha * noise - sigma * x0)).square().mean()
 
         for group in optimizer.param_groups:
@@ -179,6 +228,7 @@ def train(o: argparse.Namespace) -> None:
             checkpoint(step + 1)
             metadata = {
                 "format": FORMAT,
+                "model_type": model_type.name,
                 "vocabulary": json.dumps(vocabulary),
                 "training": json.dumps(
                     {

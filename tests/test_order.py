@@ -76,7 +76,7 @@ def test_order_is_as_stated(spec, flow):
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 def test_dpm_fast_has_order_2_where_its_last_steps_count(flow):
     """One step of order 1 at the end leaves an error of second order. (At the last levels of an image, where the
-    prediction is nearly constant, that is hardly seen: 2.7 to 3.)"""
+    prediction is nearly constant, that is hardly seen: 2.5 to 3.)"""
     spec, model = SAMPLERS["dpm_fast"], flow_denoiser if flow else denoiser
 
     def order(low: float) -> float:
