@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.learned import FileError, Learned, load
-from .host import fingerprint, is_flow, learned_function, sampler_function, schedule_sigmas
+from .host import LevelRange, fingerprint, learned_function, level_range, sampler_function, sigmas_over
 from .plans import BUILT_IN, FOLDER, PLAN, find, summary
 from .progress import say
 from .sampling import CATEGORY
@@ -41,27 +41,26 @@ class Pick(NamedTuple):
     discard_penultimate: bool
     why: str
 
-    def sigmas(self, model_sampling: Any, steps: int, denoise: float = 1.0) -> Tensor:
-        """[steps + 1], for a model of the host."""
-        return schedule_sigmas(
+    def sigmas(self, levels: LevelRange, steps: int, denoise: float = 1.0) -> Tensor:
+        """[steps + 1], over the levels of a model."""
+        return sigmas_over(
             SCHEDULES[self.schedule],
-            model_sampling,
+            levels,
             steps,
             denoise=denoise,
             discard_penultimate=self.discard_penultimate,
         )
 
-    def evaluations(self, model_sampling: Any, steps: int) -> int:
+    def evaluations(self, levels: LevelRange, steps: int) -> int:
         """Of a run of so many steps."""
-        sigmas = self.sigmas(model_sampling, steps)
-        return SAMPLERS[self.sampler].nfe(sigmas, flow=is_flow(model_sampling), **self.options)
+        return SAMPLERS[self.sampler].nfe(self.sigmas(levels, steps), flow=levels.flow, **self.options)
 
-    def steps(self, model_sampling: Any, budget: int) -> int:
+    def steps(self, levels: LevelRange, budget: int) -> int:
         """The most steps that the budget of evaluations allows, at least 1."""
-        if self.evaluations(model_sampling, budget) <= budget:
+        if self.evaluations(levels, budget) <= budget:
             return budget
         few_enough = bisect.bisect_right(
-            range(1, budget + 1), budget, key=lambda steps: self.evaluations(model_sampling, steps)
+            range(1, budget + 1), budget, key=lambda steps: self.evaluations(levels, steps)
         )
         return max(few_enough, 1)
 
@@ -206,26 +205,28 @@ class FewStepAuto(io.ComfyNode):
         use_plans: bool = True,
         plan: Learned | None = None,
     ) -> io.NodeOutput:
+        levels = level_range(model.get_model_object("model_sampling"))
         notes: list[str] = []
+        drawn = {"fewstep_levels": [levels._asdict()]}
         if denoise <= 0:
             sampler, sigmas = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["euler"])), torch.FloatTensor([])
             told = "denoise is 0: the latent stays as it is."
         elif (found := _plan(model, evaluations, variety, denoise, use_plans, plan, notes)) is not None:
             name, chosen = found
+            drawn["fewstep_plan"] = [chosen.text()]
             sampler = comfy.samplers.KSAMPLER(learned_function(chosen))
             sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
             told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
             told += _guidance(chosen)
         else:
-            sampling = model.get_model_object("model_sampling")
-            row = pick(is_flow(sampling), variety, evaluations)
-            steps = row.steps(sampling, evaluations)
+            row = pick(levels.flow, variety, evaluations)
+            steps = row.steps(levels, evaluations)
             sampler = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS[row.sampler]), dict(row.options))
-            sigmas = row.sigmas(sampling, steps, denoise)
-            told = f"{described(row)}: {steps} steps, {row.evaluations(sampling, steps)} evaluations.\n{row.why}"
+            sigmas = row.sigmas(levels, steps, denoise)
+            told = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
         text = "\n".join([told, *notes])
         say(text)
-        return io.NodeOutput(sampler, sigmas, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(sampler, sigmas, text, ui=ui.PreviewText(text).as_dict() | drawn)
 
 
 def described(row: Pick) -> str:

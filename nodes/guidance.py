@@ -16,6 +16,7 @@ from torch import Tensor
 from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
 from .host import guidance_scale, is_flow, progress
 from .sampling import CATEGORY
+from .search import search_words
 
 GUIDANCE = io.Custom("FEWSTEP_GUIDANCE")
 _KEY = "fewstep_guidance"
@@ -222,6 +223,7 @@ class FewStepGuidance(io.ComfyNode):
             outputs=[
                 GUIDANCE.Output(display_name="guidance", tooltip="For Few-Step Guider or Few-Step Guidance Patch.")
             ],
+            **search_words("cfg", "guidance interval", "cfg++", "rescale cfg"),
         )
 
     @classmethod

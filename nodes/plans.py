@@ -21,6 +21,7 @@ from ..samplers.tuned import PLAIN
 from .host import fingerprint, learned_function
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
+from .search import search_words
 
 PLAN = io.Custom("FEWSTEP_PLAN")
 """A `Learned` on its way between nodes."""
@@ -108,6 +109,7 @@ class FewStepLoadPlan(io.ComfyNode):
                 PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler."),
                 io.String.Output(display_name="summary", tooltip="What the plan is and was made for."),
             ],
+            **search_words("amed", "calibrated plan"),
         )
 
     @classmethod
@@ -213,6 +215,7 @@ class FewStepPlanSampler(io.ComfyNode):
                 io.Sampler.Output(tooltip="Follows the plan, on the sigmas beside it or a part of them."),
                 io.Sigmas.Output(tooltip="The plan's own noise levels, one more than evaluations."),
             ],
+            **search_words("amed", "calibrated plan"),
         )
 
     @classmethod

@@ -23,6 +23,7 @@ from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
+from .auto import pick
 from .guidance import read_values
 from .host import LevelRange, sigmas_over
 from .options import chosen_options
@@ -121,9 +122,17 @@ def _sigmas(node: Node, levels: LevelRange) -> list[float]:
         return list(_learned(inputs).recipe.sigmas)
     if node["type"] != "FewStepScheduler":
         raise ValueError("the noise levels of this node are known when it runs")
-    if inputs["steps"] > LONGEST * inputs["denoise"]:
-        raise ValueError(f"more than {LONGEST} steps are not drawn" if inputs["denoise"] else "denoise 0: no steps")
+    _drawn(inputs["steps"], inputs["denoise"])
     return FewStepScheduler.sigmas(levels, **inputs).tolist()
+
+
+def _drawn(steps: int, denoise: float = 1.0) -> int:
+    """The steps, if a schedule of so many is drawn."""
+    if denoise <= 0:
+        raise ValueError("denoise 0: no steps")
+    if steps > LONGEST * denoise:
+        raise ValueError(f"more than {LONGEST} steps are not drawn")
+    return steps
 
 
 def _learned(inputs: Mapping[str, Any]) -> Learned:
@@ -146,6 +155,9 @@ class _Run(NamedTuple):
     plan: Plan
     factors: list[float]
     """Of the guidance scale, one for each evaluation."""
+
+    over_model: bool = True
+    """Whether the levels are the model's range; a learned plan has levels of its own."""
 
 
 def plan(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,8 +188,8 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "guidance": scales,
         "passes": None if scales is None else passes(scales),
-        "assumed": not request.get("sigmas") and request["node"]["type"] != "FewStepPlanSampler",
-        "levels": _shown(request, levels),
+        "assumed": request["node"]["type"] == "FewStepSampler" and not request.get("sigmas"),
+        "levels": _shown(request, levels) if run.over_model else None,
     }
 
 
@@ -196,18 +208,28 @@ def _orders(plan: Plan) -> list[int]:
 
 
 def _run(node: Node, schedule: Node | None, levels: LevelRange) -> _Run:
-    if node["type"] == "FewStepPlanSampler":
-        learned = _learned(node["inputs"])
-        recipe = learned.recipe
-        base = SAMPLERS[recipe.base]
-        label = f"{base.label}, {'predicted' if learned.predictor is not None else 'learned'}"
-        factors = [tuning.guidance for tuning in recipe.tunings[recipe.afs :]]
-        return _Run(label, base.order, list(recipe.sigmas), recipe.plan(), factors)
     inputs = dict(node["inputs"])
-    spec = SAMPLERS[inputs.pop("sampler")]
-    found = _sigmas(schedule, levels) if schedule else sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
-    stages = spec.plan(found, flow=levels.flow, **chosen_options(spec, inputs))
+    if node["type"] == "FewStepPlanSampler" or inputs.get("plan"):
+        return _run_of_plan(_learned(inputs))
+    if node["type"] == "FewStepAuto":
+        row = pick(levels.flow, inputs["variety"], _drawn(inputs["evaluations"]))
+        steps = row.steps(levels, inputs["evaluations"])
+        spec, options = SAMPLERS[row.sampler], dict(row.options)
+        found = row.sigmas(levels, _drawn(steps, inputs["denoise"]), inputs["denoise"]).tolist()
+    else:
+        spec = SAMPLERS[inputs.pop("sampler")]
+        options = chosen_options(spec, inputs)
+        found = _sigmas(schedule, levels) if schedule else sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
+    stages = spec.plan(found, flow=levels.flow, **options)
     return _Run(spec.label, spec.order, found, stages, [1.0] * len(stages))
+
+
+def _run_of_plan(learned: Learned) -> _Run:
+    recipe = learned.recipe
+    base = SAMPLERS[recipe.base]
+    label = f"{base.label}, {'predicted' if learned.predictor is not None else 'learned'}"
+    factors = [tuning.guidance for tuning in recipe.tunings[recipe.afs :]]
+    return _Run(label, base.order, list(recipe.sigmas), recipe.plan(), factors, over_model=False)
 
 
 def _scales(given: Any, run: _Run, levels: LevelRange) -> list[float] | None:

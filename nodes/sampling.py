@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..samplers import SAMPLERS, SCHEDULES
 from .host import LevelRange, level_range, sampler_function, sigmas_over
 from .options import chosen_options, option_inputs
+from .search import search_words
 
 CATEGORY = "sampling/Few-Step"
 
@@ -34,6 +35,7 @@ class FewStepSampler(io.ComfyNode):
                 *option_inputs(SAMPLERS.values()),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
+            **search_words("dpm++ 2m", "dpm++ sde", "lcm", *SAMPLERS, *(spec.label for spec in SAMPLERS.values())),
         )
 
     @classmethod
@@ -69,6 +71,7 @@ class FewStepScheduler(io.ComfyNode):
                 *option_inputs(SCHEDULES.values()),
             ],
             outputs=[io.Sigmas.Output(tooltip="Noise levels, descending: steps + 1, less what is cut.")],
+            **search_words("sigmas", *SCHEDULES, *(spec.label for spec in SCHEDULES.values())),
         )
 
     @classmethod

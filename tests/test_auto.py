@@ -27,7 +27,7 @@ def module(comfyui, name: str):
 def choose(comfyui, model, evaluations: int, variety: str = EXACT, denoise: float = 1.0, **inputs):
     """SAMPLER, SIGMAS and the text, which is also shown on the node."""
     out = comfyui.nodes["FewStepAuto"].execute(model, evaluations, variety, denoise, **inputs)
-    assert out.ui.as_dict()["text"] == (out.result[2],)
+    assert out.ui["text"] == (out.result[2],)
     return out.result
 
 
@@ -99,13 +99,13 @@ def test_every_pick_is_one_that_there_is():
 def test_the_budget_is_kept(comfyui, folder, kind, variety):
     """Counted in the host; and so used that one step more would not fit."""
     model, auto = small_model(kind), module(comfyui, "auto")
-    sampling = model.get_model_object("model_sampling")
+    levels = module(comfyui, "host").level_range(model.get_model_object("model_sampling"))
     for budget in (1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 40):
         sampler, sigmas, text = choose(comfyui, model, budget, variety)
         made = evaluations_of(comfyui, model, sampler, sigmas)
         assert 1 <= made <= budget and f"{made} evaluations" in text
         row = auto.pick(kind == "FLOW", variety, budget)
-        assert row.evaluations(sampling, len(sigmas)) > budget
+        assert row.evaluations(levels, len(sigmas)) > budget
         assert row.sampler in text and row.why in text
 
 
@@ -119,13 +119,13 @@ def test_a_thousand_evaluations(comfyui, folder, kind, variety):
 def test_any_sampler_keeps_the_budget(comfyui):
     """Whatever a later measurement will pick."""
     model, auto = small_model("EPS"), module(comfyui, "auto")
-    sampling = model.get_model_object("model_sampling")
+    levels = module(comfyui, "host").level_range(model.get_model_object("model_sampling"))
     for spec in SAMPLERS.values():
         if spec.adaptive:
             continue
         row = auto.Pick(1, spec.id, {}, "karras", False, "")
         for budget in (3, 4, 8, 11):
-            assert row.evaluations(sampling, row.steps(sampling, budget)) <= budget, spec.id
+            assert row.evaluations(levels, row.steps(levels, budget)) <= budget, spec.id
 
 
 def test_between_two_budgets_the_lower_one_decides(comfyui):

@@ -147,3 +147,13 @@ def test_over_http(running_host):
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
     assert status == 200 and "steps" in answer["error"]  # shown in the node
     assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"]["widgets"]
+
+
+def test_what_auto_chooses(comfyui, routes):
+    model = small_model("EPS")
+    for budget in (4, 9):
+        inputs = {"evaluations": budget, "variety": "exact seed", "denoise": 1.0, "use_plans": False}
+        run = comfyui.nodes["FewStepAuto"].execute(model, **inputs)
+        drawn = routes.plan({"node": node("FewStepAuto", **inputs), "levels": run.ui["fewstep_levels"][0]})
+        assert drawn["evaluations"][0]["sigma"] == run.result[1][0] and not drawn["assumed"]
+        assert f"{len(drawn['evaluations'])} evaluations" in run.result[2]

@@ -12,6 +12,7 @@ import { fitWidgets, showDefaults } from "./widgets.js";
 const PLOTS = {
   FewStepScheduler: { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas },
   FewStepSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
   FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
 };
 
@@ -45,12 +46,13 @@ app.registerExtension({
     after(node, "onConnectionsChange", redrawAll);
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
-      if (output?.fewstep_plan) node.fewstepPlan = output.fewstep_plan[0];
+      node.fewstepPlan = output?.fewstep_plan?.[0];
       redrawAll();
     });
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
         if (own && widget.name === own.choice) fitWidgets(node, own);
+        delete node.fewstepPlan; // of a run with other values
         redrawAll();
       });
     }

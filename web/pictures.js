@@ -30,7 +30,8 @@ export function drawPlan(pen, area, { label, order, evaluations, guidance, passe
   });
   const total = passes === null ? "" : `, ${passes} passes`;
   axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  axes.below(assumed ? "not connected: on karras, 10 steps" : `${range(levels)}; ${log ? "log" : "linear"}`);
+  const over = assumed ? "not connected: on karras, 10 steps" : levels ? range(levels) : "levels of the plan";
+  axes.below(`${over}; ${log ? "log" : "linear"}`);
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {

@@ -30,7 +30,8 @@ function described(node) {
     const from = input.widget ? null : origin(node, input.name);
     if (from?.comfyClass?.startsWith("FewStep")) inputs[input.name] = described(from);
   }
-  if (node.comfyClass === "FewStepPlanSampler" && node.fewstepPlan && inputs.plan?.type !== "FewStepLoadPlan") {
+  if (node.comfyClass === "FewStepAuto") delete inputs.plan; // whether it fits the model is known in a run
+  if (node.fewstepPlan && inputs.plan?.type !== "FewStepLoadPlan") {
     inputs.plan = { type: "FewStepLoadPlan", inputs: { file: "", text: node.fewstepPlan } }; // that of the last run
   }
   return { type: node.comfyClass, inputs };

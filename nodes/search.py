@@ -1,0 +1,14 @@
+"""Words that find a node in the host's search box, beside its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def search_words(*words: str) -> dict[str, Any]:
+    """An argument for `io.Schema` of hosts that know it. For those before, web/search.js has a few for each node."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}
