@@ -58,6 +58,7 @@ export async function open(url, { chromium, modules, locale }) {
 export async function clear(page) {
   await page.evaluate(() => {
     app.graph.clear();
+    app.nodeOutputs = {}; // of nodes with the same ids
     app.canvas.ds.scale = 1;
     app.canvas.ds.offset = [120, 120];
   });

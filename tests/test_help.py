@@ -1,0 +1,92 @@
+"""What helps a user: tooltips, help pages and translations cover every node and every input, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from host import ROOT
+from translations import LOCALES, aligned, texts
+
+DOCS = ROOT / "web" / "docs"
+PAGES = {path.stem: path for path in DOCS.glob("*.md")}
+LONGEST = 60  # lines of a page
+LARGEST = 60 * 1024  # bytes of a picture
+
+
+@pytest.fixture
+def nodes(comfyui) -> dict[str, Any]:
+    """The nodes of the pack, by id."""
+    pack = comfyui.nodes["FewStepSampler"].RELATIVE_PYTHON_MODULE
+    return {id: cls for id, cls in comfyui.nodes.items() if getattr(cls, "RELATIVE_PYTHON_MODULE", None) == pack}
+
+
+def test_every_node_has_a_page_that_names_every_input(nodes):
+    assert nodes.keys() == PAGES.keys()
+    for id, cls in nodes.items():
+        text, schema = PAGES[id].read_text(), cls.define_schema()
+        assert text.startswith(f"# {schema.display_name}\n")
+        missing = [part.id for part in schema.inputs if f"`{part.id}`" not in text]
+        assert not missing, f"{id}.md does not name {missing}"
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_pages_are_short_and_have_a_picture(page):
+    text = PAGES[page].read_text()
+    assert len(text.splitlines()) < LONGEST
+    pictures = re.findall(r"!\[.+\]\((\S+)\)", text)
+    assert f"images/{page}.png" in pictures, "tools/screenshots.py draws it"
+    for picture in pictures:
+        assert (DOCS / picture).stat().st_size <= LARGEST
+
+
+def test_no_picture_without_a_page():
+    assert {path.stem for path in (DOCS / "images").iterdir()} <= PAGES.keys()
+
+
+def test_every_input_has_a_tooltip(nodes):
+    for id, cls in nodes.items():
+        assert not [part.id for part in cls.define_schema().inputs if not part.tooltip], id
+
+
+def test_english_is_that_of_the_nodes():
+    """A file for it would only repeat them."""
+    assert not (LOCALES / "en").exists()
+
+
+@pytest.mark.parametrize("path", sorted(LOCALES.glob("*/nodeDefs.json")), ids=lambda path: path.parent.name)
+def test_translations_are_complete(nodes, path):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found == aligned({id: texts(cls) for id, cls in nodes.items()}, found), "run tools/translations.py"
+    missing = [where for where, text in _leaves(found) if not text.strip()]
+    assert not missing
+
+
+def test_translations_mean_what_they_say():
+    """The front end takes { } @ | for its own syntax."""
+    for path in LOCALES.glob("*/*.json"):
+        wrong = [
+            where for where, text in _leaves(json.loads(path.read_text(encoding="utf-8"))) if set(text) & set("{}@|")
+        ]
+        assert not wrong, path
+
+
+def test_chinese_is_chinese():
+    found = json.loads((LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    english = [
+        where
+        for where, text in _leaves(found)
+        if where[-1] in ("tooltip", "description", "display_name") and not re.search("[\u4e00-\u9fff]", text)
+    ]
+    assert not english
+
+
+def _leaves(part: Any, *above: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(part, Mapping):
+        for key, below in part.items():
+            yield from _leaves(below, *above, key)
+    else:
+        yield above, part

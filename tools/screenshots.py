@@ -1,0 +1,42 @@
+"""Draws the pictures of the help pages (web/docs/images), each in a headless Chromium: `make screenshots`.
+
+.host/venv/bin/python tools/screenshots.py [NodeId ...]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from browser import SCRIPTS, chromium, node, playwright
+from host import ROOT, environment, server
+from PIL import Image
+
+IMAGES = ROOT / "web" / "docs" / "images"
+LARGEST = 60 * 1024  # bytes of a picture
+COLOURS = 128
+
+
+def main() -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    given = {"chromium": chromium(), "modules": str(playwright()), "only": sys.argv[1:] or None}
+    folders = (tempfile.TemporaryDirectory() for _ in range(2))
+    with next(folders) as folder, next(folders) as temporary:
+        arguments = ("--output-directory", folder, "--temp-directory", temporary)
+        with server(Path(temporary, "log"), *arguments) as host:
+            given |= {"url": host.url, "out": folder}
+            subprocess.run([node(), str(SCRIPTS / "pictures.mjs"), json.dumps(given)], check=True, env=environment())
+        for path in sorted(Path(folder).glob("FewStep*.png")):
+            picture = Image.open(path).convert("RGB")
+            target = IMAGES / path.name
+            picture.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+            print(f"{path.name}: {picture.width} x {picture.height}, {target.stat().st_size // 1024} KB")
+            if target.stat().st_size > LARGEST:
+                sys.exit(f"{path.name} has more than {LARGEST} bytes: show less in tests/browser/pictures.mjs")
+
+
+if __name__ == "__main__":
+    main()
