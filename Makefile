@@ -2,7 +2,7 @@
 PYTHON ?= python3
 HOST_PYTHON = .host/venv/bin/python
 
-.PHONY: demo test check serve setup bench-overhead bench-quality train-demo learn-demo workflows
+.PHONY: demo test check serve setup screenshots bench-overhead bench-quality train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -33,6 +33,9 @@ workflows: setup  ## make workflows/*.json and their prompts again, after a chan
 
 learn-demo: setup  ## fit the plans and predictors of demo/plans that are missing
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) demo/learn.py
+
+screenshots: setup  ## pictures of the help pages, drawn in a headless Chromium
+	TMPDIR=$(CURDIR)/.host/cache/tmp $(HOST_PYTHON) tools/screenshots.py
 
 setup:
 	@$(PYTHON) tools/host.py

@@ -80,6 +80,7 @@ class FewStepDemoLatent(io.ComfyNode):
             node_id="FewStepDemoLatent",
             display_name="Demo Empty Latent",
             category=CATEGORY,
+            description="An empty latent of the demo model's size.",
             inputs=[io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many images.")],
             outputs=[io.Latent.Output()],
         )
@@ -99,8 +100,9 @@ class FewStepDemoDecode(io.ComfyNode):
             node_id="FewStepDemoDecode",
             display_name="Demo Decode",
             category=CATEGORY,
+            description="Images of the demo model's latents, which are pixels already.",
             inputs=[
-                io.Latent.Input("samples"),
+                io.Latent.Input("samples", tooltip="Latents of the demo model."),
                 io.Int.Input(
                     "upscale", default=8, min=1, max=32, tooltip="The images are 32 pixels wide: enlarge them."
                 ),
@@ -123,6 +125,7 @@ class FewStepDemoEncode(io.ComfyNode):
             node_id="FewStepDemoEncode",
             display_name="Demo Encode",
             category=CATEGORY,
+            description="A latent for the demo model of any image.",
             inputs=[io.Image.Input("pixels", tooltip="Any image; it is made 32x32.")],
             outputs=[io.Latent.Output()],
         )
