@@ -16,6 +16,7 @@ import pytest
 from samplers import SAMPLERS, SCHEDULES
 
 CONTRACT = Path(__file__).with_name("contract.json")
+FILES = {"file"}  # inputs whose choices are the user's own files
 
 
 @pytest.fixture
@@ -29,10 +30,18 @@ def current(comfyui) -> dict:
             for id, spec in registry.items()
         }
 
+    def field(input) -> dict:
+        known = {"id": input.id, "type": input.get_io_type()}
+        if getattr(input, "default", None) is not None:
+            known["default"] = input.default
+        if getattr(input, "options", None) and input.id not in FILES:
+            known["choices"] = list(input.options)
+        return known
+
     def node(cls) -> dict:
         schema = cls.define_schema()
         return {
-            "inputs": [[i.id, i.get_io_type()] for i in schema.inputs],
+            "inputs": [field(input) for input in schema.inputs],
             "outputs": [o.get_io_type() for o in schema.outputs],
         }
 
@@ -54,7 +63,11 @@ def test_nothing_that_users_saved_is_gone(current):
                 assert now["default"] == option["default"], "another default is another image from the same workflow"
                 assert set(option["choices"]) <= set(now["choices"])
     for id, node in landed["nodes"].items():
-        assert current["nodes"][id]["inputs"][: len(node["inputs"])] == node["inputs"], "new inputs go to the end"
+        for before, now in zip(node["inputs"], current["nodes"][id]["inputs"], strict=False):
+            assert (now["id"], now["type"]) == (before["id"], before["type"]), "new inputs go to the end"
+            assert now.get("default") == before.get("default"), "prompts for the API may leave it out"
+            assert set(before.get("choices", [])) <= set(now.get("choices", []))
+        assert len(current["nodes"][id]["inputs"]) >= len(node["inputs"])
         assert current["nodes"][id]["outputs"][: len(node["outputs"])] == node["outputs"]
 
 

@@ -1,6 +1,7 @@
 """The example workflows, each run by the real host to a saved image, at small size and with stand-in checkpoints.
 
-`python tools/workflows.py` makes workflows/*.json, which the front end opens, and tests/prompts/*.json, their prompts.
+`make workflows` makes workflows/*.json, which the front end opens, and tests/prompts/*.json, their prompts, which the
+front end itself is found to make of them, too (tests/browser).
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from workflows import FOLDER, PROMPTS, REFINER, SD15, SDXL, WORKFLOWS, make, wri
 
 CHECKPOINTS = {SD15["name"]: "SD15.ckpt", SDXL["name"]: "SDXL.ckpt", REFINER["name"]: "SDXLRefiner.ckpt"}
 
-# What is made smaller, by input: at most so much. Nothing else of a prompt is changed.
-SMALL = {"width": 64, "height": 64, "megapixels": 0.01, "steps": 6, "step": 4}
-SMALL_CALIBRATION = {"evaluations": 2, "samples": 2, "teacher_steps": 6, "rounds": 1}
+# What is made smaller: numbers by input, at most so much; nodes that sample many times. Nothing else is changed.
+SMALL = {"width": 64, "height": 64, "megapixels": 0.01, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2}
+SHORT = {
+    "FewStepCalibrate": {"evaluations": 2, "samples": 2, "teacher_steps": 6, "rounds": 1, "base": "dpmpp_2m"},
+    "FewStepCompare": {"samplers": "euler\nfewstep_ipndm_v", "steps": "3", "reference_steps": 6},
+    "FewStepDiffEditMask": {"noises": 2},
+}
 
-SIDES = {"image to image": 96, "hires fix": 128}  # of the image that comes out; else 64
+# Sides of the image that comes out, by a part of the name; else 64.
+SIDES = {"image to image": (96, 96), "edit": (96, 96), "hires fix": (128, 128), "compare": None}
 
 # Those that share checkpoints one after the other: the host then keeps them, and the text that it has encoded.
 NAMES = sorted(WORKFLOWS, key=lambda name: (name.startswith("SDXL"), list(WORKFLOWS).index(name)))
@@ -38,10 +44,10 @@ def small(prompt: dict) -> dict:
     """A workflow's prompt for stand-in checkpoints, 64 pixels and few steps."""
     prompt = deepcopy(prompt)
     for node in prompt.values():
-        limits = SMALL | (SMALL_CALIBRATION if node["class_type"] == "FewStepCalibrate" else {})
         for name, value in node["inputs"].items():
-            if name in limits and not isinstance(value, list):
-                node["inputs"][name] = min(value, limits[name])
+            if name in SMALL and isinstance(value, int | float):
+                node["inputs"][name] = min(value, SMALL[name])
+        node["inputs"] |= SHORT.get(node["class_type"], {})
         if "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = CHECKPOINTS[node["inputs"]["ckpt_name"]]
     return prompt
@@ -81,8 +87,8 @@ def run(host: Server, prompt: dict) -> list[str]:
 
 
 def test_every_workflow_is_known():
-    assert {path.stem for path in FOLDER.glob("*.json")} == {*WORKFLOWS, "demo"}
-    assert {path.stem for path in PROMPTS.glob("*.json")} == set(WORKFLOWS)
+    for folder in (FOLDER, PROMPTS):
+        assert {path.stem for path in folder.glob("*.json")} == set(WORKFLOWS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +117,12 @@ def test_prompt_has_the_values_of_the_workflow(object_info, name):
         assert link in output["links"] and link == end["link"] and kind == output["type"]
         assert end["type"] in (kind, "*")
         assert prompt[str(target)]["inputs"][end["name"]] == [str(source), slot]
+
+
+def test_every_workflow_has_a_small_picture():
+    for name in NAMES:
+        path = FOLDER / f"{name}.jpg"
+        assert path.stat().st_size < 30_000 and Image.open(path).size == (640, 400)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,10 +162,10 @@ def test_a_workflow_runs_to_an_image(host, name):
     prefixes = [n["inputs"]["filename_prefix"] for n in prompt.values() if n["class_type"] == "SaveImage"]
     images = [image for image in run(host, prompt) if image.startswith(tuple(prefixes))]
     assert len(images) == len(prefixes)
-    side = next((side for part, side in SIDES.items() if part in name), 64)
+    sides = next((sides for part, sides in SIDES.items() if part in name), (64, 64))
     for image in images:
         pixels = np.asarray(Image.open(host.log.parent / "output" / image))
-        assert pixels.shape == (side, side, 3)
+        assert sides is None or pixels.shape == (*sides, 3)
         assert pixels.std() > 2
 
 

@@ -111,10 +111,11 @@ class Output(NamedTuple):
 
 Value = Output | str | int | float | bool
 
-WIDTH, WIDE = 320, 420  # of a node; of one with a text of many lines
-GAP, TITLE, SLOT, WIDGET, TEXT = 60, 30, 20, 24, 120  # heights, and the distance between columns
-PICTURE = 300  # of an image or a plot in a node, at least
-PICTURES = {"LoadImage", "SaveImage", "PreviewImage", "PreviewAny"}
+WIDTH, GAP = 360, 70  # of a node, and between the nodes of two groups
+TITLE, SLOT, WIDGET, TEXT, LINE = 30, 20, 24, 110, 17  # heights
+PICTURE, PLOT = 300, 174
+ROOM = {"LoadImage": PICTURE, "SaveImage": PICTURE, "PreviewImage": PICTURE, "FewStepPlanSampler": PLOT}
+FITTED = {"FewStepSampler": 304, "FewStepScheduler": 400}  # with a plot, without the widgets of other choices
 
 
 class Graph:
@@ -138,20 +139,20 @@ class Graph:
         self._nodes: list[dict[str, Any]] = []
         self._links: list[list[Any]] = []
         self._groups: list[dict[str, Any]] = []
-        self._left, self._right, self._down = 0, 0, 0
+        self._left, self._down = 0, 0  # of the next node
 
     def group(self, title: str) -> None:
         """Begin a group to the right of what is there."""
-        self._left, self._down = self._right + (GAP if self._groups else 0), 0
-        self._right = self._left
-        box = [self._left - 20, -TITLE - 50, 40, 60]
+        self._left, self._down = len(self._groups) * (WIDTH + GAP), 0
+        box = [self._left - 20, -TITLE - 50, WIDTH + 40, 0]
         group = {"id": len(self._groups) + 1, "title": title, "bounding": box, "color": "#3f789e", "font_size": 24}
         self._groups.append({**group, "flags": {}})
 
-    def note(self, text: str, title: str = "Read me", height: int = 240) -> None:
-        """A note in Markdown."""
+    def note(self, text: str, title: str = "Read me") -> None:
+        """A note in Markdown, as high as its text."""
+        height = 70 + LINE * sum(1 + len(line) // 50 for line in text.splitlines())
         node = {"type": "MarkdownNote", "inputs": [], "outputs": [], "title": title, "properties": {}}
-        self._place(node | {"widgets_values": [text], "color": "#432", "bgcolor": "#653"}, WIDE, height)
+        self._place(node | {"widgets_values": [text], "color": "#432", "bgcolor": "#653"}, height)
 
     def add(self, kind: str, title: str | None = None, models: list[dict[str, str]] | None = None, **given: Value):
         """A node; its output, or a tuple of them.
@@ -199,8 +200,8 @@ class Graph:
         properties = {"Node name for S&R": kind, **pack} | ({"models": models} if models else {})
         node = {"type": kind, "inputs": slots, "outputs": outputs, "properties": properties, "widgets_values": values}
         rows = max(len(slots), len(outputs), 1)
-        height += SLOT * rows + WIDGET * widgets + 14 + PICTURE * (kind in PICTURES)
-        self._place(node | ({"title": title} if title else {}), WIDE if height > 3 * TEXT else WIDTH, height)
+        height += SLOT * rows + WIDGET * widgets + 14 + ROOM.get(kind, 0)
+        self._place(node | ({"title": title} if title else {}), FITTED.get(kind, height))
         made = tuple(Output(id, slot, output["type"]) for slot, output in enumerate(outputs))
         return made[0] if len(made) == 1 else made
 
@@ -222,15 +223,14 @@ class Graph:
             "version": 0.4,
         }
 
-    def _place(self, node: dict[str, Any], width: int, height: int) -> None:
+    def _place(self, node: dict[str, Any], height: int) -> None:
         """Below the last node of the group, which grows with it."""
         number = len(self._nodes)
-        place = {"id": number + 1, "pos": [self._left, self._down], "size": [width, height]}
+        place = {"id": number + 1, "pos": [self._left, self._down], "size": [WIDTH, height]}
         self._nodes.append({**place, "flags": {}, "order": number, "mode": 0, **node})
         self._down += height + TITLE + 30
-        self._right = max(self._right, self._left + width)
         box = self._groups[-1]["bounding"]
-        box[2:] = [self._right - self._left + 40, self._down - box[1] - TITLE - 10]
+        box[3] = self._down - box[1] - TITLE - 10
 
     def _outputs(self, id: int) -> list[dict[str, Any]]:
         return self._nodes[id - 1]["outputs"]

@@ -1,4 +1,5 @@
-"""Makes the example workflows: workflows/*.json, which ComfyUI shows under Templates, and their prompts for the API.
+"""Makes the example workflows: workflows/*.json, which ComfyUI shows under Templates, with a small picture each, and
+their prompts for the API.
 
     .host/venv/bin/python tools/workflows.py         (make workflows)
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import tomllib
 from host import ROOT, server
+from thumbnail import thumbnail
 from workflow import Graph, Output, to_prompt
 
 FOLDER, PROMPTS = ROOT / "workflows", ROOT / "tests" / "prompts"
@@ -36,6 +38,7 @@ REFINER = {
 PICTURE = "example.png"  # which comes with ComfyUI, in its folder of inputs
 
 SCENE = "a lighthouse on a cliff at dawn, waves, drifting fog, warm light in the window, oil painting"
+GIRL = "a girl with fox ears in a pink dress on a green hill, blue sky, white clouds"  # what PICTURE shows
 POOR = "blurry, low quality, text, watermark"
 
 
@@ -47,22 +50,20 @@ def checkpoint(g: Graph, model: dict[str, str], title: str | None = None) -> tup
     return g.add("CheckpointLoaderSimple", title, models=[model], ckpt_name=model["name"])
 
 
-def prompts(g: Graph, clip: Output, positive: str = SCENE, negative: str = POOR) -> tuple[Output, Output]:
-    return (
-        g.add("CLIPTextEncode", "Prompt", clip=clip, text=positive),
-        g.add("CLIPTextEncode", "Negative prompt", clip=clip, text=negative),
-    )
+def prompts(g: Graph, clip: Output, **texts: str) -> list[Output]:
+    """The conditioning of each text, by title."""
+    return [
+        g.add("CLIPTextEncode", title.replace("_", " ").capitalize(), clip=clip, text=texts[title]) for title in texts
+    ]
 
 
-def start(g: Graph, model: dict[str, str], text: str, height: int = 240, **scene: str):
-    """The first two groups of most workflows: (model, positive, negative, vae)."""
+def start(g: Graph, model: dict[str, str], text: str, **texts: str) -> list[Output]:
+    """The first two groups of most workflows: [model, vae, prompts ...], those of `texts` or a scene."""
     g.group("1. Checkpoint")
-    g.note(
-        f"{text}\n\nCheckpoint: `{model['name']}`, in `models/checkpoints`; any other of its kind does.", height=height
-    )
+    g.note(f"{text}\n\nCheckpoint: `{model['name']}`, in `models/checkpoints`; any other of its kind does.")
     network, clip, vae = checkpoint(g, model)
     g.group("2. Prompt")
-    return network, *prompts(g, clip, **scene), vae
+    return [network, vae, *prompts(g, clip, **(texts or {"prompt": SCENE, "negative_prompt": POOR}))]
 
 
 def picture(g: Graph, vae: Output, megapixels: float) -> tuple[Output, Output]:
@@ -91,8 +92,28 @@ def save(g: Graph, samples: Output, vae: Output, prefix: str) -> None:
 # The workflows
 
 
+def demo(g: Graph) -> None:
+    g.group("1. Model")
+    g.note(
+        "## Few-Step demo\nNothing to download: a small text-to-emoji network comes with the pack.\n\n"
+        "Change the prompt (smileys, animals, food), the model's type (noise prediction as in Stable Diffusion, "
+        "rectified flow as in SD3 and Flux), the sampler, the schedule or the number of steps, and run it.\n\nWith a "
+        "checkpoint of your own, put its MODEL, conditioning, latent and VAE Decode in the place of the demo nodes."
+    )
+    model, positive, negative = g.add("FewStepDemoModel", prompt="cat face")
+    latent = g.add("FewStepDemoLatent", batch_size=4)
+    g.group("2. Solver")
+    sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=10)
+    g.group("3. Sampling")
+    inputs = {"model": model, "positive": positive, "negative": negative, "sampler": sampler, "sigmas": sigmas}
+    samples, _ = g.add("SamplerCustom", **inputs, latent_image=latent, noise_seed=1, cfg=3.0)
+    g.group("Image")
+    g.add("SaveImage", images=g.add("FewStepDemoDecode", samples=samples), filename_prefix="fewstep_demo")
+
+
 def sd15_text_to_image(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## DPM-Solver++ 2M, Karras, 20 steps\nThe safe choice. Few-Step's samplers and schedules are entries of "
@@ -115,7 +136,7 @@ def sd15_text_to_image(g: Graph) -> None:
 
 
 def sd15_amed(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## AMED, 10 evaluations\nFollows the plan that the authors of AMED trained for SD1.5 at guidance 7.5 (Zhou et "
@@ -131,7 +152,7 @@ def sd15_amed(g: Graph) -> None:
 
 
 def sd15_auto(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## Auto, 8 evaluations\nSay how many evaluations of the model you can wait for: Few-Step Auto takes the "
@@ -145,7 +166,7 @@ def sd15_auto(g: Graph) -> None:
 
 
 def sdxl_text_to_image(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SDXL,
         "## SDXL in 10 steps\nThe levels are those of Align Your Steps for SDXL (`table` = `sdxl`), made for 10 steps. "
@@ -165,14 +186,13 @@ def sdxl_base_and_refiner(g: Graph) -> None:
         "## SDXL, base and refiner\nThe base model does 16 of 20 steps, the refiner the last 4: *SplitSigmas* cuts the "
         "levels in two.\n\nCheckpoints in `models/checkpoints`:\n"
         f"* `{SDXL['name']}`\n* `{REFINER['name']}`",
-        height=260,
     )
     model, clip, _ = checkpoint(g, SDXL, "Base")
     refiner, refiner_clip, vae = checkpoint(g, REFINER, "Refiner")
     g.group("2. Prompt for the base")
-    positive, negative = prompts(g, clip)
+    positive, negative = prompts(g, clip, prompt=SCENE, negative_prompt=POOR)
     g.group("Prompt for the refiner")
-    finer, coarser = prompts(g, refiner_clip)
+    finer, coarser = prompts(g, refiner_clip, prompt=SCENE, negative_prompt=POOR)
     g.group("3. Solver")
     sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
     sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
@@ -188,11 +208,13 @@ def sdxl_base_and_refiner(g: Graph) -> None:
 
 
 def sd15_image_to_image(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## Image to image\n`denoise` says how much of your picture is made anew: 0.3 keeps nearly all, 0.8 only the "
         "composition. The steps that are run are those that you set: the schedule is made longer.",
+        prompt=f"{GIRL}, detailed illustration, soft light",
+        negative_prompt=POOR,
     )
     g.group("3. Picture")
     latent, _ = picture(g, vae, 0.26)
@@ -214,11 +236,13 @@ def sd15_image_to_image(g: Graph) -> None:
 
 
 def sdxl_image_to_image(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SDXL,
         "## Image to image with SDXL\n`denoise` of Few-Step Scheduler says how much of your picture is made anew: 0.3 "
         "keeps nearly all, 0.8 only the composition.",
+        prompt=f"{GIRL}, detailed illustration, soft light",
+        negative_prompt=POOR,
     )
     g.group("3. Picture")
     latent, _ = picture(g, vae, 1.0)
@@ -231,12 +255,13 @@ def sdxl_image_to_image(g: Graph) -> None:
 
 
 def sd15_inpainting(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## Inpainting\nPaint the mask: right click on your picture, *Open in MaskEditor*. Only what is masked "
         "changes; the prompt describes the whole picture.\n\nThe picture should have about 512 x 512 pixels.",
-        height=280,
+        prompt=f"{GIRL}, a castle in the distance, illustration",
+        negative_prompt=POOR,
     )
     g.group("3. Picture and mask")
     image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
@@ -260,7 +285,7 @@ def sd15_inpainting(g: Graph) -> None:
 
 
 def sd15_hires_fix(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## Hires fix\nA picture of the size that the model knows, made twice as large, and its detail drawn again. "
@@ -291,13 +316,12 @@ def sd15_hires_fix(g: Graph) -> None:
 
 
 def sd15_guidance_interval(g: Graph) -> None:
-    model, positive, negative, vae = start(
+    model, vae, positive, negative = start(
         g,
         SD15,
         "## Guidance in an interval\nThe prompt guides in the middle of the run alone (Kynkäänniemi et al. 2024): more "
         "natural colours and more variety at strong guidance, and the steps outside take half the time.\n\nFor "
         "KSampler: *Few-Step Guidance Patch* between the checkpoint and it.",
-        height=280,
     )
     g.group("3. Guidance")
     guidance = g.add("FewStepGuidance", schedule="interval", cfg=9.0)
@@ -309,6 +333,61 @@ def sd15_guidance_interval(g: Graph) -> None:
     save(g, sample(g, guider, sampler, sigmas, empty(g, 512)), vae, "fewstep_guidance_interval")
 
 
+def sd15_inversion(g: Graph) -> None:
+    model, vae, now, then, negative = start(
+        g,
+        SD15,
+        "## Edit by inversion\n*Few-Step Invert* finds the noise that your picture is made from, with the prompt of "
+        "what it shows. The same noise with another prompt is the same picture, changed.\n\nSampler and sigmas must be the "
+        "same both times. With the first prompt and `cfg` 1 in both places your picture comes back. More `cfg` in "
+        "step 5 changes more.",
+        what_it_shows=GIRL,
+        what_it_is_to_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
+        negative_prompt="",
+    )
+    g.group("3. Picture")
+    latent, _ = picture(g, vae, 0.26)
+    g.group("4. Inversion")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
+    inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}
+    _, noise, _ = g.add("FewStepInvert", **inputs, sampler="ddim", cfg=1.0)
+    g.group("5. Sampling")
+    sampler = g.add("FewStepSampler", sampler="ddim")
+    guider = g.add("CFGGuider", model=model, positive=then, negative=negative, cfg=3.0)
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    samples, _ = g.add("SamplerCustomAdvanced", **inputs)
+    save(g, samples, vae, "fewstep_inversion")
+
+
+def sd15_diffedit(g: Graph) -> None:
+    model, vae, now, then, negative = start(
+        g,
+        SD15,
+        "## DiffEdit\nChanges a part of your picture without painting a mask: *Few-Step DiffEdit Mask* finds where two "
+        "prompts disagree about it (Couairon et al. 2022). The rest stays.\n\nA lower `threshold` gives a larger "
+        "mask; less `denoise` stays closer to the picture.",
+        what_it_shows=GIRL,
+        what_it_is_to_show=GIRL.replace("pink dress", "blue coat"),
+        negative_prompt="",
+    )
+    g.group("3. Picture")
+    latent, _ = picture(g, vae, 0.26)
+    g.group("4. Mask")
+    mask, _ = g.add("FewStepDiffEditMask", model=model, source=now, target=then, latent_image=latent)
+    masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
+    g.add("PreviewImage", "What will change", images=g.add("MaskToImage", mask=mask))
+    g.group("5. Inversion")
+    sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=15, denoise=0.7)
+    inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}
+    _, noise, _ = g.add("FewStepInvert", **inputs, sampler="ddim", cfg=1.0)
+    g.group("6. Sampling")
+    sampler = g.add("FewStepSampler", sampler="ddim")
+    guider = g.add("CFGGuider", model=model, positive=then, negative=negative, cfg=5.0)
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": masked}
+    samples, _ = g.add("SamplerCustomAdvanced", **inputs)
+    save(g, samples, vae, "fewstep_diffedit")
+
+
 def sd15_calibrate(g: Graph) -> None:
     g.group("1. Checkpoint")
     g.note(
@@ -317,18 +396,16 @@ def sd15_calibrate(g: Graph) -> None:
         "also given as text.\n\nAfterwards *Few-Step Load Plan* in the place of the calibration loads it: see "
         "*AMED, 10 evaluations*. Stopping the calibration keeps the best so far.\n\n"
         f"Checkpoint: `{SD15['name']}`, in `models/checkpoints`; any other does.",
-        height=340,
     )
     model, clip, vae = checkpoint(g, SD15)
-    g.group("2. Prompts of the kind you draw")
+    g.group("2. Prompts like yours")
     texts = [
         SCENE,
         "portrait of an old fisherman, wrinkles, soft light, photograph",
         "a bowl of lemons on a wooden table, still life",
         "a city street in the rain at night, neon signs",
     ]
-    kinds = [g.add("CLIPTextEncode", f"Prompt {k}", clip=clip, text=text) for k, text in enumerate(texts, 1)]
-    negative = g.add("CLIPTextEncode", "Negative prompt", clip=clip, text=POOR)
+    *kinds, negative = prompts(g, clip, **{f"prompt_{k}": t for k, t in enumerate(texts, 1)}, negative_prompt=POOR)
     g.group("Joined")
     joined = kinds[0]
     for other in kinds[1:]:
@@ -345,9 +422,34 @@ def sd15_calibrate(g: Graph) -> None:
     save(g, sample(g, guider, sampler, sigmas, latent), vae, "fewstep_calibrated")
 
 
+def sd15_compare(g: Graph) -> None:
+    model, vae, positive, negative = start(
+        g,
+        SD15,
+        "## Compare samplers\nEvery sampler with every schedule and number of steps, from the same noise: one sheet of "
+        "images, and a chart of the error against an image of many steps. ComfyUI's samplers and Few-Step's, by the "
+        "names of KSampler's lists.\n\nStopping it keeps what is done.",
+    )
+    g.group("3. Comparison")
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": empty(g, 512), "vae": vae}
+    sheet, chart, *_ = g.add(
+        "FewStepCompare",
+        **inputs,
+        samplers="euler\ndpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v",
+        schedules="karras\nfewstep_karras*",
+        steps="6, 10",
+    )
+    g.group("Sheet")
+    g.add("SaveImage", images=sheet, filename_prefix="fewstep_compare")
+    g.group("Error against evaluations")
+    g.add("SaveImage", images=chart, filename_prefix="fewstep_compare_chart")
+
+
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    "demo": demo,
     "SD1.5 text to image, DPM++ 2M Karras, 20 steps": sd15_text_to_image,
     "SD1.5 text to image, AMED, 10 evaluations": sd15_amed,
+    "SD1.5 text to image, auto, 8 evaluations": sd15_auto,
     "SDXL text to image, 10 steps": sdxl_text_to_image,
     "SDXL text to image, base and refiner": sdxl_base_and_refiner,
     "SD1.5 image to image": sd15_image_to_image,
@@ -355,7 +457,10 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "SD1.5 inpainting": sd15_inpainting,
     "SD1.5 hires fix": sd15_hires_fix,
     "SD1.5 guidance interval": sd15_guidance_interval,
+    "SD1.5 edit by inversion": sd15_inversion,
+    "SD1.5 edit where two prompts differ (DiffEdit)": sd15_diffedit,
     "SD1.5 calibrate a plan and use it": sd15_calibrate,
+    "SD1.5 compare samplers": sd15_compare,
 }
 
 
@@ -381,6 +486,8 @@ def main() -> None:
         workflow = make(name, info, version)
         (FOLDER / f"{name}.json").write_text(written(workflow))
         (PROMPTS / f"{name}.json").write_text(written(to_prompt(workflow, info)))
+        if name != "demo":  # has a picture of what it makes
+            thumbnail(workflow).save(FOLDER / f"{name}.jpg", quality=80)
         print(f"{FOLDER.name}/{name}.json")
 
 
