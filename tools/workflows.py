@@ -338,8 +338,8 @@ def sd15_inversion(g: Graph) -> None:
         g,
         SD15,
         "## Edit by inversion\n*Few-Step Invert* finds the noise that your picture is made from, with the prompt of "
-        "what it shows. The same noise with another prompt is the same picture, changed.\n\nSampler and sigmas must be the "
-        "same both times. With the first prompt and `cfg` 1 in both places your picture comes back. More `cfg` in "
+        "what it shows. The same noise with another prompt is the same picture, changed.\n\nSampler and sigmas must be "
+        "the same both times. With the first prompt and `cfg` 1 in both places your picture comes back. More `cfg` in "
         "step 5 changes more.",
         what_it_shows=GIRL,
         what_it_is_to_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
