@@ -2,7 +2,7 @@
 PYTHON ?= python3
 HOST_PYTHON = .host/venv/bin/python
 
-.PHONY: demo test check serve setup screenshots bench-overhead bench-quality train-demo learn-demo workflows
+.PHONY: demo test check serve setup screenshots bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -23,6 +23,9 @@ bench-overhead: setup  ## time per step beyond the model, ours and the host's
 
 bench-quality: setup  ## error against evaluations, ours and the host's: up to 40 minutes; FULL=1 for a GPU
 	$(HOST_PYTHON) bench/quality.py
+
+bench-guidance: setup  ## passes of the network that schedules of guidance save, and what they cost
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/guidance.py
 
 train-demo: setup  ## make the demo model's weights again (about two hours on two cores)
 	$(HOST_PYTHON) demo/train.py

@@ -1,0 +1,150 @@
+"""What schedules of guidance save and what they cost, on the demo model: writes docs/GUIDANCE.md.
+
+    .host/venv/bin/python bench/guidance.py --evaluations 8
+
+For each schedule: passes of the network, counted; the error of the final latent to the same schedule with many steps,
+and to constant guidance with many steps (median over images, as in bench/quality.py); the Fréchet distance of samples,
+one for each training image and its words, to the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# The benchmark finds the host and the pack for the imports after it.
+# isort: off
+import quality
+import torch
+from bench import cells, distances
+from host import ROOT, import_pack
+from torch import Tensor
+
+import comfy.samplers
+# isort: on
+
+MANY_STEPS = 60
+SAMPLER = cells.Entry("ours", "ipndm_v")
+SCHEDULE = cells.Schedule("ours", "karras", discard=True)
+W = cells.GUIDANCE
+
+ROWS: dict[str, dict[str, Any]] = {
+    "constant": {"cfg": W},
+    "none": {"cfg": 1.0},
+    "interval": {"shape": "interval", "cfg": W},
+    "interval to 0.28": {"shape": "interval", "cfg": W, "sigma_start": 1000.0, "sigma_end": 0.28},
+    "interval from 5.42": {"shape": "interval", "cfg": W, "sigma_end": 1e-6},
+    "linear": {"shape": "linear", "cfg": 2 * W - 1, "cfg_end": 1.0},
+    "linear, rising": {"shape": "linear", "cfg": 1.0, "cfg_end": 2 * W - 1},
+    "agreement 0.99": {"cfg": W, "agreement": 0.99},
+    "agreement 0.999": {"cfg": W, "agreement": 0.999},
+    "rescale 0.7": {"cfg": W, "rescale": 0.7},
+    "CFG++ 0.6": {"cfg": 0.6, "cfg_pp": True},
+}
+"""Fields of `Guidance`, by the name in the table."""
+
+
+class Passes(NamedTuple):
+    latents: Tensor
+    count: float
+    """Of the network, for each image."""
+
+
+def sample(
+    fields: dict[str, Any], sampler: cells.Entry, sigmas: Sequence[float], pairs: Sequence[cells.Pair]
+) -> Passes:
+    """Final latents under a schedule of guidance."""
+    pack = import_pack()
+    patcher, words = cells._model()
+    passes = []
+
+    def counted(apply: Any, given: dict[str, Any]) -> Tensor:
+        passes.append(len(given["input"]))
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    patched = pack.nodes.guidance.guide(patcher, pack.samplers.guidance.Guidance(**fields))
+    patched.set_model_unet_function_wrapper(counted)
+    guider = comfy.samplers.CFGGuider(patched)
+    guider.set_conds(cells._conditioning(words, [pair.prompt for pair in pairs]), cells._conditioning(words, [""]))
+    noise = cells.starting_noise(pairs)
+    function = comfy.samplers.KSAMPLER(cells.SAMPLERS[sampler.name].function, dict(sampler.options))
+    with torch.inference_mode():
+        found = guider.sample(noise, torch.zeros_like(noise), function, torch.tensor(sigmas), disable_pbar=True, seed=0)
+    return Passes(found.cpu(), sum(passes) / len(pairs))
+
+
+def in_batches(fields: dict[str, Any], sigmas: Sequence[float], pairs: Sequence[cells.Pair]) -> Tensor:
+    batches = quality.chunks(pairs, 16)
+    return torch.cat([sample(fields, SAMPLER, sigmas, batch).latents for batch in batches])
+
+
+class Table:
+    """The rows of docs/GUIDANCE.md, as they are measured."""
+
+    def __init__(self, evaluations: int, images: int):
+        self.evaluations = evaluations
+        self.pairs = quality.Bench(quality.Size(), None).reported_on
+        self._few = cells.make_levels(SAMPLER, SCHEDULE, evaluations)
+        self._many = cells.make_levels(*quality.REFERENCE, MANY_STEPS)
+        self._plain = self._limit(ROWS["constant"])
+        latents, words = quality.load_data() or (torch.empty(0), [])
+        self._shown = [cells.Pair(prompt, 5 * 10**6 + k) for k, prompt in enumerate(words[:images])]
+        self._axes = distances.principal_axes(latents.flatten(1), quality.AXES)
+        self._data = latents.flatten(1) @ self._axes
+
+    def _limit(self, fields: dict[str, Any]) -> Tensor:
+        return sample(fields, quality.REFERENCE[0], self._many, self.pairs).latents
+
+    def row(self, name: str) -> str:
+        fields = ROWS[name]
+        found, count = sample(fields, SAMPLER, self._few, self.pairs)
+        exact = None if fields.get("cfg_pp") else self._limit(fields)
+        own, plain = (f"{_error(found, to):.4f}" if to is not None else "none" for to in (exact, self._plain))
+        samples = in_batches(fields, self._few, self._shown).flatten(1) @ self._axes
+        distance = distances.frechet(samples, self._data)
+        return f"| {name} | {count:.3g} of {2 * self.evaluations} | {own} | {plain} | {distance:.3f} |"
+
+
+def _error(latents: Tensor, exact: Tensor) -> float:
+    return float(cells.root_mean_square(latents - exact).median())
+
+
+INTRODUCTION = """# Guidance along a run
+
+Written by `bench/guidance.py --evaluations {evaluations}`. The demo model, {sampler} on {schedule} with {evaluations}
+evaluations, guidance {w:g}; ramps have that mean in time. Passes of the network are counted, for one image. Error of
+the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images: to the same schedule of guidance with
+{many} steps, which is what the sampler loses, and to constant guidance with {many} steps, which is how far the image is
+another one. CFG++ has no limit: its scale grows with the number of steps. Fréchet distance of {images} samples to the
+training images on {axes} axes: lower is nearer to the data, of which this small model knows much by heart.
+
+| schedule | passes | error, own limit | error, constant guidance | Fréchet distance |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=int, default=8)
+    parser.add_argument("--images", type=int, default=459, help="samples for the Fréchet distance")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, default=list(ROWS), help="print these rows and write nothing"
+    )
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table(o.evaluations, o.images)
+    rows = []
+    for name in o.only:
+        rows.append(table.row(name))
+        print(rows[-1], flush=True)
+    if o.only == list(ROWS):
+        text = INTRODUCTION.format(
+            evaluations=o.evaluations, sampler=SAMPLER, schedule=SCHEDULE, w=W, pairs=len(table.pairs), many=MANY_STEPS,
+            images=o.images, axes=quality.AXES,
+        )  # fmt: skip
+        (ROOT / "docs" / "GUIDANCE.md").write_text("\n".join([text.rstrip(), *rows, ""]))
+
+
+if __name__ == "__main__":
+    main()
