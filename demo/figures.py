@@ -27,9 +27,8 @@ class Painter:
         self.model_type = "noise prediction"
         setup()
         host = import_comfyui()
-        for folder in (ROOT, ROOT / "demo"):
-            if not load_pack(host, folder):
-                raise RuntimeError(f"{folder.name} did not load")
+        if not load_pack(host, ROOT):
+            raise RuntimeError("the pack did not load, see the messages above")
         self.nodes = host.NODE_CLASS_MAPPINGS
 
     @torch.inference_mode()
