@@ -6,6 +6,7 @@ from ..demo.nodes import Demo
 from .auto import FewStepAuto
 from .compare import FewStepCompare
 from .guidance import FewStepGuidance, FewStepGuidancePatch, FewStepGuider
+from .inversion import FewStepDiffEditMask, FewStepInvert
 from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewStepSavePlan
 from .registration import register
 from .sampling import FewStepSampler, FewStepScheduler
@@ -27,6 +28,8 @@ class FewStep(ComfyExtension):
             FewStepSavePlan,
             FewStepPlanSampler,
             FewStepInspectPlan,
+            FewStepInvert,
+            FewStepDiffEditMask,
             FewStepAuto,
             FewStepCompare,
             FewStepFilmStrip,

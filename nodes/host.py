@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
@@ -59,6 +59,7 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
                 return learned_function(published)(model, x, None, extra_args, callback, disable)
             logging.info("%s: the published numbers are left out: %s", spec.label, reason)
         flow = is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
+        options = partial_options(spec, sigmas, options)
         info: dict[str, int] = {}
         samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **options)
         if spec.adaptive:
@@ -68,6 +69,15 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     sample.__name__ = f"sample_fewstep_{spec.id}"
     sample.__doc__ = f"{spec.label}: {spec.help} {spec.paper}"
     return sample
+
+
+def partial_options(spec: SamplerSpec, sigmas: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that may be the first part of one: where noise is left, no step is the final one.
+
+    So the order is not lowered at the end of a part (`lower_order_final`), as it is not in the host's own samplers.
+    """
+    part = float(sigmas[-1]) > 0 and any(option.name == "lower_order_final" for option in spec.options)
+    return {**options, "lower_order_final": False} if part else dict(options)
 
 
 class LevelRange(NamedTuple):

@@ -98,7 +98,7 @@ def invert(
         image: clean, [B, C, ...].
         sigmas: 1-D, descending, as the sampler will use them. If they end above 0, the image is taken for alpha_n x_0.
         extra_args: passed on to the model.
-        callback: as in `SamplerSpec.function`; its `i` counts the steps of all runs up and down.
+        callback: as in `SamplerSpec.function`; `i` counts the steps of all runs up and down, of `steps` in all.
         disable: hides the progress bar.
         flow: levels of a rectified-flow model.
         refinements: at most so many. Each costs an evaluation at each level, or a run down and one up.
@@ -120,7 +120,8 @@ def invert(
     at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
     runs_down = rounds + (measure or rounds > 0)
     steps_up = (1 + rounds) * (1 + at_each_level) * way.steps_up
-    with progress_bar(steps_up + runs_down * way.steps_down, disable) as way.bar:
+    way.steps = steps_up + runs_down * way.steps_down
+    with progress_bar(way.steps, disable) as way.bar:
         best = way.up(target, 1 + at_each_level)
         given, best_error = target, None
         errors: list[Tensor] = []
@@ -146,6 +147,7 @@ def invert(
 class _Way:
     """The runs of one sampler up and down some levels, and what they cost."""
 
+    steps = 0
     bar: Any = None
 
     def __init__(
@@ -199,7 +201,7 @@ class _Way:
 
     def _report(self, step: dict[str, Any]) -> None:
         if self.callback is not None:
-            self.callback(step | {"i": self.done})
+            self.callback(step | {"i": self.done, "steps": self.steps})
         self.done += 1
         self.bar.update(1)
 
@@ -297,9 +299,8 @@ class Anderson:
         dx, dr = (torch.stack([self.seen[0][k] - old[k] for old in list(self.seen)[1:]], dim=-1) for k in (0, 1))
         wide = torch.promote_types(x.dtype, torch.float32)
         basis, target = dr.flatten(1, -2).to(wide), residual.flatten(1).to(wide)[..., None]
-        gram, right = (basis.mT @ basis).cpu(), (basis.mT @ target).cpu()
-        small = torch.finfo(wide).eps * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1) + torch.finfo(wide).tiny
-        gamma = torch.linalg.solve(gram + small[:, None, None] * torch.eye(gram.shape[-1]), right)
+        gram, right = (basis.mT @ basis).cpu().nan_to_num(), (basis.mT @ target).cpu().nan_to_num()
+        gamma = torch.linalg.lstsq(gram, right, driver="gelsd").solution  # small, and singular at the solution
         shift = (dx + dr).flatten(1, -2).to(wide) @ gamma.to(x.device)
         return x + residual - shift.to(x.dtype).view_as(x)
 
