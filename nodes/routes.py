@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import comfy.model_sampling
 from aiohttp import web
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
@@ -25,7 +26,7 @@ from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
 from .auto import pick
 from .guidance import read_values
-from .host import LevelRange, sigmas_over
+from .host import LevelRange, progress, sigmas_over
 from .options import chosen_options
 from .plans import FewStepLoadPlan
 from .sampling import FewStepScheduler
@@ -232,6 +233,15 @@ def _run_of_plan(learned: Learned) -> _Run:
     return _Run(label, base.order, list(recipe.sigmas), recipe.plan(), factors, over_model=False)
 
 
+def _model_sampling(levels: LevelRange) -> Any:
+    """Noise levels in time as most models of this kind have them: what ramps run along."""
+    if not levels.flow:
+        return comfy.model_sampling.ModelSamplingDiscrete()
+    sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
+    sampling.set_parameters(shift=levels.shift)
+    return sampling
+
+
 def _scales(given: Any, run: _Run, levels: LevelRange) -> list[float] | None:
     """The guidance scale of each evaluation; None where it is not known."""
     if given is None:
@@ -244,5 +254,6 @@ def _scales(given: Any, run: _Run, levels: LevelRange) -> list[float] | None:
     else:
         inputs = dict(given["inputs"])
         shape, values = inputs.pop("schedule"), read_values(inputs.pop("values", ""))
-        by_step = Guidance(shape, values=values, **inputs).scales(run.sigmas, flow=levels.flow)
+        guidance = Guidance(shape, values=values, **inputs)
+        by_step = guidance.scales(run.sigmas, flow=levels.flow, progress=progress(_model_sampling(levels)))
     return [by_step[min(step, len(by_step) - 1)] * run.factors[i] for i, step in enumerate(steps)]

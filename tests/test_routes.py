@@ -98,6 +98,20 @@ def test_guidance_of_each_step(routes):
     assert set(scales) == {1.0, 5.0} and scales[0] == scales[-1] == 1.0 and 15 < total < 30
 
 
+@pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
+def test_ramps_are_drawn_in_the_hosts_percent(comfyui, routes, model_type):
+    """A linear ramp has come as far as sampling."""
+    model = small_model(model_type)
+    levels = comfyui.nodes["FewStepScheduler"].execute(model, "karras", 8, 1.0).ui["fewstep_levels"][0]
+    ramp = node("FewStepGuidance", schedule="linear", cfg=5.0, cfg_end=2.0, values="")
+    request = {"node": node("FewStepSampler", sampler="euler"), "sigmas": scheduler(), "guidance": ramp}
+    drawn = routes.plan(request | {"levels": levels})
+    sampling = model.get_model_object("model_sampling")
+    for scale, evaluation in list(zip(drawn["guidance"], drawn["evaluations"], strict=True))[1:]:
+        reached = float(sampling.percent_to_sigma((5.0 - scale) / 3.0))
+        assert reached == pytest.approx(evaluation["sigma"], rel=1e-3)
+
+
 def test_learned_plans(comfyui, routes):
     loaded = node("FewStepLoadPlan", file="built-in: amed_dpm_2m (SD1.5, 10 evaluations)", text="")
     sampler = node("FewStepPlanSampler", plan=loaded, see_bottleneck=True)
