@@ -6,6 +6,7 @@ import { addPlot, redrawAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
+import { translateDefinitions, translateNode } from "./translate.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
 /** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
@@ -27,12 +28,17 @@ app.registerExtension({
     options = await (await api.fetchApi("/fewstep/options")).json();
   },
 
+  addCustomNodeDefs(definitions) {
+    return translateDefinitions(definitions);
+  },
+
   beforeRegisterVueAppNodeDefs(definitions) {
     addSearchWords(definitions);
   },
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("FewStep")) return;
+    translateNode(node);
     node.title = withoutSearchWords(node.title, node.comfyClass);
     const own = options[node.comfyClass];
     if (own) {

@@ -117,11 +117,12 @@ const SCENES = {
         { model: [0, "MODEL"], source: [0, "positive"], target: [5, "positive"], latent_image: [4, "output"] },
       ],
       ["MaskToImage", {}, { mask: [6, "mask"] }],
-      ["PreviewImage", {}, { images: [7, "IMAGE"] }],
+      ["ImageScale", { upscale_method: "nearest-exact", width: 256, height: 256 }, { image: [7, "IMAGE"] }],
+      ["PreviewImage", {}, { images: [8, "IMAGE"] }],
       ["FewStepDemoDecode", {}, { samples: [4, "output"] }],
-      ["PreviewImage", {}, { images: [9, "IMAGE"] }],
+      ["PreviewImage", {}, { images: [10, "IMAGE"] }],
     ],
-    show: [10, 6, 8],
+    show: [11, 6, 9],
     run: true,
   },
   FewStepDemoModel: {
@@ -257,7 +258,7 @@ function arrange(page, ids) {
     }
     const [width, height] = [x - 50, Math.max(...shown.map((node) => node.size[1])) + LiteGraph.NODE_TITLE_HEIGHT];
     const canvas = app.canvas.canvas.getBoundingClientRect();
-    const scale = Math.min(1, 1100 / width, 700 / height);
+    const scale = Math.min(1, 880 / width, 700 / height);
     app.canvas.ds.scale = scale;
     app.canvas.ds.offset = [100 / scale, 120 / scale];
     app.canvas.deselectAll?.();

@@ -12,8 +12,11 @@ const FLAGS = [
 const READY = () =>
   globalThis.app?.graph && globalThis.app?.extensionManager && LiteGraph?.registered_node_types?.FewStepScheduler;
 
-/** Opens ComfyUI at `url`. Nothing but loopback is reached. Gives the page, what it complained of, and how to end. */
-export async function open(url, { chromium, modules, locale }) {
+/**
+ * Opens ComfyUI at `url`. Nothing but loopback is reached. Gives the page, what it complained of, and how to
+ * load it in another language and to end.
+ */
+export async function open(url, { chromium, modules }) {
   const { chromium: browser } = createRequire(join(modules, "package.json"))("playwright-core");
   const profile = mkdtempSync(join(tmpdir(), "fewstep-browser-"));
   const context = await browser.launchPersistentContext(profile, {
@@ -27,6 +30,7 @@ export async function open(url, { chromium, modules, locale }) {
     await context.close();
     rmSync(profile, { recursive: true, force: true });
   };
+  let locale = "en";
   try {
     await context.route("**", (route) =>
       ["127.0.0.1", "localhost"].includes(new URL(route.request().url()).hostname) ? route.continue() : route.abort(),
@@ -34,7 +38,12 @@ export async function open(url, { chromium, modules, locale }) {
     await context.route("**/api/settings", async (route) => {
       if (route.request().method() !== "GET") return route.fulfill({ status: 200 });
       const settings = await (await route.fetch()).json();
-      const ours = { "Comfy.TutorialCompleted": true, "Comfy.InstalledVersion": "1.32.9", "Comfy.Locale": locale ?? "en" };
+      const ours = {
+        "Comfy.TutorialCompleted": true,
+        "Comfy.InstalledVersion": "1.32.9",
+        "Comfy.Locale": locale,
+        "Comfy.Workflow.ShowMissingModelsWarning": false, // of checkpoints that are the user's
+      };
       return route.fulfill({ json: { ...settings, ...ours } });
     });
     await context.route("**/api/settings/*", (route) => route.fulfill({ status: 200 })); // nothing is kept
@@ -45,9 +54,13 @@ export async function open(url, { chromium, modules, locale }) {
       if (message.type() === "error") complaints.push(`${message.text()} (${message.location().url})`);
     });
     page.on("pageerror", (error) => complaints.push(`${error.message}\n${error.stack}`));
-    await page.goto(url);
-    await page.waitForFunction(READY, null, { timeout: 60000 });
-    return { page, complaints, close };
+    const load = async (language) => {
+      locale = language;
+      await page.goto(url);
+      await page.waitForFunction(READY, null, { timeout: 60000 });
+    };
+    await load("en");
+    return { page, complaints, load, close };
   } catch (error) {
     await close();
     throw error;
