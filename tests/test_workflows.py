@@ -28,7 +28,7 @@ CHECKPOINTS = {SD15["name"]: "SD15.ckpt", SDXL["name"]: "SDXL.ckpt", REFINER["na
 # What is made smaller: numbers by input, at most so much; nodes that sample many times. Nothing else is changed.
 SMALL = {"width": 64, "height": 64, "megapixels": 0.01, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2}
 SHORT = {
-    "FewStepCalibrate": {"evaluations": 2, "samples": 2, "teacher_steps": 6, "rounds": 1, "base": "dpmpp_2m"},
+    "FewStepCalibrate": {"evaluations": 2, "samples": 1, "teacher_steps": 4, "rounds": 1, "base": "dpmpp_2m"},
     "FewStepCompare": {"samplers": "euler\nfewstep_ipndm_v", "steps": "3", "reference_steps": 6},
     "FewStepDiffEditMask": {"noises": 2},
 }

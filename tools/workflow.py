@@ -114,7 +114,8 @@ Value = Output | str | int | float | bool
 WIDTH, GAP = 360, 70  # of a node, and between the nodes of two groups
 TITLE, SLOT, WIDGET, TEXT, LINE = 30, 20, 24, 110, 17  # heights
 PICTURE, PLOT = 300, 174
-ROOM = {"LoadImage": PICTURE, "SaveImage": PICTURE, "PreviewImage": PICTURE, "FewStepPlanSampler": PLOT}
+ROOM = {"LoadImage": PICTURE, "SaveImage": PICTURE, "PreviewImage": PICTURE}
+ROOM |= {"FewStepPlanSampler": PLOT, "FewStepAuto": PLOT}
 FITTED = {"FewStepSampler": 304, "FewStepScheduler": 400}  # with a plot, without the widgets of other choices
 
 
