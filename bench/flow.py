@@ -24,7 +24,7 @@ EVALUATIONS = (5, 8, 12)
 HOST = ("euler", "heun", "dpmpp_2m", "uni_pc")
 HOST_SCHEDULES = ("simple", "beta")
 OURS = ("dpmpp_2m", "dpm_2m", "dpmpp_3m", "dpm_3m", "unipc", "ipndm_v", "deis")
-OUR_SCHEDULES = ("time_uniform", "beta", "karras", "exponential")
+OUR_SCHEDULES = ("time_uniform", "beta", "beta shift 1.5", "karras", "exponential")
 EVALUATIONS_A_STEP = {"heun": 2}  # but one in the step to 0
 
 
@@ -37,8 +37,9 @@ class Bench(Painter):
     def images(self, sampler: str, schedule: str, steps: int, host: bool = False) -> torch.Tensor:
         """[prompts * COUNT, H, W, 3]."""
         if not host:
-            paints = [self.paint(p, steps, sampler, schedule, early=steps < 100, count=COUNT) for p in PROMPTS]
-            return torch.cat(paints)
+            name, *shift = schedule.split(" shift ")
+            options = {"early": steps < 100, "count": COUNT, "shift": float(*shift)}
+            return torch.cat([self.paint(prompt, steps, sampler, name, **options) for prompt in PROMPTS])
         images = []
         for prompt in PROMPTS:
             model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "", self.model_type).result

@@ -32,14 +32,15 @@ class Painter:
         self.nodes = host.NODE_CLASS_MAPPINGS
 
     @torch.inference_mode()
-    def paint(self, prompt: str, steps: int, sampler: str, schedule: str, *, early: bool = False, count: int = 1):
+    def paint(
+        self, prompt: str, steps: int, sampler: str, schedule: str, *, early=False, count: int = 1, shift: float = 0.0
+    ):
         """`count` images [count, H, W, 3] in 0 ... 1; `early` leaves out the last level above 0."""
         model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "", self.model_type).result
         (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
         (solver,) = self.nodes["FewStepSampler"].execute(sampler).result
-        (sigmas,) = (
-            self.nodes["FewStepScheduler"].execute(model, schedule, steps, 1.0, discard_penultimate=early).result
-        )
+        options = {"discard_penultimate": early, "shift": shift}
+        (sigmas,) = self.nodes["FewStepScheduler"].execute(model, schedule, steps, 1.0, **options).result
         out, _ = (
             self.nodes["SamplerCustom"]
             .execute(model, True, 1, GUIDANCE, positive, negative, solver, sigmas, latent)
