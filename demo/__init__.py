@@ -1,5 +1,1 @@
-"""Demo nodes: a small text-to-emoji model, sampled by the host as any other. Not part of the pack."""
-
-from .nodes import comfy_entrypoint
-
-__all__ = ["comfy_entrypoint"]
+"""The demo model, a small text-to-emoji network, with its nodes, which come with those of the pack."""

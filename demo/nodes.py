@@ -139,7 +139,3 @@ class FewStepDemoEncode(io.ComfyNode):
 class Demo(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [FewStepDemoModel, FewStepDemoLatent, FewStepDemoDecode, FewStepDemoEncode]
-
-
-async def comfy_entrypoint() -> Demo:
-    return Demo()
