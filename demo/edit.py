@@ -1,9 +1,12 @@
-"""The picture of docs/EDITING.md: one emoji edited into another by the nodes of the pack and of the host.
+"""The picture and the table of docs/EDITING.md, made with the nodes of the pack and of the host.
 
 .host/venv/bin/python demo/edit.py
 """
 
 from __future__ import annotations
+
+import math
+import re
 
 import torch
 from figures import GUIDANCE, ROOT, Painter, grid
@@ -48,9 +51,81 @@ class Editor(Painter):
         pictures.insert(1, interpolate(mask[:, None], size=size)[0].movedim(0, -1).expand(*size, 3))
         return pictures, report
 
+    @torch.inference_mode()
+    def error(
+        self, model_type: str, cfg: float, prompt: str, sampler: str, refinements: int | None
+    ) -> tuple[int, float]:
+        """Evaluations of an inversion, and the relative round-trip error; None: plain, up the levels above 0."""
+        model, positive, negative = self.run("FewStepDemoModel", prompt, "", model_type)
+        (latent,) = self.run("FewStepDemoLatent", 1)
+        schedule = "time_uniform" if model_type == "rectified flow" else "karras"
+        (sigmas,) = self.run("FewStepScheduler", model, schedule, STEPS, 1.0)
+        (exact,) = self.run("FewStepScheduler", model, schedule, 3 * STEPS, 1.0)
+        (solver,) = self.run("FewStepSampler", "dpmpp_3m")
+        image, _ = self.run("SamplerCustom", model, True, 5, GUIDANCE, positive, negative, solver, exact, latent)
+        if refinements is not None:
+            *_, report = self.run(
+                "FewStepInvert", model, positive, negative, image, cfg, sampler, sigmas, refinements, True
+            )
+            evaluations = int(re.search(r"(\d+) evaluations", report)[1])
+            shown = report.splitlines()[1].split(": ")[1]
+            return evaluations - STEPS, rms(float(error) / 100 for error in shown.split(", "))
+
+        import comfy.samplers
+
+        (solver,) = self.run("FewStepSampler", sampler)
+        errors: list[float] = []
+
+        def up_and_down(model, x, sigmas, extra_args=None, callback=None, disable=None):
+            clean = model.latent_image
+            flow = model_type == "rectified flow"
+            lowest = clean * (1 - sigmas[-2]) if flow else clean
+            noise = solver.sampler_function(model, lowest, sigmas[:-1].flip(0), extra_args, None, True)
+            again = solver.sampler_function(model, noise, sigmas, extra_args, None, True)
+            errors.extend(((again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).tolist())
+            return x
+
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        samples = image["samples"]
+        both = comfy.samplers.KSAMPLER(up_and_down)
+        guider.sample(torch.zeros_like(samples), samples, both, sigmas, disable_pbar=True)
+        return STEPS - 1, rms(errors)
+
+
+def rms(errors) -> float:
+    errors = list(errors)
+    return math.sqrt(sum(error**2 for error in errors) / len(errors))
+
+
+WAYS = (
+    ("ddim", None),
+    ("dpmpp_2m", None),
+    *((id, 0) for id in ("ddim", "dpmpp_2m", "dpmpp_3m", "ipndm_v")),
+    ("ddim", 1),
+)
+
+
+def table(editor: Editor) -> None:
+    """Round-trip errors in percent, over an image of each prompt."""
+    columns = [(kind, cfg) for kind in ("noise prediction", "rectified flow") for cfg in (1.0, GUIDANCE)]
+    print("| way up | evaluations |", *(f"{kind}, cfg {cfg:g} |" for kind, cfg in columns))
+    for sampler, refinements in WAYS:
+        cells = []
+        for kind, cfg in columns:
+            found = [
+                editor.error(kind, cfg, source, sampler, refinements)
+                for source in ("cat face", "red apple", "pizza", "frog")
+            ]
+            cells.append(f"{100 * rms(error for _, error in found):.2g} |")
+        way = "plain" if refinements is None else f"ours, {refinements} refinements"
+        print(f"| {sampler}, {way} | {found[0][0]} |", *cells, flush=True)
+
 
 if __name__ == "__main__":
     editor, rows = Editor(), []
+    table(editor)
     for edit in EDITS:
         pictures, report = editor.edit(*edit)
         rows.append(pictures)

@@ -219,9 +219,8 @@ def solve_backward(
 
     From the last level up, x_i is found from x_(i+1) in two moves:
 
-    1. A guess: the step solved for x_i with predictions taken from the line in lambda through those at the last two
-       levels (which is DPM-Solver++(2M) on ascending levels, in the sampler's own formula). At the first level there
-       are none: the image is taken as it is.
+    1. A guess: the step solved for x_i with predictions from the line in lambda through those at the last two levels,
+       an explicit inversion of order 2. At the last level there are none: the image is taken as it is, x = alpha image.
     2. With each evaluation there, a Newton step with the Jacobian m_i that the step has for data of unit variance:
 
            x_i <- x_i + (x_(i+1) - step(x_i)) / m_i,        dD/dx = alpha / (alpha^2 + sigma^2).
