@@ -1,4 +1,4 @@
-"""Draws the pictures of the help pages (web/docs/images), each in a headless Chromium: `make screenshots`.
+"""Draws the pictures of the help pages (web/docs/images) and docs/graph.png in a headless Chromium: `make screenshots`.
 
 .host/venv/bin/python tools/screenshots.py [NodeId ...]
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 IMAGES = ROOT / "web" / "docs" / "images"
 LARGEST = 60 * 1024  # bytes of a picture
-COLOURS = 128
+COLOURS = 256
 
 
 def main() -> None:
@@ -29,10 +29,10 @@ def main() -> None:
         with server(Path(temporary, "log"), *arguments) as host:
             given |= {"url": host.url, "out": folder}
             subprocess.run([node(), str(SCRIPTS / "pictures.mjs"), json.dumps(given)], check=True, env=environment())
-        for path in sorted(Path(folder).glob("FewStep*.png")):
+        for path in sorted([*Path(folder).glob("FewStep*.png"), *Path(folder).glob("graph.png")]):
             picture = Image.open(path).convert("RGB")
-            target = IMAGES / path.name
-            picture.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+            target = (IMAGES if path.stem.startswith("FewStep") else ROOT / "docs") / path.name
+            picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
             print(f"{path.name}: {picture.width} x {picture.height}, {target.stat().st_size // 1024} KB")
             if target.stat().st_size > LARGEST:
                 sys.exit(f"{path.name} has more than {LARGEST} bytes: show less in tests/browser/pictures.mjs")

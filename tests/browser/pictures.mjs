@@ -1,5 +1,5 @@
 /**
- * Draws the pictures of the help pages: a small graph for each node, on the demo model where it runs.
+ * Draws the pictures of the help pages and of the README: a small graph for each node, on the demo model where it runs.
  *
  *     node pictures.mjs '{"url", "chromium", "modules", "out", "only"}'        (tools/screenshots.py)
  *
@@ -138,6 +138,19 @@ const SCENES = {
     show: [0, 6],
     run: true,
   },
+  graph: {
+    nodes: [
+      MODEL,
+      ["FewStepDemoLatent", { batch_size: 4 }],
+      ["FewStepScheduler", { schedule: "time_quadratic", steps: 8 }, { model: [0, "MODEL"] }],
+      ["FewStepSampler", {}],
+      ["SamplerCustom", { cfg: 3, noise_seed: 1 }, { ...CONNECTED, sampler: [3, "SAMPLER"], sigmas: [2, "SIGMAS"] }],
+      ["FewStepDemoDecode", {}, { samples: [4, "output"] }],
+      ["PreviewImage", {}, { images: [5, "IMAGE"] }],
+    ],
+    show: [2, 3, 6],
+    run: true,
+  }, // for the README
   FewStepDemoLatent: { nodes: [["FewStepDemoLatent", { batch_size: 4 }]] },
   FewStepDemoDecode: { nodes: [["FewStepDemoDecode", {}]] },
   FewStepDemoEncode: { nodes: [["FewStepDemoEncode", {}]] },
