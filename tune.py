@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--base", default="auto", help="the sampler to start from (%(default)s: the best of some)")
     calibrate.add_argument("--rounds", type=int, default=4, help="of the fit, at most (%(default)s)")
     calibrate.add_argument("--batch", type=int, default=0, help="images at once, at most (all that fit)")
+    calibrate.add_argument(
+        "--derivatives",
+        choices=("differences", "backpropagation"),
+        default="differences",
+        help="how those of the error are taken (%(default)s, which work with every model and are nearly always better)",
+    )
     train = commands.add_parser("train", parents=[common], help="train the network of AMED")
     train.add_argument("--base", default="amed_dpm_2m", help="the solver that is helped (%(default)s)")
     train.add_argument("--schedule", default="karras", help="of all levels; every second is learned (%(default)s)")
@@ -95,6 +101,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, default=0.005, help="of Adam (%(default)s)")
     train.add_argument(
         "--goal", choices=("last sample", "each step"), default="last sample", help="what is matched (%(default)s)"
+    )
+    train.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help="a plan or predictor to begin with; --base, --schedule and --afs are then its own",
     )
     return whole
 
@@ -208,10 +220,13 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
         common = {name: getattr(options, name) for name in ("evaluations", "seed", "samples", "teacher_steps")}
         if options.command == "calibrate":
             bases = tuning.DEFAULT_BASES if options.base == "auto" else (options.base,)
-            return tuning.Calibration(session, bases=bases, rounds=options.rounds, **common), path
-        own = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
-        own += ("teacher_extra", "learning_rate", "goal")
-        return tuning.Training(session, **common, **{name: getattr(options, name) for name in own}), path
+            own = {"bases": bases, "rounds": options.rounds, "derivatives": options.derivatives}
+            return tuning.Calibration(session, **common, **own), path
+        names = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
+        names += ("teacher_extra", "learning_rate", "goal")
+        own = {name: getattr(options, name) for name in names}
+        start = plans.load(options.start) if options.start else None
+        return tuning.Training(session, start=start, **common, **own), path
 
 
 def _import_package() -> str:

@@ -2,14 +2,18 @@
 
     .host/venv/bin/python demo/learn.py                       # all; files that are there already are left alone
     .host/venv/bin/python demo/learn.py --only calibrated --evaluations 5 6
+    .host/venv/bin/python demo/learn.py --refine              # trains the predictors that were only fitted
 
-`calibrated-N` is a calibrated plan. `amed-BASE-N` is a predictor for the inserted levels of AMED over a base solver,
-its numbers fitted to the last sample. Prompts and seeds are none of those on which bench/quality.py reports.
+`calibrated-N` is a calibrated plan. `amed-BASE-N` is a predictor for the inserted levels of AMED over a base solver.
+Its numbers are fitted to the last sample first, the same for all images; over ipndm_v they are those of the calibrated
+plan. Then it is trained image by image, which stays if it helps images that nothing was fitted to. No prompt and no
+seed is one of those on which bench/quality.py reports.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import resource
 import sys
 import time
@@ -30,79 +34,128 @@ PROMPTS = (
     "evergreen tree", "four leaf clover",
 )  # fmt: skip
 
-EVALUATIONS = (4, 5, 6, 8, 10, 12)
-BASES = ("amed", "dpmpp_2m", "dpm_2m", "ipndm", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
+EVALUATIONS = (5, 6, 8, 4, 10, 12)
+CALIBRATED = "ipndm_v"  # the base of the calibrated plans
+BASES = (CALIBRATED, "dpmpp_2m", "dpm_2m", "ipndm", "amed", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
+PAIRED = ("amed", "amed_dpm_2s")  # an odd number of evaluations is one more without the first (AFS)
 GUIDANCE = 3.0
-SEED = 10_000
-SAMPLES = 16
+SEED, SAMPLES = 10_000, 16  # of the fit
+SEED_TRAINED, HELD, BATCH, BATCHES = 20_000, 32, 16, 8  # of the training
+TEACHER = 30  # steps in training, which needs them for every image; the fit has 50
 
 
 class Learning:
     """The demo model with its prompts."""
 
-    def __init__(self, tuning: Any, samples: int):
+    def __init__(self, pack: Any, options: argparse.Namespace):
         from demo.model import load
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
-        self.tuning, self.samples = tuning, samples
+        self.tuning, self.files, self.options = pack.nodes.tuning, pack.samplers.learned, options
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
-        self.session = tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
+        self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
 
     @staticmethod
     def _entry(words: Any, prompt: str) -> list[Any]:
         embedding = words.encode(prompt)[0]
         return [embedding[:, None], {"pooled_output": embedding}]
 
-    def calibration(self, evaluations: int, **options: Any) -> Any:
+    def path(self, name: str) -> Path:
+        return self.options.out / f"{name}.safetensors"
+
+    def calibrated(self, evaluations: int, **options: Any) -> Any:
         calibration = self.tuning.Calibration(
-            self.session, evaluations=evaluations, seed=SEED, samples=self.samples, **options
+            self.session,
+            evaluations=evaluations,
+            seed=SEED,
+            samples=self.options.samples,
+            rounds=self.options.rounds,
+            **options,
         )
         for _ in calibration:
             pass
-        return calibration
+        return calibration.learned
 
-    def calibrated(self, evaluations: int, rounds: int) -> Any:
-        return self.calibration(evaluations, rounds=rounds).learned
+    def amed(self, base: str, evaluations: int) -> Any:
+        """The numbers of the inserted levels, and a predictor that gives them to every image."""
+        if base == CALIBRATED:
+            plan = self.files.load(self.path(f"calibrated-{evaluations}"))
+        else:
+            free = ("level", "scale_dir", "scale_time")
+            afs = base in PAIRED and evaluations % 2 == 1
+            plan = self.calibrated(evaluations, bases=(base,), free=free, inserted=True, afs=afs)
+        levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)
+        predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
+        return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
 
-    def amed(self, base: str, evaluations: int, rounds: int) -> Any:
-        """The numbers of the inserted levels, and a predictor that gives them."""
-        free = ("level", "scale_dir", "scale_time")
-        found = self.calibration(evaluations, bases=(base,), free=free, rounds=rounds, inserted=True).learned
-        largest = [max(abs(t[k] - 1) for t in found.recipe.tunings) for k in range(2)]
-        predictor = self.tuning.Predictor(*(min(0.99, max(0.05, 1.5 * size)) for size in largest))
-        predictor.start_at(self.tuning.read_levels(found.recipe.sigmas, found.recipe.flow), found.recipe.tunings)
-        return self.tuning.Learned(found.recipe, predictor.eval().requires_grad_(False), found.about)
+    def trained(self, learned: Any) -> Any:
+        """Trained image by image; as it was, where that does not help images that it was not trained on."""
+        training = self.tuning.Training(
+            self.session,
+            evaluations=learned.recipe.nfe,
+            start=learned,
+            seed=SEED_TRAINED,
+            iterations=self.options.train,
+            batch=BATCH,
+            samples=HELD,
+            teacher_steps=TEACHER,
+        )
+        for _ in training:
+            pass
+        found = training.learned
+        told = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
+        about = {**learned.about, "trained": {name: found.about[name] for name in told}}
+        return dataclasses.replace(found, about=about)
+
+    def learn(self, name: str) -> Any | None:
+        """What is to be written to a file; None if there is nothing to do."""
+        path = self.path(name)
+        kind, *base, evaluations = name.split("-")
+        if self.options.refine:
+            learned = self.files.load(path) if path.exists() and kind == "amed" else None
+            return self.trained(learned) if learned is not None and "trained" not in learned.about else None
+        if path.exists():
+            return None
+        if kind == "calibrated":
+            return self.calibrated(int(evaluations))
+        learned = self.amed(*base, int(evaluations))
+        return self.trained(learned) if self.options.train else learned
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("calibrated", "amed"))
+    parser.add_argument("--refine", action="store_true", help="train predictors that are there and were only fitted")
     parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     parser.add_argument("--bases", nargs="+", default=BASES)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="of a fit, at most (%(default)s)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that are fitted to, and as many to check with")
+    parser.add_argument("--train", type=int, default=BATCHES, help="batches of a training (%(default)s); 0: none")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "plans")
-    o = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     import_comfyui()
-    learning = Learning(import_pack().nodes.tuning, o.samples)
-    wanted = [] if o.only == "amed" else [(f"calibrated-{n}", "", n) for n in o.evaluations]
-    if o.only != "calibrated":
-        wanted += [(f"amed-{base}-{n}", base, n) for base in o.bases for n in o.evaluations]
-    for name, base, evaluations in wanted:
-        path = o.out / f"{name}.safetensors"
-        if path.exists():
-            continue
+    learning = Learning(import_pack(), options)
+    names = [] if options.only == "amed" else [f"calibrated-{n}" for n in options.evaluations]
+    if options.only != "calibrated":
+        names += [f"amed-{base}-{n}" for base in options.bases for n in options.evaluations]
+    for name in names:
         start = time.monotonic()
-        learned = learning.amed(base, evaluations, o.rounds) if base else learning.calibrated(evaluations, o.rounds)
-        learned.save(path)
-        about = learned.about
-        print(
-            f"{name}: {about['error_before']:.4f} ({about['baseline']}) -> {about['error_after']:.4f} in "
-            f"{time.monotonic() - start:.0f} s; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
-            flush=True,
-        )
+        learned = learning.learn(name)
+        if learned is None:
+            continue
+        learned.save(learning.path(name))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{name}: {told(learned.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
+
+
+def told(about: Any) -> str:
+    fitted = f"{about['error_before']:.4f} ({about['baseline']}) -> {about['error_after']:.4f}"
+    if "trained" not in about:
+        return fitted
+    trained = about["trained"]
+    return f"{fitted}; trained: {trained['error_before']:.4f} -> {trained['error_after']:.4f}"
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ class Session:
         if together:
             return self._run(function, levels, samples, callback)
         latents: dict[int, Tensor] = {}
-        waiting = self._groups(samples)
+        waiting = self.groups(samples)
         while waiting:
             group = waiting.pop(0)
             try:
@@ -191,7 +191,7 @@ class Session:
             latents.update(zip(group, found, strict=True))
         return torch.stack([latents[k] for k in range(len(samples))])
 
-    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
+    def groups(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Which samples share a batch."""
         together: dict[int, list[int]] = {}
         for k, sample in enumerate(samples):

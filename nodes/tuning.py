@@ -7,18 +7,21 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers import SAMPLERS, SCHEDULES, NonFiniteError
 from ..samplers.calibrate import (
     DEFAULT_BASES,
     DEFAULT_FREE,
+    DifferentiableGoal,
     Goal,
     Progress,
+    Unknown,
     calibrate,
     geometric_mean,
     plain_recipes,
@@ -30,7 +33,15 @@ from ..samplers.predictor import Predictor
 from ..samplers.recipe import Recipe
 from ..samplers.train import Trainer
 from .bottleneck import Bottleneck
-from .host import fingerprint, is_flow, learned_function, sampler_function, schedule_sigmas, time_shift
+from .host import (
+    fingerprint,
+    guidance_of,
+    is_flow,
+    learned_function,
+    level_range,
+    sampler_function,
+    schedule_sigmas,
+)
 from .plans import PLAN, free_path
 from .plots import Panel, line_plot
 from .progress import Display
@@ -38,8 +49,13 @@ from .sampling import CATEGORY
 from .session import Conditioning, Sample, Session
 
 TEACHER = "dpmpp_2m"
+DERIVATIVES = ("differences", "backpropagation")
 GOALS = ("last sample", "each step")
-AMED_BASES = ("amed", "amed_dpm_2s", "amed_dpm_2m", "euler", "ipndm", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m")
+AMED_BASES = (
+    "amed", "amed_dpm_2s", "amed_dpm_2m", "euler", "ipndm", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m", "ipndm_v",
+    "deis",
+)  # fmt: skip
+SLOWEST = 0.1  # of the learning rate, at the end
 
 
 class Work(Protocol):
@@ -69,6 +85,8 @@ class Calibration:
         free: what is fitted, of `samplers.calibrate.KINDS`; guidance only where there is any.
         rounds: at most so many.
         inserted: fit the numbers of every second level alone, those of AMED.
+        afs: whether the first evaluation is left out (`analytical_first_step`).
+        derivatives: how the error's are taken, of `DERIVATIVES`.
 
     Raises:
         ValueError: naming the input at fault.
@@ -86,22 +104,25 @@ class Calibration:
         free: Sequence[str] = DEFAULT_FREE,
         rounds: int = 4,
         inserted: bool = False,
+        afs: bool = False,
+        derivatives: str = DERIVATIVES[0],
     ):
         _check_counts(evaluations=evaluations, samples=samples, rounds=rounds)
+        _check_choice("derivatives", derivatives, DERIVATIVES)
         for base in bases:
             Recipe(base, (2.0, 1.0))  # complains of one that no plan can follow
         self.session, self.progress = session, None
         self.fitted, self.held = split(session.prompts, seed, samples, samples)
         self._teacher = Teacher(session, teacher_steps, evaluations)
-        self._starts = _plain_recipes(session, bases, evaluations)
+        self._starts = _plain_recipes(session, bases, evaluations, afs)
         self._free = [kind for kind in free if kind != "guidance" or session.guidance not in (0, 1)]
         self._rounds, self._inserted = rounds, inserted
-        self._baseline: Recipe | None = None
+        self._backpropagate = derivatives == DERIVATIVES[1]
+        self._baseline = next(iter(self._starts), None)
 
     progress: Progress | None
 
     def __iter__(self) -> Iterator[Progress]:
-        starts = [recipe for recipe, _ in self._starts]
         fit, check = (
             Goal(lambda recipe, samples=samples: run(self.session, Learned(recipe), samples), self._teacher(samples))
             for samples in (self.fitted, self.held)
@@ -109,7 +130,14 @@ class Calibration:
         few = self.fitted[: max(2, len(self.fitted) // 4)]
         look = Goal(lambda recipe: run(self.session, Learned(recipe), few), fit.target[: len(few)])
         for progress in calibrate(
-            starts, look, fit, check, free=self._free, rounds=self._rounds, inserted=self._inserted
+            self._starts,
+            look,
+            fit,
+            check,
+            free=self._free,
+            rounds=self._rounds,
+            inserted=self._inserted,
+            backpropagate=Gradients(self.session, self.fitted, fit.target) if self._backpropagate else None,
         ):
             if progress.stage == "starts":
                 self._baseline = progress.best
@@ -134,7 +162,7 @@ class Calibration:
             about={
                 **_about(self.session, [*self.fitted, *self.held]),
                 "teacher": self._teacher.about,
-                "baseline": next(name for recipe, name in self._starts if recipe == self._baseline),
+                "baseline": self._starts[self._baseline],
                 "error_before": progress.before,
                 "error_after": progress.after,
                 "improved": self.improved,
@@ -156,6 +184,101 @@ def calibration(
     return Calibration(Session(patcher, positive, negative, guidance, latent, batch=batch), **options)
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """The samples that a plan is fitted to by backpropagation: a `Differentiable` of the host's model."""
+
+    session: Session
+    samples: Sequence[Sample]
+    target: Tensor
+
+    def slope(
+        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As that of `DifferentiableGoal`.
+
+        Raises:
+            ValueError: if no gradient goes through the model.
+        """
+        count = len(self.samples)
+        squares, slope = torch.zeros(count, dtype=torch.float64), torch.zeros_like(by)
+        for group in self.session.groups(self.samples):
+            found = self._slope(recipe, numbers, by, group, None if weights is None else weights[group])
+            squares[group] = found[0]
+            slope += found[1] * len(group) / count
+        return squares, slope
+
+    def _slope(
+        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, group: list[int], weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def follow(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
+            network = model.inner_model.inner_model
+            with (
+                guidance_of(model) as set_guidance,
+                torch.inference_mode(False),
+                differentiable(network),
+                checked(model, network.diffusion_model) as evaluate,
+            ):
+                target, there, given = (None if t is None else t.clone() for t in (self.target[group], by, weights))
+                zero = network.process_latent_out(torch.zeros_like(x)).clone()  # what it does is affine
+                scale = network.process_latent_out(torch.ones_like(x)) - zero
+                goal = DifferentiableGoal(
+                    evaluate, x.clone(), target, extra_args, set_guidance, measured=lambda x: zero + scale * x
+                )
+                found.append(goal.slope(recipe, numbers, there, given))
+            return x
+
+        try:
+            self.session.run(follow, recipe.sigmas, [self.samples[k] for k in group], together=True)
+        except (NonFiniteError, torch.cuda.OutOfMemoryError):
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"derivatives: backpropagation does not go through this model ({error}); choose differences"
+            ) from error
+        return found[0]
+
+
+@contextlib.contextmanager
+def differentiable(network: torch.nn.Module) -> Iterator[None]:
+    """A network that autograd can go through: in the place of weights that were made in inference mode stand copies."""
+    replaced = []
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                    replaced.append((tensors, name, tensor))
+                    copy_ = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    tensors[name] = torch.nn.Parameter(copy_, requires_grad=False) if is_parameter else copy_
+    try:
+        yield
+    finally:
+        for tensors, name, tensor in replaced:
+            tensors[name] = tensor
+
+
+@contextlib.contextmanager
+def checked(model: Any, network: torch.nn.Module) -> Iterator[Any]:
+    """A denoiser that complains if its network lets no gradient through."""
+    found: list[bool] = []
+    handle = network.register_forward_hook(lambda _, arguments, output: found.append(output.requires_grad))
+
+    def evaluate(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        found.clear()
+        denoised = model(x, *arguments, **options)
+        if x.requires_grad and not all(found):
+            raise ValueError("the network lets no gradient through")
+        return denoised
+
+    try:
+        yield evaluate
+    finally:
+        handle.remove()
+
+
 # Training of AMED
 
 
@@ -169,7 +292,7 @@ class Step(NamedTuple):
     geometric mean of root mean squares."""
 
     before: float
-    """Error of the base on the plain levels, on samples that are not trained on: as in `Progress`."""
+    """Error of the base on the plain levels, or of the plan it began with, on samples that are not trained on."""
 
     after: float
     """Error there of the best predictor so far; infinite until one was looked at."""
@@ -181,6 +304,8 @@ class Training:
     With torch.distributed every process takes its share of each batch; the first one knows the errors and the best.
 
     Args:
+        start: a plan or predictor for as many evaluations, to begin with; base, schedule and afs are then its own, and
+            the bounds of the scales those of its predictor, or wider than asked for where its numbers are.
         base: a solver of `AMED_BASES`.
         schedule: of the levels of all evaluations; every second is then learned.
         afs: whether the first evaluation is left out (`analytical_first_step`).
@@ -189,6 +314,7 @@ class Training:
         teacher_steps: of the run that those are compared with.
         teacher_extra: levels that the teacher has more in each step.
         scale_dir, scale_time: bounds of the predictor.
+        learning_rate: of Adam; it falls to a tenth until the end.
         goal: of `GOALS`; "each step" is the paper's.
 
     Raises:
@@ -213,16 +339,16 @@ class Training:
         scale_time: float = 0.2,
         learning_rate: float = 5e-3,
         goal: str = GOALS[0],
+        start: Learned | None = None,
     ):
         _check_counts(iterations=iterations, batch=batch, samples=samples, teacher_extra=teacher_extra)
         if evaluations < 2:
             raise ValueError(f"evaluations = {evaluations} must be at least 2: every second level is learned")
-        if base not in AMED_BASES:
-            raise ValueError(f"base = {base!r} must be one of {', '.join(AMED_BASES)}")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule = {schedule!r} must be one of {', '.join(SCHEDULES)}")
-        if goal not in GOALS:
-            raise ValueError(f"goal = {goal!r} must be one of {', '.join(GOALS)}")
+        _check_choice("base", base, AMED_BASES)
+        _check_choice("schedule", schedule, tuple(SCHEDULES))
+        _check_choice("goal", goal, GOALS)
+        if start is not None:
+            _check_start(start, session, evaluations)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate = {learning_rate} must be above 0")
         self._rank, self._processes = _place()
@@ -232,16 +358,20 @@ class Training:
         self.trained, self.held = split(session.prompts, seed, iterations * batch, samples)
         self._batch, self._goal = batch, goal
         self._teacher = Teacher(session, teacher_steps, evaluations)
-        sampling = session.sampling
-        sigmas = schedule_sigmas(SCHEDULES[schedule], sampling, evaluations + afs)
-        self.plain = Recipe(base, tuple(sigmas.tolist()), is_flow(sampling), afs=afs)
-        self._baseline = f"{base}, {schedule}"
+        self._best: Learned | None = None
+        if start is None:
+            sigmas = schedule_sigmas(SCHEDULES[schedule], session.sampling, evaluations + afs)
+            start = Learned(Recipe(base, tuple(sigmas.tolist()), is_flow(session.sampling), afs=afs))
+            self._baseline = f"{base}, {schedule}"
+        else:
+            self._baseline = "the plan that it started from"
+            self._best = start
+        self.start, recipe = start, start.recipe
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # its weights must have gradients
             torch.manual_seed(seed)
-            self._predictor = Predictor(scale_dir, scale_time)
-            self._predictor.start_at(read_levels(self.plain.sigmas, self.plain.flow), self.plain.tunings)
-            self._trainer = Trainer(self._predictor, self.plain, extra=teacher_extra, learning_rate=learning_rate)
-        self._best: Learned | None = None
+            self._predictor = _beginning(start, scale_dir, scale_time)
+            self._trainer = Trainer(self._predictor, recipe, extra=teacher_extra, learning_rate=learning_rate)
+        self._pace = torch.optim.lr_scheduler.LinearLR(self._trainer.optimizer, 1.0, SLOWEST, iterations)
         self._iterations, self._done = iterations, 0
         self.before = self.after = math.inf
 
@@ -249,22 +379,27 @@ class Training:
         first = self._rank == 0
         if first:
             target = self._teacher(self.held)
-            self.before = self._error(Learned(self.plain), target)
+            self.before = self._error(self.start, target)
+            if self._best is not None:  # what it began with stays until something is better
+                self.after = self.before
         for k in range(self._iterations):
             loss = self._learn(self._batch_of(k))
+            self._pace.step()
             self._done = k + 1
             if first and (self._done % max(1, self._iterations // 8) == 0 or self._done == self._iterations):
                 found = self._current()
                 error = self._error(found, target)
-                if self._best is None or error < self.after:
+                if error < self.after:
                     self._best, self.after = found, error
             yield Step(self._done, self._iterations, loss, self.before, self.after)
         if first and not self.improved:
-            logging.warning("the trained predictor is not better than its base on other samples: train it for longer")
+            logging.warning(
+                "the trained predictor is not better on other samples than %s: train it for longer", self._baseline
+            )
 
     @property
     def improved(self) -> bool:
-        """Whether it is better than its base, on samples that it was not trained on."""
+        """Whether it is better than what it began with, on samples that it was not trained on."""
         return self.after < self.before
 
     @property
@@ -297,28 +432,29 @@ class Training:
         losses: list[float] = []
 
         def learn(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
-            with Bottleneck(model.inner_model.model_patcher.model.diffusion_model) as bottleneck:
+            network = model.inner_model.model_patcher.model.diffusion_model
+            with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
+                common = {"batch": self._batch, "set_guidance": set_guidance}
                 watched = bottleneck.watch(model)
                 if self._goal == "each step":
-                    losses.extend(self._trainer.learn(watched, x, bottleneck, extra_args, batch=self._batch))
+                    losses.extend(self._trainer.learn(watched, x, bottleneck, extra_args, **common))
                 else:
                     target = self._teacher.function(model, x, self._teacher.sigmas, extra_args, disable=True)
-                    end = self._trainer.learn_end(watched, x, target, bottleneck, extra_args, batch=self._batch)
-                    losses.append(end)
+                    losses.append(self._trainer.learn_end(watched, x, target, bottleneck, extra_args, **common))
             return x
 
-        self.session.run(learn, self.plain.sigmas, samples, together=True)
+        self.session.run(learn, self.start.recipe.sigmas, samples, together=True)
         loss = _total(sum(losses))
         return loss if self._goal == "each step" else math.exp(loss)
 
     @torch.no_grad()
     def _current(self) -> Learned:
         """The predictor as it is now."""
+        recipe = self.start.recipe
         with torch.inference_mode(False):
             predictor = copy.deepcopy(self._predictor).eval().requires_grad_(False)
-            levels, tunings = predictor.fixed(read_levels(self.plain.sigmas, self.plain.flow))
-        recipe = Recipe(self.plain.base, levels.sigmas, levels.flow, self.plain.options, tuple(tunings), self.plain.afs)
-        return Learned(recipe, predictor)
+            levels, tunings = predictor.fixed(read_levels(recipe.sigmas, recipe.flow), recipe.tunings)
+        return Learned(replace(recipe, sigmas=levels.sigmas, tunings=tuple(tunings)), predictor)
 
     def _error(self, learned: Learned, target: Tensor) -> float:
         return geometric_mean(rmse((run(self.session, learned, self.held) - target).flatten(1)))
@@ -359,6 +495,31 @@ def split(prompts: int, seed: int, fitted: int, held: int) -> tuple[list[Sample]
     )
 
 
+def _check_start(start: Learned, session: Session, evaluations: int) -> None:
+    """Raise ValueError unless training can begin with this plan."""
+    recipe = start.recipe
+    if recipe.base not in AMED_BASES:
+        raise ValueError(f"start: its base {recipe.base!r} is none that AMED helps: {', '.join(AMED_BASES)}")
+    if recipe.nfe != evaluations:
+        raise ValueError(
+            f"start is a plan of {recipe.nfe} evaluations, and evaluations = {evaluations}: give both the same number"
+        )
+    try:
+        start.check_model(fingerprint(session.patcher))
+    except ValueError as error:
+        raise ValueError(f"start: {error}") from None
+
+
+def _beginning(start: Learned, scale_dir: float, scale_time: float) -> Predictor:
+    """A predictor that gives the numbers of a plan; a copy of its own if it has one."""
+    recipe = start.recipe
+    if start.predictor is None:
+        return Predictor.giving(read_levels(recipe.sigmas, recipe.flow), recipe.tunings, scale_dir, scale_time)
+    predictor = Predictor(*start.predictor.bounds)
+    predictor.load_state_dict(start.predictor.state_dict())
+    return predictor
+
+
 def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
     """Where a plan comes from, for `Learned`."""
     seeds = [sample.seed for sample in samples]
@@ -378,23 +539,17 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name} = {count} must be at least 1")
 
 
-def _plain_recipes(session: Session, bases: Sequence[str], evaluations: int) -> list[tuple[Recipe, str]]:
-    """Where a calibration starts, with the names of the schedules."""
-    sampling = session.sampling
-    flow = is_flow(sampling)
-    low, high = float(sampling.sigma_min), float(sampling.sigma_max)
-    options: dict[str, Any] = {"flow": flow, "model_shift": time_shift(sampling) if flow else 1.0}
+def _check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name} = {choice!r} must be one of {', '.join(choices)}")
 
-    def name(recipe: Recipe) -> str:
-        for spec in SCHEDULES.values():
-            for discard in (False, True):
-                with contextlib.suppress(ValueError):  # of a schedule that has no such number of steps
-                    sigmas = spec.function(evaluations, low, high, discard_penultimate=discard, **options)
-                    if tuple(sigmas.tolist()) == recipe.sigmas:
-                        return f"{recipe.base}, {spec.id}{' without its last level' * discard}"
-        return recipe.base
 
-    return [(recipe, name(recipe)) for recipe in plain_recipes(bases, evaluations, low, high, **options)]
+def _plain_recipes(session: Session, bases: Sequence[str], evaluations: int, afs: bool) -> dict[Recipe, str]:
+    """Where a calibration starts, with names."""
+    found = level_range(session.sampling)
+    return plain_recipes(
+        bases, evaluations, found.sigma_min, found.sigma_max, flow=found.flow, afs=afs, model_shift=found.shift
+    )
 
 
 def _place() -> tuple[int, int]:
@@ -439,16 +594,20 @@ def told(before: float, after: float) -> str:
     return f"error {before:.4g} before, {after:.4g} now ({after / before:.0%})"
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def report(learned: Learned) -> str:
     """What came out of it, for a person."""
     about = learned.about
     teacher = about["teacher"]
     shape = " x ".join(map(str, about["latent"]))
     lines = [
-        f"{learned.recipe.base}, {learned.recipe.nfe} evaluations, guidance {about['guidance']:g}",
+        f"{learned.recipe.base}, {counted(learned.recipe.nfe, 'evaluation')}, guidance {about['guidance']:g}",
         told(about.get("error_before", math.inf), about.get("error_after", math.inf)),
         f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about['baseline']}",
-        f"{about['prompts']} prompts, seeds {about['seeds'][0]} to {about['seeds'][1]}, latents {shape}",
+        f"{counted(about['prompts'], 'prompt')}, seeds {about['seeds'][0]} to {about['seeds'][1]}, latents {shape}",
     ]
     if not about["improved"]:
         lines.append("Not better on samples that nothing was fitted to: use more samples or prompts, or train longer.")
@@ -547,6 +706,16 @@ class FewStepCalibrate(io.ComfyNode):
                     max=4096,
                     tooltip="At most so many images at once. 0: all, or what fits into memory.",
                 ),
+                io.Combo.Input(
+                    "derivatives",
+                    options=list(DERIVATIVES),
+                    default=DERIVATIVES[0],
+                    optional=True,
+                    tooltip="How it finds out which way to change the numbers. differences: works with every model and "
+                    "is nearly always better. backpropagation: for models that gradients go through (not quantised "
+                    "ones); needs more memory, and sees nothing of the rounding of noise levels to time steps, which "
+                    "all models but flow ones do.",
+                ),
             ],
             outputs=_outputs(),
         )
@@ -566,6 +735,7 @@ class FewStepCalibrate(io.ComfyNode):
         teacher_steps: int,
         rounds: int,
         batch: int,
+        derivatives: str = DERIVATIVES[0],
     ) -> io.NodeOutput:
         session = Session(model, positive, negative, cfg, latent_image, batch=batch)
         work = Calibration(
@@ -576,6 +746,7 @@ class FewStepCalibrate(io.ComfyNode):
             samples=samples,
             teacher_steps=teacher_steps,
             rounds=rounds,
+            derivatives=derivatives,
         )
         display, seen = Display(), []
         with kept(work):
@@ -665,6 +836,13 @@ class FewStepTrainAMED(io.ComfyNode):
                     optional=True,
                     tooltip="last sample: the images are to be those of the teacher; takes longer. each step: every "
                     "step is to end where the teacher's does, as in the paper.",
+                ),
+                PLAN.Input(
+                    "start",
+                    optional=True,
+                    tooltip="A plan to begin with, from Few-Step Calibrate, or a predictor to be trained further, from "
+                    "Few-Step Load Plan. base, afs and schedule are then its own, and scale_dir and scale_time count "
+                    "only if they are wider than it needs. If training does not help, it comes out again.",
                 ),
             ],
             outputs=_outputs(),

@@ -50,7 +50,11 @@ class Middle(NamedTuple):
 
     @property
     def tuning(self) -> Tuning:
-        return Tuning(scale_dir=self.scale_dir, scale_time=self.scale_time)
+        return self.over(PLAIN)
+
+    def over(self, tuning: Tuning) -> Tuning:
+        """That of the inserted level with these scales."""
+        return tuning._replace(scale_dir=self.scale_dir, scale_time=self.scale_time)
 
 
 # Where the inserted levels lie
@@ -166,13 +170,13 @@ class Pairs:
     """A run in which every image has inserted levels and scales of its own.
 
     Coefficients are one tensor per symbol, [B, 1, ...]. Whatever the base, they come from its own coefficient
-    functions, once for each image.
+    functions, once for each image. `tunings` hold what is not predicted, for all images.
     """
 
-    def __init__(self, solver: Solver, levels: Levels, x: Tensor):
+    def __init__(self, solver: Solver, levels: Levels, x: Tensor, tunings: Sequence[Tuning] = ()):
         self.levels, self._solver, self._like = levels, solver, x
         self._sigmas = [list(levels.sigmas) for _ in range(len(x))]
-        self._tunings = [[PLAIN] * (len(levels) - 1) for _ in range(len(x))]
+        self._tunings = [list(tunings) or [PLAIN] * (len(levels) - 1) for _ in range(len(x))]
 
     def has_middle(self, i: int) -> bool:
         """Whether numbers are predicted for the step that begins at levels[i]: it has a second evaluation, and begins
@@ -184,7 +188,7 @@ class Pairs:
         s, end = self.levels[i], end_of_step(self.levels, i)
         for sigmas, tunings, middle in zip(self._sigmas, self._tunings, middles, strict=True):
             sigmas[i + 1] = self.levels.between(s, end, middle.r).sigma
-            tunings[i + 1] = middle.tuning
+            tunings[i + 1] = middle.over(tunings[i + 1])
 
     def stage(self, i: int) -> Stage:
         """The stage that evaluates at level i."""
@@ -194,12 +198,12 @@ class Pairs:
         return stacked(each, self._like)
 
 
-def predicted(solver: Solver, levels: Levels, predict: Predict, x: Tensor) -> Decisions:
+def predicted(solver: Solver, levels: Levels, predict: Predict, x: Tensor, tunings: Sequence[Tuning] = ()) -> Decisions:
     """A solver whose inserted levels and scales are predicted image by image, once a step has been evaluated at s.
 
     `levels` are those of `amed`, of which the inserted ones are replaced, see `Pairs`; x is the batch to be sampled.
     """
-    pairs = Pairs(solver, levels, x)
+    pairs = Pairs(solver, levels, x, tunings)
     for i in range(0, len(levels) - 1, 2):
         state = yield pairs.stage(i)._replace(update=X, completes=False)
         if pairs.has_middle(i):

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -138,6 +138,15 @@ class Goal:
         return torch.where(found.isfinite(), found, torch.inf)
 
 
+class Differentiable(Protocol):
+    """What a calibration by backpropagation needs of its samples."""
+
+    def slope(
+        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As in `DifferentiableGoal`."""
+
+
 @dataclass(frozen=True)
 class DifferentiableGoal:
     """Samples that are to be matched, by a model that autograd can go through.
@@ -157,7 +166,7 @@ class DifferentiableGoal:
     """Starting noise at the recipe's first level, [N, C, ...]."""
 
     target: Tensor
-    """The teacher's samples, shaped like x."""
+    """The teacher's samples, as `measured` gives them."""
 
     extra_args: Mapping[str, Any] | None = None
     """Passed on to the model."""
@@ -165,18 +174,32 @@ class DifferentiableGoal:
     set_guidance: Callable[[Scalar], None] | None = None
     """As in `Recipe.function`; its factor may be a scalar of torch that carries a gradient."""
 
+    measured: Callable[[Tensor], Tensor] = lambda x: x
+    """What of the last samples is compared with the target."""
+
+    def slope(
+        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mean squared error of each sample, [N], and the gradient in `by` of their weighted mean, both in float64
+        on the CPU. Without weights they are the inverse of the squared errors. Raises what `squares` does."""
+        leaf = by.clone().requires_grad_()
+        squares = self.squares(recipe, numbers, leaf.unbind()).double().cpu()
+        weights = weights_for(squares.detach()) if weights is None else weights
+        (slope,) = torch.autograd.grad((weights * squares).mean(), leaf)
+        return squares.detach(), slope
+
     def squares(self, recipe: Recipe, numbers: Sequence[Unknown], by: Sequence[Scalar]) -> Tensor:
         """The mean squared error of each sample, [N], with gradients in `by`.
 
         Raises:
             NonFiniteError: if the run came to NaN or infinity.
-            ValueError: if there is guidance and nothing to set it with.
+            ValueError: if there is guidance and nothing to set it with, or no gradient goes through the model.
         """
         levels, tunings = placed(recipe, numbers, by)
         model = self._checkpointed([tuning.guidance for tuning in tunings][recipe.afs :])
         with torch.enable_grad():
             plan = recipe.plan_on(levels, tunings)
-            found = integrate(model, self.x, plan, extra_args=self.extra_args, disable=True)
+            found = self.measured(integrate(model, self.x, plan, extra_args=self.extra_args, disable=True))
             wide = torch.promote_types(found.dtype, torch.float32)
             differences = (found.to(wide) - self.target.to(found.device, wide)).flatten(1)
             return differences.square().mean(dim=1)
@@ -195,9 +218,17 @@ class DifferentiableGoal:
                     self.set_guidance(factor)
                 return self.model(x, sigma, **extra_args)
 
-            return checkpoint(once, x, sigma, use_reentrant=False, preserve_rng_state=False)
+            denoised = checkpoint(once, x, sigma, use_reentrant=False, preserve_rng_state=False)
+            if x.requires_grad and not denoised.requires_grad:
+                raise ValueError("no gradient goes through this model: calibrate it by differences")
+            return denoised
 
         return evaluate
+
+
+def weights_for(squares: Tensor) -> Tensor:
+    """The weights of samples that make the mean of squared errors one of their logarithms."""
+    return 1 / squares.clamp(min=1e-18)
 
 
 def rmse(differences: Tensor) -> Tensor:
@@ -231,23 +262,34 @@ class Progress(NamedTuple):
 
 
 def plain_recipes(
-    bases: Sequence[str], evaluations: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **options: Any
-) -> list[Recipe]:
-    """Where a calibration may start: these samplers on every schedule that gives so many levels, with and without
-    its last one above 0. `options` are those of `ScheduleSpec.function`."""
-    found: list[Recipe] = []
+    bases: Sequence[str],
+    evaluations: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    flow: bool = False,
+    afs: bool = False,
+    **options: Any,
+) -> dict[Recipe, str]:
+    """Where a calibration may start, with names: these samplers on every schedule that gives so many levels, with and
+    without its last one above 0.
+
+    Args:
+        afs: whether the first evaluation is left out, so that there is a level more.
+        options: those of `ScheduleSpec.function`.
+    """
+    found: dict[Recipe, str] = {}
     for base in bases:
         for spec in SCHEDULES.values():
             for discard in (False, True):
                 try:
                     sigmas = spec.function(
-                        evaluations, sigma_min, sigma_max, flow=flow, discard_penultimate=discard, **options
+                        evaluations + afs, sigma_min, sigma_max, flow=flow, discard_penultimate=discard, **options
                     )
-                    recipe = Recipe(base, tuple(sigmas.tolist()), flow)
+                    recipe = Recipe(base, tuple(sigmas.tolist()), flow, afs=afs)
                 except ValueError:
                     continue  # of a schedule that has no such number of steps
-                if recipe not in found:
-                    found.append(recipe)
+                found.setdefault(recipe, f"{base}, {spec.id}{' without its last level' * discard}")
     return found
 
 
@@ -256,7 +298,7 @@ DEFAULT_FREE = ("level", "slope", "curvature", "guidance", "scale_time")
 
 
 def calibrate(
-    starts: Sequence[Recipe],
+    starts: Iterable[Recipe],
     look: Goal,
     fit: Goal,
     check: Goal,
@@ -264,7 +306,7 @@ def calibrate(
     free: Sequence[str] = DEFAULT_FREE,
     rounds: int = 4,
     inserted: bool = False,
-    backpropagate: DifferentiableGoal | None = None,
+    backpropagate: Differentiable | None = None,
 ) -> Iterator[Progress]:
     """Fit a recipe; yields after each run, so that whoever drives it can stop at any time with the best so far.
 
@@ -282,11 +324,12 @@ def calibrate(
     Raises:
         ValueError: if there is no start, none gave finite samples, or `free` names what cannot be fitted.
     """
+    starts = list(starts)
     if not starts:
         raise ValueError("there is no plain recipe to start from: choose another base sampler or number of steps")
     kinds = (free,) if isinstance(free, str) else tuple(free)
     unknowns(starts[0], kinds)  # complains now, not after the first look
-    return _Calibration(look, fit, check, rounds, inserted, backpropagate).go(list(starts), kinds)
+    return _Calibration(look, fit, check, rounds, inserted, backpropagate).go(starts, kinds)
 
 
 class _Calibration:
@@ -299,7 +342,7 @@ class _Calibration:
         check: Goal,
         rounds: int,
         inserted: bool,
-        backpropagate: DifferentiableGoal | None,
+        backpropagate: Differentiable | None,
     ):
         self.look, self.fit, self.check = look, fit, check
         self.rounds, self.inserted, self.backpropagate = rounds, inserted, backpropagate
@@ -424,7 +467,7 @@ class _Calibration:
         return torch.zeros_like(found)  # neither side is possible: it stays where it is
 
     def descend_by_gradient(
-        self, goal: DifferentiableGoal, base: Recipe, numbers: list[Unknown]
+        self, goal: Differentiable, base: Recipe, numbers: list[Unknown]
     ) -> Generator[Progress, None, None]:
         """BFGS on u, the numbers in units of their scale, with steps that are halved until the cost falls.
 
@@ -436,7 +479,7 @@ class _Calibration:
         for round_ in range(self.rounds):
             stage, earlier = f"round {round_ + 1} of {self.rounds}", self.error
             cost, slope, squares = self.slope(goal, base, numbers, u, scales)
-            weights = 1 / squares.clamp(min=1e-18)
+            weights = weights_for(squares)
             yield self.progress(stage)
             for _ in range(STEPS_PER_ROUND):
                 direction = -inverse @ slope
@@ -473,7 +516,7 @@ class _Calibration:
 
     def slope(
         self,
-        goal: DifferentiableGoal,
+        goal: Differentiable,
         base: Recipe,
         numbers: list[Unknown],
         u: Tensor,
@@ -485,17 +528,14 @@ class _Calibration:
         Without weights they are the inverse of the squared errors.
         """
         self.runs += 1
-        with torch.enable_grad():
-            leaf = u.clone().requires_grad_()
-            try:
-                squares = goal.squares(base, numbers, (leaf * scales).unbind()).double().cpu()
-            except NonFiniteError:
-                return math.inf, torch.zeros_like(u), torch.full((len(goal.x),), torch.inf)
-            weights = 1 / squares.detach().clamp(min=1e-18) if weights is None else weights
-            cost = (weights * squares).mean() + PENALTY * leaf.square().sum()
-            (slope,) = torch.autograd.grad(cost, leaf)
-        fine = bool(slope.isfinite().all())
-        return float(cost.detach()) if fine else math.inf, slope, squares.detach()
+        try:
+            squares, slope = goal.slope(base, numbers, u * scales, weights)
+        except NonFiniteError:
+            return math.inf, torch.zeros_like(u), torch.full((len(self.fit.target),), torch.inf)
+        weights = weights_for(squares) if weights is None else weights
+        cost = float((weights * squares).mean() + PENALTY * u.square().sum())
+        slope = slope * scales + 2 * PENALTY * u
+        return cost if bool(slope.isfinite().all()) else math.inf, slope, squares
 
 
 def _scales(numbers: Sequence[Unknown]) -> Tensor:

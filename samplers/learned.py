@@ -39,7 +39,7 @@ class Learned:
     """The whole run. With a predictor, what it predicts without having seen a bottleneck."""
 
     predictor: Predictor | None = None
-    """Predicts every second level and its scales, image by image."""
+    """Predicts every second level and its scales, image by image; all else is that of the recipe."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: `model` (what the host knows of it, see `check_model`), `guidance`, `teacher`, `seeds`,
@@ -87,7 +87,7 @@ class Learned:
         recipe = self.recipe if sigmas is None else self.recipe.piece(sigmas, in_pairs=True)
         levels = read_levels(recipe.sigmas, recipe.flow)
         predict = prediction(self.predictor, bottleneck, len(x))
-        decisions = predicted(recipe.stages, levels, predict, x)
+        decisions = predicted(recipe.stages, levels, predict, x, recipe.tunings)
         guided = recipe.guided(model, set_guidance)
         return integrate(guided, x, decisions, extra_args=extra_args, callback=callback, disable=disable)
 

@@ -61,6 +61,22 @@ class Predictor(nn.Module):
         embedded = silu(self.level(torch.stack([embed(s).to(bottleneck) for s in (sigma, sigma_next)]))).flatten()
         return torch.cat([self.bottleneck(bottleneck.flatten(1)), embedded.expand(len(bottleneck), -1)], dim=1)
 
+    @classmethod
+    def giving(
+        cls, levels: Levels, tunings: Sequence[Tuning], scale_dir: float = 0.01, scale_time: float = 0.0
+    ) -> Predictor:
+        """One that starts at these numbers (`start_at`), with bounds that are wider than asked for where they must be.
+
+        Raises:
+            ValueError: if a scale is 2 or above, or not above 0.
+        """
+        inserted = tunings[1 : 2 * ((len(levels) - 1) // 2) : 2]
+        far = (max((abs(value(tuning[k]) - 1) for tuning in inserted), default=0.0) for k in range(2))
+        bounds = (max(asked, min(0.99, 1.5 * most)) for asked, most in zip((scale_dir, scale_time), far, strict=True))
+        predictor = cls(*bounds)
+        predictor.start_at(levels, tunings)
+        return predictor
+
     @torch.no_grad()
     def start_at(self, levels: Levels, tunings: Sequence[Tuning]) -> None:
         """Set the heads so that `fixed` gives these inserted levels, and their scales.
@@ -110,19 +126,19 @@ class Predictor(nn.Module):
             return [Middle(*row.unbind()) for row in rows.cpu()]
         return [Middle(*row) for row in rows.tolist()]
 
-    def fixed(self, levels: Levels) -> tuple[Levels, list[Tuning]]:
+    def fixed(self, levels: Levels, tunings: Sequence[Tuning] = ()) -> tuple[Levels, list[Tuning]]:
         """Levels and numbers of a whole run without a bottleneck (zeros): a fixed plan, which costs nothing to follow.
 
-        `levels` are those of `amed`, of which every second is replaced.
+        `levels` are those of `amed`, of which every second is replaced, and its scales among `tunings`.
         """
         zeros = pooled_for(self, None, 1)
-        sigmas, tunings = list(levels.sigmas), [PLAIN] * (len(levels) - 1)
+        sigmas, tunings = list(levels.sigmas), list(tunings) or [PLAIN] * (len(levels) - 1)
         for i in range(0, len(levels) - 2, 2):
             s, end = levels[i], end_of_step(levels, i)
             if finite_step(s, end):
                 (middle,) = self.middles(zeros, value(s.sigma), value(end.sigma))
                 sigmas[i + 1] = levels.between(s, end, middle.r).sigma
-                tunings[i + 1] = middle.tuning
+                tunings[i + 1] = middle.over(tunings[i + 1])
         return Levels(tuple(sigmas), levels.flow), tunings
 
 

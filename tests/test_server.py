@@ -6,13 +6,17 @@ import asyncio
 import json
 import time
 
+import aiohttp
 import numpy as np
 import pytest
-from host import ROOT, SetupError
+from host import BASE, ROOT, SetupError
 from PIL import Image
 from workflow import to_prompt
 
 from samplers import SAMPLERS, SCHEDULES
+from samplers.learned import load
+
+TEXT = 3  # the host's number of a binary message with a line of text: its node's name and the text
 
 
 def demo_run():
@@ -149,3 +153,56 @@ def test_interrupt_over_http(running_host, prompt):
     assert "execution_interrupted" in messages
     node(prompt, "FewStepScheduler")["steps"] = 2
     assert len(images(running_host, prompt)) == 4
+
+
+def calibration(prompt: dict, **changed) -> dict:
+    """A prompt that calibrates a plan for the demo model and saves it, with the prompts of the demo workflow."""
+    sampler = node(prompt, "SamplerCustom")
+    kept = {key: n for key, n in prompt.items() if n["class_type"] in ("FewStepDemoModel", "FewStepDemoLatent")}
+    inputs = {name: sampler[name] for name in ("model", "positive", "negative", "latent_image", "cfg")}
+    inputs |= {"evaluations": 2, "base": "euler", "seed": 0, "samples": 2, "teacher_steps": 4, "rounds": 1, "batch": 0}
+    calibrate = {"class_type": "FewStepCalibrate", "inputs": inputs | changed}
+    save = {"class_type": "FewStepSavePlan", "inputs": {"plan": ["calibrate", 0], "filename": "of_a_test"}}
+    return {**kept, "calibrate": calibrate, "save": save}
+
+
+async def texts_while_running(url: str, prompt: dict, stop_at: str = "") -> tuple[list[str], list[str]]:
+    """The lines of text that the nodes show, and the kinds of messages; interrupted once a line holds `stop_at`."""
+    texts, kinds = [], []
+    async with aiohttp.ClientSession(url) as session, session.ws_connect("/ws?clientId=test") as events:
+        async with session.post("/prompt", json={"prompt": prompt, "client_id": "test"}) as answer:
+            queued = await answer.json()
+            assert answer.status == 200, queued
+        async for message in events:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                if int.from_bytes(message.data[:4], "big") == TEXT:
+                    texts.append(message.data[8:].decode())
+                    if stop_at and stop_at in texts[-1]:
+                        await session.post("/interrupt", json={})
+                        stop_at = ""
+                continue
+            event = message.json()
+            kinds.append(event["type"])
+            done = event["type"] in ("execution_success", "execution_interrupted", "execution_error")
+            if done and event["data"]["prompt_id"] == queued["prompt_id"]:
+                return texts, kinds
+    raise AssertionError("the host went away")
+
+
+def test_calibration_over_http(running_host, prompt):
+    """It shows progress and its error in words; stopped, it keeps the best in a file, and the host goes on."""
+    folder = BASE / "models" / "fewstep"
+    before = set(folder.glob("*"))
+    try:
+        long = calibration(prompt, samples=8, rounds=50)
+        texts, kinds = asyncio.run(texts_while_running(running_host.url, long, stop_at="now ("))
+        assert "execution_interrupted" in kinds and any("error" in text for text in texts)
+        (stopped,) = set(folder.glob("*")) - before
+        assert stopped.name.startswith("interrupted") and load(stopped).recipe.nfe == 2
+        texts, kinds = asyncio.run(texts_while_running(running_host.url, calibration(prompt)))
+        assert "execution_success" in kinds and "progress" in kinds and "now (" in texts[-1]
+        (saved,) = set(folder.glob("of_a_test*"))
+        assert load(saved).about["error_after"] <= load(saved).about["error_before"]
+    finally:
+        for path in set(folder.glob("*")) - before:
+            path.unlink()

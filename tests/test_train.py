@@ -13,10 +13,11 @@ from torch import nn
 from samplers import NonFiniteError, integrate, read_levels
 from samplers.amed import Middle, predicted
 from samplers.calibrate import geometric_mean, rmse
-from samplers.learned import prediction
+from samplers.learned import Learned, prediction
 from samplers.predictor import Predictor
 from samplers.recipe import Recipe
 from samplers.train import SINGLESTEP, STEPS, Trainer, teacher_levels
+from samplers.tuned import Tuning
 
 BASES = ("amed", "amed_dpm_2s", "dpm_2m", "ipndm")
 each_base = pytest.mark.parametrize("base", BASES)
@@ -110,8 +111,9 @@ def test_the_gradient_by_differences_is_that_of_autograd(base):
 
 
 @each_base
-def test_the_gradient_for_the_last_sample_is_that_of_autograd(base):
+def test_the_gradient_for_the_last_sample_is_that_of_autograd(monkeypatch, base):
     """Every step's numbers, through all that follows."""
+    monkeypatch.setattr("samplers.train.ROUNDS", 1)
     recipe, x = Recipe(base, SIGMAS), noise(1, 3)
     numbers = [rows(3, 0), rows(3, 1)]
     target = Trainer(Predictor(), recipe, extra=24).teach(denoiser, x)[-1]
@@ -121,8 +123,8 @@ def test_the_gradient_for_the_last_sample_is_that_of_autograd(base):
     end = ends_of_steps(recipe, x, mine)[-1]
     reference = (end - target).flatten(1).square().mean(dim=1).log().mean() / 2
     assert loss == pytest.approx(reference.item(), rel=1e-9)
-    for ours, exact in zip(told.gradients, torch.autograd.grad(reference, mine), strict=True):
-        assert (ours - exact).norm() < 0.2 * exact.norm()
+    for row, exact in zip(told.rows, torch.autograd.grad(reference, mine), strict=True):
+        assert (row.grad - exact).norm() < 0.2 * exact.norm()
 
 
 def test_narrower_differences_are_closer(monkeypatch):
@@ -310,3 +312,100 @@ def test_arguments_at_fault_are_named():
         Trainer(Predictor(), Recipe("amed", SIGMAS), teacher="dpmpp2m")
     with pytest.raises(ValueError, match="recipe has one evaluation only"):
         Trainer(Predictor(), Recipe("amed", SIGMAS[:2]))
+
+
+# A plan to begin with
+
+
+GUIDED = tuple(Tuning(slope=0.1 * (k > 0), curvature=-0.05 * (k > 1), guidance=1 + 0.1 * k) for k in range(4))
+
+
+def guided_model():
+    """A model whose guidance can be set, and all it was told of that."""
+    told = []
+
+    def model(x, sigma):
+        return x / (1 + sigma[0]) + told[-1] * (denoiser(x, sigma) - x / (1 + sigma[0]))
+
+    return model, told
+
+
+def test_a_predictor_that_gives_the_numbers_of_a_plan_follows_it():
+    """All of them, those that it does not predict too; its bounds are as wide as they must be."""
+    plan = Recipe("dpmpp_2m", SIGMAS, tunings=[t._replace(scale_time=0.8, scale_dir=1.1) for t in GUIDED])
+    predictor = Predictor.giving(read_levels(SIGMAS), plan.tunings, 0.01, 0.5)
+    assert predictor.bounds == pytest.approx((0.15, 0.5))
+    model, told = guided_model()
+    x = noise(1, 3)
+    options = {"disable": True, "set_guidance": told.append}
+    fixed = Learned(plan).function(model, x, **options)
+    levels, tunings = predictor.requires_grad_(False).fixed(read_levels(SIGMAS), plan.tunings)
+    assert levels.sigmas == pytest.approx(SIGMAS, rel=1e-5)
+    assert torch.tensor(tunings).sub(torch.tensor(plan.tunings)).abs().max() < 1e-5
+    seen = Learned(plan, predictor).function(model, x, **options, bottleneck=lambda: torch.zeros(3, 1, 8, 8))
+    torch.testing.assert_close(seen, fixed, rtol=1e-4, atol=1e-4)
+
+
+def test_training_begins_with_the_run_of_the_plan():
+    """Its slopes, and its guidance in each evaluation, also when the run is gone on with from a later step."""
+    plan = Recipe("dpmpp_2m", SIGMAS, tunings=GUIDED)
+    model, told = guided_model()
+    x = noise(1, 3)
+    end = plan.function(model, x, disable=True, set_guidance=told.append)
+    target = end + 0.1 * noise(2, 3)
+    trainer = Trainer(Predictor.giving(read_levels(SIGMAS), plan.tunings, 0.0, 0.0), plan)
+    told.clear()
+    loss = trainer.learn_end(model, x, target, nothing, set_guidance=told.append)
+    assert loss == pytest.approx(math.log(geometric_mean(rmse((end - target).flatten(1)))), abs=1e-3)
+    whole = [t.guidance for t in GUIDED]
+    assert told == [*whole, *whole[1:], *whole[3:]]  # the run, and r of both steps
+    with pytest.raises(ValueError, match="changes the guidance of single evaluations"):
+        trainer.learn_end(denoiser, x, target, nothing)
+
+
+# Images that are kept
+
+
+def test_to_first_order_an_image_is_what_it_is_run_with_other_numbers():
+    """The kept squares, for numbers a little beside those of the run."""
+    recipe, x = Recipe("dpm_2m", SIGMAS), noise(1, 3)
+    first, second = rows(3, 0), rows(3, 1)
+    target = Trainer(Predictor(), recipe, extra=24).teach(denoiser, x)[-1]
+    trainer = Trainer(Told(first, second), recipe, learning_rate=0.0)
+    trainer.learn_end(denoiser, x, target, nothing)
+    (linear,) = trainer._kept
+    beside = [row + torch.tensor([0.02, 0.004, 0.02], dtype=torch.float64) for row in (first, second)]
+    exact = (ends_of_steps(recipe, x, beside)[-1] - target).flatten(1).square().sum(dim=1)
+    missed = linear.squares_at(torch.cat(beside, dim=1)) - exact
+    assert (missed.abs() < 0.4 * (linear.squares - exact).abs()).all()
+
+
+def test_images_that_are_gone_through_again_teach_more(monkeypatch):
+    """The error of others after the same evaluations."""
+    recipe = Recipe("dpm_2m", SIGMAS)
+    teacher = Trainer(Predictor(), recipe, extra=24)
+    x = noise(1000, 48)
+    exact = teacher.teach(denoiser, x)[-1]
+
+    def after(rounds: int) -> float:
+        monkeypatch.setattr("samplers.train.ROUNDS", rounds)
+        torch.manual_seed(0)
+        trainer = Trainer(predictor := Predictor(0.05, 0.1), recipe)
+        for k in range(4):
+            batch = noise(k, 16)
+            trainer.learn_end(denoiser, batch, teacher.teach(denoiser, batch)[-1], nothing)
+        assert [len(linear.squares) for linear in trainer._kept] == [16] * 4
+        levels, tunings = predictor.requires_grad_(False).fixed(read_levels(SIGMAS))
+        end = Recipe("dpm_2m", levels.sigmas, tunings=tuple(tunings)).function(denoiser, x, disable=True)
+        return geometric_mean(rmse((end - exact).flatten(1)))
+
+    assert after(10) < 0.9 * after(1)
+
+
+def test_the_oldest_are_let_go(monkeypatch):
+    monkeypatch.setattr("samplers.train.KEPT", 16)
+    trainer = Trainer(Predictor(), Recipe("ipndm", SIGMAS[:3]))
+    for k in range(4):
+        x = noise(k, 8)
+        trainer.learn_end(denoiser, x, torch.zeros_like(x), nothing)
+    assert len(trainer._kept) == 2

@@ -13,7 +13,9 @@ import torch
 from host import COMFYUI, ROOT, environment
 from safetensors.torch import load_file
 
-from samplers.learned import load
+from samplers.learned import Learned, load
+from samplers.recipe import Recipe
+from samplers.tuned import Tuning
 
 LOADER = f"""
 import sys
@@ -63,6 +65,19 @@ def test_calibrate(folder):
     assert plan.about["prompts"] == 4 and plan.about["texts"] == ["a", "bb", "ccc", "dddd"]
     assert plan.about["error_after"] < plan.about["error_before"]
     assert " left" in printed and "saved as" in printed
+
+
+def test_train_begins_with_a_plan(folder):
+    """Whose base and numbers are kept; one of another number of evaluations is refused."""
+    tunings = tuple(Tuning(slope=0.1 * (k > 0)) for k in range(4))
+    Learned(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tunings)).save(folder / "start.safetensors")
+    arguments = ("--start", str(folder / "start.safetensors"), "--iterations", "1")
+    code, _, complaints = tune(folder, "train", "on.safetensors", *arguments)
+    assert code == 0, complaints
+    found = load(folder / "on.safetensors").recipe
+    assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in tunings]
+    code, _, complaints = tune(folder, "train", "none.safetensors", *arguments, "--evaluations", "5")
+    assert code == 1 and "error: start is a plan of 4 evaluations, and evaluations = 5" in complaints
 
 
 def test_two_processes_learn_what_one_does(folder):

@@ -227,6 +227,110 @@ def test_training_with_prompts_that_share_no_batch(comfyui):
     assert plan.kind == "amed"
 
 
+@pytest.fixture(scope="module")
+def calibrated(comfy_process):
+    """A calibrated plan, with guidance, slopes and levels of its own."""
+    with torch.inference_mode():
+        return execute(comfy_process, "FewStepCalibrate", base="ipndm_v")[0]
+
+
+def test_training_begins_with_a_calibrated_plan(comfyui, folder, calibrated):
+    """base, schedule and afs are its own; what comes out has its error, or a lower one, and can be trained further."""
+    assert calibrated.recipe.guides and any(t.slope for t in calibrated.recipe.tunings)
+    changed = {"start": calibrated, "seed": 30, "iterations": 2}
+    plan, _, report = execute(comfyui, "FewStepTrainAMED", base="euler", afs=True, schedule="beta", **changed)
+    assert plan.recipe.base == "ipndm_v" and not plan.recipe.afs
+    assert [t.slope for t in plan.recipe.tunings] == [t.slope for t in calibrated.recipe.tunings]
+    assert plan.about["error_after"] <= plan.about["error_before"] and "the plan that it started from" in report
+    (again, *_) = execute(comfyui, "FewStepTrainAMED", **changed | {"start": plan, "learning_rate": 1e-6})
+    assert again.about["error_before"] == pytest.approx(plan.about["error_after"], rel=1e-5)
+    model = small_model("EPS")
+    comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
+    loaded = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
+    assert torch.equal(sample(comfyui, loaded, model), sample(comfyui, plan, model))
+
+
+def test_a_start_that_nothing_improves_comes_out_again(comfyui, calibrated, monkeypatch):
+    training = module(comfyui, "tuning").Training
+    real = training._error
+    errors = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(training, "_error", lambda *arguments: real(*arguments) and next(errors))
+    plan, _, report = execute(comfyui, "FewStepTrainAMED", start=calibrated, iterations=2)
+    assert plan.recipe == calibrated.recipe and plan.about["improved"] is False and "Not better" in report
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"evaluations": 5}, "start is a plan of 4 evaluations, and evaluations = 5"),
+        ({"model": "V_PREDICTION"}, "start: this plan was made for another model: prediction"),
+    ],
+    ids=["evaluations", "model"],
+)
+def test_a_start_that_does_not_fit_is_said(comfyui, calibrated, changed, named):
+    model = small_model(changed.pop("model", "EPS"))
+    with pytest.raises(ValueError, match=named):
+        execute(comfyui, "FewStepTrainAMED", model, start=calibrated, **changed)
+
+
+# By backpropagation
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
+@pytest.mark.parametrize("derivatives", ["differences", "backpropagation"])
+def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
+    """Of a flow model, which is told its levels exactly, on images that nothing was fitted to. The weights and all
+    that belongs to the model are as they were: also those that were made in inference mode."""
+    model = small_model("FLOW")
+    assert all(weight.is_inference() for weight in model.model.diffusion_model.parameters())
+    before = dict(model.model.named_parameters())
+    plan, *_ = execute(
+        comfyui, "FewStepCalibrate", model, evaluations=3, cfg=1.5, base="euler", derivatives=derivatives
+    )
+    assert plan.about["error_after"] < 0.9 * plan.about["error_before"]
+    assert all(weight is before[name] for name, weight in model.model.named_parameters())
+
+
+def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
+    """The slope over images of several prompts, one by one and in one batch, and that by differences."""
+    tuning, session = module(comfyui, "tuning"), module(comfyui, "session")
+    model, recipe = small_model("FLOW"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
+    samples = samples_of(comfyui, 4, 2)
+    numbers = [tuning.Unknown("level", 1), tuning.Unknown("guidance", 2)]
+    by = torch.tensor([0.02, -0.01], dtype=torch.float64)
+    found = []
+    for batch in (0, 1):
+        one = session.Session(model, prompts(2), conditioning(2), 2.0, latent(), batch=batch)
+        target = torch.zeros(4, *one.shape)
+        found.append(tuning.Gradients(one, samples, target).slope(recipe, numbers, by))
+    for ours, others in zip(*found, strict=True):
+        torch.testing.assert_close(ours, others, rtol=1e-3, atol=1e-6)
+    squares, slope = found[0]
+    weights = 1 / squares
+
+    def cost(there):
+        moved = importlib.import_module(tuning.calibrate.__module__).moved(recipe, numbers, there.tolist())
+        return (weights * tuning.run(one, tuning.Learned(moved), samples).flatten(1).square().mean(dim=1)).mean()
+
+    for k in range(2):
+        h = torch.zeros(2, dtype=torch.float64)
+        h[k] = 1e-2
+        assert float(slope[k]) == pytest.approx(float(cost(by + h) - cost(by - h)) / 2e-2, rel=0.05)
+
+
+def test_a_model_without_gradients_is_said(comfyui):
+    model = small_model("FLOW").clone()
+
+    def closed(network, given):
+        with torch.no_grad():
+            return network(given["input"], given["timestep"], **given["c"])
+
+    model.set_model_unet_function_wrapper(closed)
+    named = "derivatives: .*the network lets no gradient through.* choose differences"
+    with pytest.raises(ValueError, match=named):
+        execute(comfyui, "FewStepCalibrate", model, evaluations=2, base="euler", derivatives="backpropagation")
+
+
 # Both
 
 
