@@ -119,7 +119,7 @@ def table(editor: Editor) -> None:
                 for source in ("cat face", "red apple", "pizza", "frog")
             ]
             cells.append(f"{100 * rms(error for _, error in found):.2g} |")
-        way = "plain" if refinements is None else f"ours, {refinements} refinements"
+        way = "plain" if refinements is None else f"ours, {refinements} refinement{'s' * (refinements != 1)}"
         print(f"| {sampler}, {way} | {found[0][0]} |", *cells, flush=True)
 
 
