@@ -64,15 +64,16 @@ class _Run:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self._guidance, self._guider, self._flow = guidance, guider, is_flow(sampling)
         self._scale = guidance.over(sigmas.tolist(), flow=self._flow, progress=progress(sampling))
-        self._agreed = False
+        self._agreed = 0.0  # the level at and below which the predictions agree
 
     def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
         cfg = self._guider.cfg  # that of the schedule, times the factor of a calibrated plan
-        if self._agreed:
+        if self._agreed and float(sigma[0]) <= self._agreed:
             self._guider.cfg = NONE
         elif self._guidance.varies:
             factor = cfg / self._guidance.cfg if self._guidance.cfg else 1.0
-            self._guider.cfg = self._scale(float(sigma[0])) * factor
+            scale = self._scale(float(sigma[0]))
+            self._guider.cfg = scale if scale == NONE else scale * factor
         try:
             return guided(x, sigma, self._with_changes(options), seed)
         finally:
@@ -88,7 +89,8 @@ class _Run:
         g, denoised = self._guidance, given["denoised"]
         if g.agreement < 1 and given["uncond"] is not None:
             alike = agreement_of(given["cond_denoised"], given["uncond_denoised"])
-            self._agreed = bool((alike >= g.agreement).all())
+            if (alike >= g.agreement).all():
+                self._agreed = max(self._agreed, float(given["sigma"][0]))  # an inversion comes from below
         if g.rescale:
             x, sigma = given["input"], given["sigma"]
             denoised = rescaled(denoised, given["cond_denoised"], x, sigma, g.rescale, flow=self._flow)
@@ -172,7 +174,7 @@ class FewStepGuidance(io.ComfyNode):
                     "values",
                     default="",
                     tooltip="For list: the scale of each step, as 7.5, 7.5, 5, 1. If there are fewer than steps, the "
-                    "last one stays.",
+                    "last one stays. Each sampler node counts from its own first step.",
                 ),
                 io.Boolean.Input(
                     "cfg_pp",
@@ -213,7 +215,7 @@ class FewStepGuidance(io.ComfyNode):
                 io.Float.Input(
                     "threshold_floor",
                     default=1.0,
-                    min=0.0,
+                    min=0.1,
                     max=1000.0,
                     step=0.1,
                     round=False,

@@ -43,7 +43,7 @@ _BOUNDS = {
     "rescale": (0.0, 1.0),
     "agreement": (-1.0, 1.0),
     "threshold": (0.0, 1.0),
-    "threshold_floor": (0.0, math.inf),
+    "threshold_floor": (0.01, math.inf),
 }
 
 
@@ -77,7 +77,8 @@ class Guidance:
     """Exponent of the ramp `power`: above 1 it stays near `cfg` for longer."""
 
     values: tuple[float, ...] = ()
-    """Scales of the steps of a run, for the shape `list`. If there are fewer than steps, the last one stays."""
+    """Scales of the steps of a run, for the shape `list`. If there are fewer than steps, the last one stays. A run that
+    is split in two counts its steps anew: give each part its own list."""
 
     cfg_pp: bool = False
     """CFG++ (H. Chung et al. 2024, arXiv 2406.08070): guide the prediction and add the noise of the unconditional one
@@ -90,8 +91,8 @@ class Guidance:
     """See `rescaled`."""
 
     agreement: float = 1.0
-    """Guidance ends for good once both predictions agree this much (`agreement_of`) in every image of a batch: adaptive
-    guidance, A. Castillo et al. 2023, arXiv 2312.12487. 1: never."""
+    """Guidance ends, at a level and all below it, once both predictions agree this much (`agreement_of`) in every image
+    of a batch: adaptive guidance, A. Castillo et al. 2023, arXiv 2312.12487. 1: never."""
 
     threshold: float = 1.0
     """See `thresholded`. 1: not at all."""
@@ -129,6 +130,9 @@ class Guidance:
             flow: levels of a rectified-flow model.
             progress: how much of sampling is over at a level, from 0 at pure noise to 1 at the clean image, in which
                 ramps run. Without it the share of the run's own way in sigma / (1 + sigma) (in rectified flow sigma).
+
+        Raises:
+            ValueError: if there is no step, or an interval ends before it begins.
         """
         steps = list(itertools.pairwise(sigmas))
         if not steps:
@@ -148,7 +152,8 @@ class Guidance:
                 w = self.values[min(step, len(self.values) - 1)]
             elif self.shape in RAMPS:
                 first, last = 0.0 if start == math.inf else done(start), done(end) if end else 1.0
-                u = min(1.0, max(0.0, (done(sigma) - first) / (last - first)))
+                u = (done(sigma) - first) / (last - first) if last > first else float(sigma <= end)  # else: a jump
+                u = min(1.0, max(0.0, u))
                 w += (self.cfg_end - self.cfg) * RAMPS[self.shape](u, self.power)
             return w / _share(*steps[step], flow) if self.cfg_pp else w
 

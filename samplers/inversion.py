@@ -115,6 +115,10 @@ def invert(
     levels = read_levels(sigmas, flow)
     if value(levels[1].sigma) > value(levels[0].sigma):
         raise ValueError("sigmas ascend: give them descending, as the sampler uses them")
+    if not value(levels[len(levels) - 2].alpha) and not value(levels[len(levels) - 1].sigma):
+        raise ValueError(
+            "sigmas hold one step, from pure noise to the clean image, which no noise can be told from: take more steps"
+        )
     way = _Way(sampler, model, levels, dict(extra_args or {}), callback, options)
     target = image * levels[len(levels) - 1].alpha
     at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
@@ -128,9 +132,11 @@ def invert(
         for k in range(runs_down):
             try:
                 path = way.up(given) if k else best
+                lost = target - way.down(path[0])
             except NonFiniteError:
-                break
-            lost = target - way.down(path[0])
+                if not k:
+                    raise
+                break  # the best so far is kept
             given = given + lost
             errors.append(_relative(lost, target))
             if best_error is None:

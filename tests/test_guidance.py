@@ -67,6 +67,14 @@ def test_ramps(shape, middle):
     assert [scale(s) for s in (1.0, 0.75, 0.5, 0.25, 0.1)] == pytest.approx([9, 9, 9 - 8 * middle, 1, 1])
 
 
+def test_ramps_between_levels_that_no_run_has_are_a_jump():
+    """Both at the same share of sampling, as levels above the model's highest are: before it or over."""
+    for start, end, wanted in ((200.0, 50.0, 1), (0.02, 0.01, 9)):
+        guidance = Guidance("linear", 9, 1, sigma_start=start, sigma_end=end)
+        scale = guidance.over((14.6, 1.0, 0.03), progress=lambda sigma: min(1.0, max(0.0, 1 - sigma / 14.6)) // 1)
+        assert [scale(14.6), scale(1.0), scale(0.03)] == [wanted] * 3
+
+
 def test_ramps_run_along_the_levels_where_nothing_else_is_said():
     """In sigma / (1 + sigma), the level of the same SNR in rectified flow, from the first level to the last."""
     flow = [sigma / (1 + sigma) for sigma in LEVELS]
@@ -181,6 +189,7 @@ def test_agreement_is_a_cosine_for_each_image():
         ({"sigma_start": 1, "sigma_end": 2}, "sigma_start = 1 must be above sigma_end = 2"),
         ({"rescale": 1.5}, "rescale = 1.5 must be a finite number between 0 and 1"),
         ({"threshold": math.nan}, "threshold = nan"),
+        ({"threshold_floor": 0}, "threshold_floor = 0 must be a finite number between 0.01 and inf"),
         ({"shape": "list"}, "values must hold at least one number"),
         ({"shape": "list", "values": (1.0, math.nan)}, r"values\[1\] = nan"),
     ],
@@ -365,6 +374,19 @@ def test_guidance_ends_once_the_predictions_agree(comfyui, eps_model):
     assert seen == [[0, 1]] * (first + 1) + [[0]] * (STEPS - first - 1)
 
 
+def test_inversion_goes_through_the_agreement_from_below(comfyui):
+    """Where the predictions agree at low noise only, the way up is guided above that as the way down is."""
+    model = small_model("EPS")
+    model.model.diffusion_model.out[2].weight.data *= 0.1  # a milder model than one of random weights
+    patched = node(comfyui, "FewStepGuidancePatch", model, made(comfyui, agreement=0.9))
+    watched, seen = watched_scales(patched)
+    sigmas = node(comfyui, "FewStepScheduler", model, "karras", STEPS, 1.0)
+    image = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
+    prompts = conditioning(1), conditioning(2)
+    node(comfyui, "FewStepInvert", watched, *prompts, image, CFG, "ddim", sigmas, 0, False)
+    assert seen == [CFG] * STEPS
+
+
 def test_composes_with_what_the_host_wraps_around_a_model(comfyui, eps_model):
     """A list of one scale goes the long way, evaluation by evaluation, and gives the host's own image bit for bit:
     with regional prompts, prompts for a part of the steps, a ControlNet, a mask, and another patch of guidance."""
@@ -418,6 +440,11 @@ def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     )  # fmt: skip
     assert seen == pytest.approx([4.0, 3.0, 4.0])
     assert guider.cfg == 5.0
+    seen.clear()
+    patched = node(comfyui, "FewStepGuidancePatch", model, made(comfyui, "list", cfg=5.0, values="4 1 1"))
+    image = {"samples": torch.zeros(1, 4, 8, 8)}
+    node(comfyui, "SamplerCustom", patched, True, 3, 5.0, conditioning(1), conditioning(2), solver, sigmas, image)
+    assert seen == [4.0, 1.0, 1.0]  # without guidance there is nothing to multiply, and one pass is enough
 
 
 def test_guiders_without_one_scale_are_left_alone(comfyui, eps_model, caplog):

@@ -126,6 +126,20 @@ def test_the_best_is_kept_for_each_image():
     assert image.shape == original.shape
 
 
+def test_refinements_that_overflow_leave_the_best_so_far():
+    """Also if it is the run down that fails."""
+    model, sigmas = problem(False, 8)
+    image = SAMPLERS["dpmpp_2m"].function(model, X1 * sigmas[0], sigmas, disable=True)
+    evaluations = []
+
+    def fails_late(x, sigma):
+        evaluations.append(1)
+        return model(x, sigma) * (math.nan if len(evaluations) > 8 + 8 + 8 + 4 else 1)
+
+    found = invert(SAMPLERS["dpmpp_2m"], fails_late, image, sigmas, disable=True, refinements=3)
+    assert len(found.errors) == 1 and found.sample.isfinite().all()
+
+
 def test_anderson_solves_a_linear_system_in_as_many_steps_as_it_has_numbers():
     matrix = torch.tensor([[0.5, 0.3, 0.0], [-0.2, 0.9, 0.1], [0.0, 0.4, -0.3]], dtype=torch.float64)
     wanted = torch.tensor([[[1.0, 2.0, 3.0]], [[-4.0, 0.5, 0.1]]], dtype=torch.float64)
@@ -141,6 +155,7 @@ def test_anderson_solves_a_linear_system_in_as_many_steps_as_it_has_numbers():
         ("ddim", [0.1, 1.0, 5.0], {}, "sigmas ascend: give them descending"),
         ("ddim", [5.0, 1.0, 1.0], {}, r"sigmas\[1\] and sigmas\[2\] are equal"),
         ("ddim", [5.0], {}, "at least two levels"),
+        ("dpmpp_2m", [1.0, 0.0], {"flow": True}, "one step, from pure noise to the clean image"),
         ("ddim", [5.0, math.nan], {}, r"sigmas\[1\] = nan"),
         ("ddim", [5.0, 1.0, 0.0], {"eta": 0.5}, "ddim adds fresh noise, .* set eta to 0"),
         ("ddpm", [5.0, 1.0, 0.0], {}, "ddpm adds fresh noise, .* take ddim"),
