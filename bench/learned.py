@@ -141,9 +141,9 @@ def _describe_plugin(
     lines = [
         "AMED over each base against the base itself on the best of our schedules: error of AMED / error of the base "
         "(their ratio). The numbers of its inserted levels are fitted to the last sample, over ipndm_v with all others "
-        f"of the calibrated plan; {trained} of the {len(plugins)} predictors were then trained image by image and are "
-        "better for it, and the others give every image the same numbers. Where the error does not fall: Fréchet "
-        "distance of 1,000 samples to the data, of AMED / of the base, as far as it was measured.",
+        f"of the calibrated plan. Then trained image by image, and better for it: {trained} of {len(plugins)}; the "
+        "others give every image the same numbers. Where the error does not fall: Fréchet distance of 1,000 samples to "
+        "the data, of AMED / of the base, as far as it was measured.",
         "",
         f"| base | {' | '.join(map(str, budgets))} |",
         "| --- |" + " --- |" * len(budgets),
