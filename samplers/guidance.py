@@ -3,7 +3,7 @@
     D = D_u + w (D_c - D_u)
 
 with the predictions of the clean sample D_c for the prompt and D_u without it. J. Ho, T. Salimans: Classifier-Free
-Diffusion Guidance. 2021, arXiv 2207.12598. A `Guidance` says how the scale w changes along a run. Where it is 1, D is
+Diffusion Guidance. 2022, arXiv 2207.12598. A `Guidance` says how the scale w changes along a run. Where it is 1, D is
 D_c, and an evaluation takes one pass of the network instead of two.
 """
 
