@@ -58,8 +58,9 @@ class Editor(Painter):
         """Evaluations of an inversion, and the relative round-trip error; None: plain, up the levels above 0."""
         model, positive, negative = self.run("FewStepDemoModel", prompt, "", model_type)
         (latent,) = self.run("FewStepDemoLatent", 1)
-        schedule = "time_uniform" if model_type == "rectified flow" else "karras"
-        (sigmas,) = self.run("FewStepScheduler", model, schedule, STEPS, 1.0)
+        flow = model_type == "rectified flow"
+        schedule = "time_uniform" if flow else "karras"
+        (sigmas,) = self.run("FewStepScheduler", model, schedule, STEPS, 1.0, discard_penultimate=flow)
         (exact,) = self.run("FewStepScheduler", model, schedule, 3 * STEPS, 1.0)
         (solver,) = self.run("FewStepSampler", "dpmpp_3m")
         image, _ = self.run("SamplerCustom", model, True, 5, GUIDANCE, positive, negative, solver, exact, latent)
@@ -78,7 +79,6 @@ class Editor(Painter):
 
         def up_and_down(model, x, sigmas, extra_args=None, callback=None, disable=None):
             clean = model.latent_image
-            flow = model_type == "rectified flow"
             lowest = clean * (1 - sigmas[-2]) if flow else clean
             noise = solver.sampler_function(model, lowest, sigmas[:-1].flip(0), extra_args, None, True)
             again = solver.sampler_function(model, noise, sigmas, extra_args, None, True)
@@ -103,7 +103,7 @@ WAYS = (
     ("ddim", None),
     ("dpmpp_2m", None),
     *((id, 0) for id in ("ddim", "dpmpp_2m", "dpmpp_3m", "ipndm_v")),
-    ("ddim", 1),
+    *((id, 1) for id in ("ddim", "dpmpp_2m")),
 )
 
 
