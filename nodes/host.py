@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
@@ -71,7 +71,9 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     return sample
 
 
-def partial_options(spec: SamplerSpec, sigmas: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+def partial_options(
+    spec: SamplerSpec, sigmas: torch.Tensor | Sequence[float], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options of a run that may be the first part of one: where noise is left, no step is the final one.
 
     So the order is not lowered at the end of a part (`lower_order_final`), as it is not in the host's own samplers.

@@ -26,7 +26,7 @@ from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
 from .auto import pick
 from .guidance import read_values
-from .host import LevelRange, progress, sigmas_over
+from .host import LevelRange, partial_options, progress, sigmas_over
 from .options import chosen_options
 from .plans import FewStepLoadPlan
 from .sampling import FewStepScheduler
@@ -93,14 +93,15 @@ def options() -> dict[str, Any]:
 
 
 def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The levels of a schedule node and those of the host's karras in as many steps."""
+    """The levels of a schedule node and those of the host's karras in the same steps."""
     node, levels = request["node"], _levels(request)
     found = _sigmas(node, levels)
     compared: list[float] = []
     if node["type"] == "FewStepScheduler":
-        steps, denoise = node["inputs"]["steps"], node["inputs"]["denoise"]
-        whole = get_sigmas_karras(int(steps / denoise), levels.sigma_min, levels.sigma_max)
-        compared = whole[-steps - 1 :].tolist()
+        inputs = node["inputs"]
+        steps, start = inputs["steps"], inputs.get("start_step", 0)
+        whole = get_sigmas_karras(int(steps / inputs["denoise"]), levels.sigma_min, levels.sigma_max)
+        compared = whole[-steps - 1 :][start : start + len(found)].tolist()
     return {"sigmas": found, "karras": compared, "levels": _shown(request, levels)}
 
 
@@ -221,7 +222,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange) -> _Run:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)
         found = _sigmas(schedule, levels) if schedule else sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
-    stages = spec.plan(found, flow=levels.flow, **options)
+    stages = spec.plan(found, flow=levels.flow, **partial_options(spec, found, options))
     return _Run(spec.label, spec.order, found, stages, [1.0] * len(stages))
 
 

@@ -83,6 +83,14 @@ def test_order_rises_and_falls(routes):
     assert orders("euler") == [1] * 5
 
 
+def test_a_part_of_a_schedule_has_no_final_step(routes):
+    part = scheduler(steps=8, start_step=2, end_step=6)
+    drawn = routes.plan({"node": node("FewStepSampler", sampler="dpmpp_2m"), "sigmas": part})
+    assert [evaluation["order"] for evaluation in drawn["evaluations"]] == [1, 2, 2, 2]
+    compared = routes.sigmas({"node": part})
+    assert compared["sigmas"] == pytest.approx(compared["karras"], rel=1e-5)  # the same part of the host's
+
+
 def test_guidance_of_each_step(routes):
     def passes(guidance) -> tuple:
         drawn = routes.plan(

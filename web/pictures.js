@@ -30,7 +30,7 @@ export function drawPlan(pen, area, { label, order, evaluations, guidance, passe
   });
   const total = passes === null ? "" : `, ${passes} passes`;
   axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  const over = assumed ? "not connected: on karras, 10 steps" : levels ? range(levels) : "levels of the plan";
+  const over = assumed ? "levels not known: on karras, 10 steps" : levels ? range(levels) : "levels of the plan";
   axes.below(`${over}; ${log ? "log" : "linear"}`);
 }
 
@@ -48,7 +48,9 @@ class Axes {
     this.bottom = top + height - MARGIN.bottom;
     const positive = ys.filter((y) => y > 0);
     this.max = Math.max(...positive);
-    this.min = log ? Math.min(...positive) / 3 : 0;
+    this.lowest = Math.min(...positive);
+    this.zero = ys.includes(0);
+    this.min = log ? this.lowest / 3 : 0;
     pen.font = "10px sans-serif";
     pen.textBaseline = "middle";
   }
@@ -82,8 +84,8 @@ class Axes {
   ticks() {
     if (!this.log) return [0, this.max / 2, this.max];
     const decades = [];
-    for (let e = Math.ceil(Math.log10(this.min)); 10 ** e <= this.max; e++) decades.push(10 ** e);
-    return decades.length > 1 ? decades : [this.min * 3, this.max];
+    for (let e = Math.ceil(Math.log10(this.lowest)); 10 ** e <= this.max; e++) decades.push(10 ** e);
+    return [...(this.zero ? [0] : []), ...(decades.length > 1 ? decades : [this.lowest, this.max])];
   }
 
   line(values, colour, width) {
