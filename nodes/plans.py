@@ -20,6 +20,7 @@ from ..samplers.recipe import Recipe
 from ..samplers.tuned import PLAIN
 from .host import fingerprint, learned_function
 from .plots import Panel, line_plot
+from .progress import say
 from .sampling import CATEGORY
 from .search import search_words
 
@@ -181,7 +182,9 @@ class FewStepSavePlan(io.ComfyNode):
     def execute(cls, plan: Learned, filename: str) -> io.NodeOutput:
         path = free_path(filename)
         plan.save(path)
-        return io.NodeOutput(plan, plan.text(), ui=ui.PreviewText(f"saved as {path}"))
+        told = f"saved as {path}"
+        say(told)
+        return io.NodeOutput(plan, plan.text(), ui=ui.PreviewText(told))
 
 
 class FewStepPlanSampler(io.ComfyNode):

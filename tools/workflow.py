@@ -115,7 +115,7 @@ WIDTH, GAP = 360, 70  # of a node, and between the nodes of two groups
 TITLE, SLOT, WIDGET, TEXT, LINE = 30, 20, 24, 110, 17  # heights
 PICTURE, PLOT = 300, 174
 ROOM = {"LoadImage": PICTURE, "SaveImage": PICTURE, "PreviewImage": PICTURE}
-ROOM |= {"FewStepPlanSampler": PLOT, "FewStepAuto": PLOT}
+ROOM |= {"FewStepPlanSampler": PLOT, "FewStepAuto": PLOT + 120}  # and what it chose, in words
 FITTED = {"FewStepSampler": 304, "FewStepScheduler": 400}  # with a plot, without the widgets of other choices
 
 

@@ -18,6 +18,7 @@ const PLOTS = {
 };
 
 const WIDTH = 320; // of a new node: names and values in full
+const [LETTER, LINE] = [6.5, 16]; // sizes of the text below the widgets
 
 let options; // of GET /fewstep/options, by node
 
@@ -53,6 +54,7 @@ app.registerExtension({
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
+      if (output?.text) makeRoom(node, output.text[0]);
       redrawAll();
     });
     for (const widget of node.widgets ?? []) {
@@ -64,6 +66,14 @@ app.registerExtension({
     }
   },
 });
+
+/** Makes a node high enough for the text below its widgets, which the host shows two lines of. */
+function makeRoom(node, text) {
+  const letters = (node.size[0] - 60) / LETTER;
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.ceil(line.length / letters), 0);
+  const height = node.computeSize()[1] + Math.max(0, lines - 2) * LINE;
+  if (height > node.size[1]) node.setSize([node.size[0], height]);
+}
 
 /** Calls `then` after a method, which need not exist. */
 function after(object, name, then) {
