@@ -170,6 +170,22 @@ check("workflows open with no missing node and no red input, and are queued as t
   }
 });
 
+check("without the pack a workflow opens, is told what is missing, and keeps what it has", async ({ page }) => {
+  const text = readFileSync(join(given.root, "workflows", "demo.json"), "utf8");
+  const saved = JSON.parse(text.replaceAll('"type": "FewStep', '"type": "Unknown')); // as where it is not installed
+  await page.evaluate((workflow) => void app.loadGraphData(workflow), saved);
+  const dialog = page.locator(".p-dialog");
+  await dialog.getByText("UnknownScheduler").waitFor({ timeout: 5000 });
+  const opened = await page.evaluate(() => app.graph.serialize());
+  assert.equal(opened.links.length, saved.links.length);
+  for (const node of saved.nodes) {
+    const { type, widgets_values, properties } = opened.nodes.find(({ id }) => id === node.id);
+    assert.deepEqual([type, widgets_values, properties.cnr_id], [node.type, node.widgets_values, node.properties.cnr_id]);
+  }
+  await page.keyboard.press("Escape");
+  await dialog.waitFor({ state: "detached", timeout: 5000 });
+});
+
 check("the demo renders from the Run button", async ({ page }) => {
   await load(page, "demo");
   const [schedule] = await ids(page, "FewStepScheduler");
@@ -281,6 +297,7 @@ const results = {};
 const session = await open(given.url, given);
 try {
   for (const [name, body] of checks) {
+    if (given.only && !given.only.includes(name)) continue;
     const start = Date.now();
     try {
       await body(session);
