@@ -20,6 +20,7 @@ from .search import search_words
 
 GUIDANCE = io.Custom("FEWSTEP_GUIDANCE")
 _KEY = "fewstep_guidance"
+_STRONG_PP = 2.0  # CFG++ is meant for scales up to 1
 
 
 def guide(patcher: Any, guidance: Guidance) -> Any:
@@ -44,7 +45,7 @@ def _sample(guidance: Guidance, sampler: WrapperExecutor, guider: Any, sigmas: T
         logging.warning("the guidance schedule is left out: this guider has not one scale and a negative prompt")
         return sampler(guider, sigmas, extra_args, *rest)
     extra_args["model_options"][_KEY] = _Run(guidance, guider, sigmas)
-    guider.cfg = guidance.cfg
+    guider.cfg = guidance.strongest  # for what compares it, or multiplies it for an evaluation
     try:
         return sampler(guider, sigmas, extra_args, *rest)
     finally:
@@ -71,7 +72,8 @@ class _Run:
         if self._agreed and float(sigma[0]) <= self._agreed:
             self._guider.cfg = NONE
         elif self._guidance.varies:
-            factor = cfg / self._guidance.cfg if self._guidance.cfg else 1.0
+            whole = self._guidance.strongest
+            factor = cfg / whole if whole else 1.0
             scale = self._scale(float(sigma[0]))
             self._guider.cfg = scale if scale == NONE else scale * factor
         try:
@@ -230,7 +232,10 @@ class FewStepGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, schedule: str, values: str, **fields: Any) -> io.NodeOutput:
-        return io.NodeOutput(Guidance(schedule, values=read_values(values), **fields))
+        guidance = Guidance(schedule, values=read_values(values), **fields)
+        if guidance.cfg_pp and abs(guidance.strongest) > _STRONG_PP:
+            logging.warning("CFG++ at %g burns the image: it is meant for a cfg of 0 to 1", guidance.strongest)
+        return io.NodeOutput(guidance)
 
 
 def read_values(text: str) -> tuple[float, ...]:

@@ -103,7 +103,7 @@ class FewStepInvert(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "check",
-                    default=False,
+                    default=True,
                     tooltip="Sample once more to report the round-trip error. Refinements of samplers other than ddim "
                     "and euler report it in any case.",
                 ),
@@ -148,6 +148,8 @@ def _invert(
     if len(sigmas) < 2:
         raise ValueError("sigmas hold no step: raise steps (or denoise) of the scheduler")
     image = fitting(patcher, latent)
+    if not image.any():
+        raise ValueError("latent_image is empty: connect the image to invert, from VAE Encode")
     display = Display(patcher)
     results: list[tuple[Inversion, Tensor, Tensor]] = []
 

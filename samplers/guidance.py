@@ -116,6 +116,11 @@ class Guidance:
             raise ValueError(f"sigma_start = {self.sigma_start:g} must be above sigma_end = {self.sigma_end:g}")
 
     @property
+    def strongest(self) -> float:
+        """The scale with the most effect: that of a list, or `cfg`."""
+        return max(self.values, key=abs) if self.shape == "list" else self.cfg
+
+    @property
     def varies(self) -> bool:
         """Whether the scale is not the same at all levels."""
         return self.shape != "constant" or self.cfg_pp

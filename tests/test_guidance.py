@@ -447,6 +447,28 @@ def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     assert seen == [4.0, 1.0, 1.0]  # without guidance there is nothing to multiply, and one pass is enough
 
 
+def test_a_plan_is_compared_with_the_strongest_scale_of_a_list(comfyui, eps_model, caplog):
+    """`cfg` is not used by a list, and its being 0 does not take the plan's factors away."""
+    recipe = Recipe("euler", (14.6, 4.0, 0.0), tunings=(Tuning(guidance=0.5), Tuning()))
+    solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(Learned(recipe, about={"guidance": 6.0})).result[:2]
+    model, seen = watched_scales(eps_model)
+    guider = node(
+        comfyui, "FewStepGuider", model, conditioning(1), conditioning(2),
+        made(comfyui, "list", cfg=0.0, values="4 6"),
+    )  # fmt: skip
+    image = {"samples": torch.zeros(1, 4, 8, 8)}
+    node(comfyui, "SamplerCustomAdvanced", node(comfyui, "RandomNoise", 3), guider, solver, sigmas, image)
+    assert seen == pytest.approx([2.0, 6.0])
+    assert "this plan was made at guidance" not in caplog.text
+
+
+def test_strong_cfg_pp_is_told(comfyui, caplog):
+    made(comfyui, cfg=0.6, cfg_pp=True)
+    assert not caplog.text
+    made(comfyui, cfg=7.5, cfg_pp=True)
+    assert "CFG++ at 7.5 burns the image" in caplog.text
+
+
 def test_guiders_without_one_scale_are_left_alone(comfyui, eps_model, caplog):
     patched = node(comfyui, "FewStepGuidancePatch", eps_model, made(comfyui, "interval"))
     dual = comfyui.nodes["DualCFGGuider"]

@@ -366,6 +366,8 @@ def test_node_errors_name_the_input(comfyui):
         run(torch.tensor([0.1, 1.0, 5.0]))
     with pytest.raises(ValueError, match="latent_image has 3 channels"):
         run(torch.tensor([5.0, 1.0, 0.0]), {"samples": torch.ones(1, 3, 8, 8)})
+    with pytest.raises(ValueError, match="latent_image is empty: connect the image to invert"):
+        run(torch.tensor([5.0, 1.0, 0.0]), {"samples": torch.zeros(1, 4, 8, 8)})
     _, noise, _ = run(torch.tensor([5.0, 1.0, 0.0]))
     with pytest.raises(ValueError, match="connect the latent that was inverted"):
         noise.generate_noise({"samples": torch.zeros(1, 4, 16, 16)})
