@@ -5,26 +5,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from browser import SCRIPTS, chromium, node, playwright
 from host import ROOT, environment, server
 from PIL import Image
 
 IMAGES = ROOT / "web" / "docs" / "images"
 LARGEST = 60 * 1024  # bytes of a picture
-COLOURS = 256
+COLOURS, SURFACES = 256, 64  # of a picture, and of these the most frequent ones, which come out unchanged
 
 
 def reduced(picture: Image.Image) -> Image.Image:
-    """In its most frequent colours, which are those of surfaces and lines, and come out unchanged."""
+    """In few of its colours: those of surfaces, and others, as of thin lines, as far as they differ from these."""
     counted = sorted(picture.getcolors(picture.width * picture.height), reverse=True)
+    colours = np.array([colour for _, colour in counted], dtype=np.int16)
+    for near in itertools.count(1):
+        chosen, left = [], colours
+        while len(left) and len(chosen) < COLOURS:
+            chosen.append(left[0])
+            far = np.abs(left - left[0]).max(axis=1) >= near
+            far[1 : max(1, 1 + SURFACES - len(chosen))] = True
+            left = left[far]
+        if not len(left):
+            break
     palette = Image.new("P", (1, 1))
-    palette.putpalette([part for _, colour in counted[:COLOURS] for part in colour])
+    palette.putpalette(np.concatenate(chosen).tolist())
     return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 

@@ -172,7 +172,7 @@ const SCENES = {
       LATENT,
       [
         "FewStepCompare",
-        { cfg: 3, samplers: "dpmpp_2m\nfewstep_ipndm_v", schedules: "karras\nfewstep_karras*", steps: "4, 6, 8" },
+        { cfg: 3, samplers: "dpmpp_2m\nfewstep_ipndm_v", schedules: "fewstep_karras*", steps: "4, 6, 8", tile: 128 },
         CONNECTED,
       ],
       ["PreviewImage", {}, { images: [2, "grid"] }],
