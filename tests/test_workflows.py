@@ -34,7 +34,7 @@ SHORT = {
 }
 
 # Sides of the image that comes out, by a part of the name; else 64.
-SIDES = {"image to image": (96, 96), "edit": (96, 96), "hires fix": (128, 128), "compare": None}
+SIDES = {"image to image": (96, 96), "inpainting": (96, 96), "edit": (96, 96), "hires fix": (128, 128), "compare": None}
 
 # Those that share checkpoints one after the other: the host then keeps them, and the text that it has encoded.
 NAMES = sorted(WORKFLOWS, key=lambda name: (name.startswith("SDXL"), list(WORKFLOWS).index(name)))

@@ -67,7 +67,7 @@ def start(g: Graph, model: dict[str, str], text: str, **texts: str) -> list[Outp
 
 
 def picture(g: Graph, vae: Output, megapixels: float) -> tuple[Output, Output]:
-    """A picture of the user's as (latent, mask)."""
+    """A picture of the user's as (latent, mask); a megapixel of the host's is 1024 x 1024, and 0.25 are 512 x 512."""
     image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
     pixels = g.add("ImageScaleToTotalPixels", image=image, upscale_method="lanczos", megapixels=megapixels)
     return g.add("VAEEncode", pixels=pixels, vae=vae), mask
@@ -217,7 +217,7 @@ def sd15_image_to_image(g: Graph) -> None:
         negative_prompt=POOR,
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.26)
+    latent, _ = picture(g, vae, 0.25)
     g.group("4. Sampling")
     samples = g.add(
         "KSampler",
@@ -259,13 +259,12 @@ def sd15_inpainting(g: Graph) -> None:
         g,
         SD15,
         "## Inpainting\nPaint the mask: right click on your picture, *Open in MaskEditor*. Only what is masked "
-        "changes; the prompt describes the whole picture.\n\nThe picture should have about 512 x 512 pixels.",
+        "changes; the prompt describes the whole picture. Without a mask nothing changes.",
         prompt=f"{GIRL}, a castle in the distance, illustration",
         negative_prompt=POOR,
     )
     g.group("3. Picture and mask")
-    image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
-    latent = g.add("VAEEncode", pixels=image, vae=vae)
+    latent, mask = picture(g, vae, 0.25)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
     g.group("4. Sampling")
     samples = g.add(
@@ -346,7 +345,7 @@ def sd15_inversion(g: Graph) -> None:
         negative_prompt="",
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.26)
+    latent, _ = picture(g, vae, 0.25)
     g.group("4. Inversion")
     sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
     inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}
@@ -371,7 +370,7 @@ def sd15_diffedit(g: Graph) -> None:
         negative_prompt="",
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.26)
+    latent, _ = picture(g, vae, 0.25)
     g.group("4. Mask")
     mask, _ = g.add("FewStepDiffEditMask", model=model, source=now, target=then, latent_image=latent)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
