@@ -4,8 +4,8 @@
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, sigmas, guidance}: the evaluations of a sampler node
 
-A node travels as {"type": its id, "inputs": {name: value, or a node}}. What cannot be drawn is answered with
-{"error": text}, which the node shows in the place of its plot.
+A node travels as {"type": its id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside
+them. What cannot be drawn is answered with {"error": text}, which the node shows in the place of its plot.
 """
 
 from __future__ import annotations
@@ -122,6 +122,12 @@ def _sigmas(node: Node, levels: LevelRange) -> list[float]:
     inputs = node["inputs"]
     if node["type"] == "FewStepPlanSampler":
         return list(_learned(inputs).recipe.sigmas)
+    if node["type"] == "SplitSigmas":
+        whole, step = _sigmas(inputs["sigmas"], levels), inputs["step"]
+        part = whole[step:] if node["output"] else whole[: step + 1]
+        if len(part) < 2:
+            raise ValueError("SplitSigmas leaves no step here")
+        return part
     if node["type"] != "FewStepScheduler":
         raise ValueError("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])

@@ -106,6 +106,24 @@ def test_guidance_of_each_step(routes):
     assert set(scales) == {1.0, 5.0} and scales[0] == scales[-1] == 1.0 and 15 < total < 30
 
 
+def test_parts_of_split_sigmas(comfyui, routes):
+    """A sampler behind the host's SplitSigmas is drawn on its part."""
+    whole = torch.tensor(routes.sigmas({"node": scheduler(steps=8)})["sigmas"])
+    parts = comfyui.nodes["SplitSigmas"].execute(whole, 5).result
+    for output, part in enumerate(parts):
+        split = node("SplitSigmas", step=5, sigmas=scheduler(steps=8)) | {"output": output}
+        drawn = routes.plan({"node": node("FewStepSampler", sampler="euler"), "sigmas": split})
+        assert [evaluation["sigma"] for evaluation in drawn["evaluations"]] == pytest.approx(part[:-1].tolist())
+        assert not drawn["assumed"]
+    with pytest.raises(ValueError, match="SplitSigmas leaves no step"):
+        routes.plan(
+            {
+                "node": node("FewStepSampler", sampler="euler"),
+                "sigmas": split | {"inputs": split["inputs"] | {"step": 8}},
+            }
+        )
+
+
 @pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
 def test_ramps_are_drawn_in_the_hosts_percent(comfyui, routes, model_type):
     """A linear ramp has come as far as sampling."""

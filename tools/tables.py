@@ -149,8 +149,8 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     equal = [row for row in rows if _distance(row) <= limit]
     best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
     why = (
-        f"{_measured(budget)} of those with fresh noise none is nearer to the distribution of many-step samples by "
-        f"more than chance; Fréchet distance {_distance(best):.2g}."
+        f"{_measured(budget)} of those with fresh noise one of the nearest to what many steps give (Fréchet distance "
+        f"{_distance(best):.2g})."
     )
     return _pick(start, best["sampler"], best["schedule"], why)
 

@@ -10,12 +10,11 @@ export function sigmasRequest(node) {
 /** For POST /fewstep/plan. The schedule and the guidance are those of the node that samples, if it is connected. */
 export function planRequest(node) {
   const sampling = takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null;
-  const schedule = sampling && origin(sampling, "sigmas");
-  const ours = schedule?.comfyClass === "FewStepScheduler" || schedule?.comfyClass === "FewStepPlanSampler";
+  const { schedule, sigmas } = sampling ? scheduleOf(sampling) : {};
   return {
     node: described(node),
     levels: schedule?.properties?.levels ?? node.properties.levels,
-    sigmas: ours && schedule !== node ? described(schedule) : null,
+    sigmas: schedule === node ? null : sigmas,
     guidance: sampling && guidanceOf(sampling),
   };
 }
@@ -35,6 +34,18 @@ function described(node) {
     inputs.plan = { type: "FewStepLoadPlan", inputs: { file: "", text: node.fewstepPlan } }; // that of the last run
   }
   return { type: node.comfyClass, inputs };
+}
+
+/** The schedule node of ours that a node takes its levels from, and how: as it is, or the part of SplitSigmas. */
+function scheduleOf(node) {
+  const { from, output } = source(node, "sigmas") ?? {};
+  if (from?.comfyClass === "SplitSigmas") {
+    const { schedule, sigmas } = scheduleOf(from);
+    const step = linkedValue(from, "step") ?? from.widgets.find((widget) => widget.name === "step").value;
+    return { schedule, sigmas: sigmas && { type: "SplitSigmas", inputs: { sigmas, step }, output } };
+  }
+  const ours = from?.comfyClass === "FewStepScheduler" || from?.comfyClass === "FewStepPlanSampler";
+  return { schedule: from, sigmas: ours ? described(from) : null };
 }
 
 /** The guidance of a node that samples: a scale, a FewStepGuidance node, or null where it is not known. */
@@ -69,10 +80,16 @@ function slot(node, name) {
 
 /** The node at the other end of an input, through reroutes. */
 function origin(node, name) {
+  return source(node, name)?.from ?? null;
+}
+
+/** That node, and which of its outputs it is. */
+function source(node, name) {
   let id = slot(node, name)?.link;
   for (let i = 0; id != null && i < FAR; i++) {
-    const from = node.graph.getNodeById(node.graph.getLink(id)?.origin_id);
-    if (from?.type !== "Reroute") return from;
+    const link = node.graph.getLink(id);
+    const from = node.graph.getNodeById(link?.origin_id);
+    if (from?.type !== "Reroute") return { from, output: link?.origin_slot };
     id = from.inputs[0].link;
   }
   return null;
