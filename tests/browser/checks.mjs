@@ -91,6 +91,16 @@ check("the plan plot follows sampler, schedule and guidance", async ({ page }) =
   assert.match((await answer(page, sampler)).error, /as it goes/);
 });
 
+check("the plan plot follows split levels", async ({ page }) => {
+  await load(page, "SDXL text to image, base and refiner");
+  const [sampler, split] = await ids(page, "FewStepSampler", "SplitSigmas");
+  const drawn = await answer(page, sampler);
+  assert.equal(drawn.evaluations.length, 16);
+  assert.equal(drawn.assumed, false);
+  await set(page, split, "step", 12);
+  assert.equal((await answer(page, sampler)).evaluations.length, 12);
+});
+
 check("widgets that the sampler does not have are hidden, and saved", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepSampler");
