@@ -173,25 +173,35 @@ class Session:
         if together:
             return self._run(function, levels, samples, callback)
         latents: dict[int, Tensor] = {}
-        waiting = self.groups(samples)
+
+        def sample_group(group: list[int]) -> None:
+            found = self._run(function, levels, [samples[k] for k in group], callback)
+            latents.update(zip(group, found, strict=True))
+
+        self.in_groups(samples, sample_group)
+        return torch.stack([latents[k] for k in range(len(samples))])
+
+    def in_groups(self, samples: Sequence[Sample], work: Callable[[list[int]], None]) -> None:
+        """Do some work group by group, each the places of samples that share a batch.
+
+        Groups become smaller where the memory does not suffice, unless the size of a batch was given.
+        """
+        waiting = self._groups(samples)
         while waiting:
             group = waiting.pop(0)
             try:
-                found = self._run(function, levels, [samples[k] for k in group], callback)
+                work(group)
+                continue
             except torch.cuda.OutOfMemoryError:
                 if self._batch or len(group) == 1:
                     raise
-                found = None
-            if found is None:  # once the error has let go of its tensors
-                comfy.model_management.soft_empty_cache()
-                half = (len(group) + 1) // 2
-                logging.info("not enough memory for %d images at once: going on with %d", len(group), half)
-                waiting = [part[i : i + half] for part in (group, *waiting) for i in range(0, len(part), half)]
-                continue
-            latents.update(zip(group, found, strict=True))
-        return torch.stack([latents[k] for k in range(len(samples))])
+            # Here the error has let go of its tensors.
+            comfy.model_management.soft_empty_cache()
+            half = (len(group) + 1) // 2
+            logging.info("not enough memory for %d images at once: going on with %d", len(group), half)
+            waiting = [part[i : i + half] for part in (group, *waiting) for i in range(0, len(part), half)]
 
-    def groups(self, samples: Sequence[Sample]) -> list[list[int]]:
+    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Which samples share a batch."""
         together: dict[int, list[int]] = {}
         for k, sample in enumerate(samples):

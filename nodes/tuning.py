@@ -202,10 +202,13 @@ class Gradients:
         """
         count = len(self.samples)
         squares, slope = torch.zeros(count, dtype=torch.float64), torch.zeros_like(by)
-        for group in self.session.groups(self.samples):
+
+        def add(group: list[int]) -> None:
             found = self._slope(recipe, numbers, by, group, None if weights is None else weights[group])
             squares[group] = found[0]
-            slope += found[1] * len(group) / count
+            slope.add_(found[1] * len(group) / count)
+
+        self.session.in_groups(self.samples, add)
         return squares, slope
 
     def _slope(

@@ -104,7 +104,7 @@ class Trainer:
 
     @property
     def evaluations(self) -> int:
-        """Of the model, for one batch.
+        """Of the model, for one batch of `learn`.
 
         A step has those at its start and in its middle, and the second again for r, and for scale_time if it is
         learned. A step out of pure noise has no middle to learn.

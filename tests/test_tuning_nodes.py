@@ -318,6 +318,29 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
         assert float(slope[k]) == pytest.approx(float(cost(by + h) - cost(by - h)) / 2e-2, rel=0.05)
 
 
+def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, session):
+    tuning, recipe = module(comfyui, "tuning"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
+    samples, by = samples_of(comfyui, 5, 2), torch.tensor([0.02], dtype=torch.float64)
+
+    def slope(most: int) -> tuple:
+        model, sizes = small_model("FLOW").clone(), []
+
+        def greedy(network, given):
+            sizes.append(len(given["input"]))
+            if sizes[-1] > most:
+                raise torch.cuda.OutOfMemoryError("no")
+            return network(given["input"], given["timestep"], **given["c"])
+
+        model.set_model_unet_function_wrapper(greedy)
+        gradients = tuning.Gradients(session(model, prompts(2)), samples, torch.zeros(5, 4, 8, 8))
+        return *gradients.slope(recipe, [tuning.Unknown("level", 1)], by), sizes
+
+    *whole, sizes = slope(100)
+    *parts, smaller = slope(4)
+    assert sizes[-1] > 4 >= smaller[-1]
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
 def test_a_model_without_gradients_is_said(comfyui):
     model = small_model("FLOW").clone()
 
