@@ -70,7 +70,8 @@ def _answer(draw: Callable[[Any], dict[str, Any]]) -> Callable[[web.Request], An
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, and for each choice the others that belong to it, with their defaults."""
+    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults, and those in
+    which 0 is automatic."""
 
     def of(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
@@ -84,8 +85,8 @@ def options() -> dict[str, Any]:
     }
     return {
         "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS)},
-        "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES)},
-        "FewStepGuidance": {"choice": "schedule", "widgets": shapes},
+        "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
+        "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
     }
 
 

@@ -27,13 +27,14 @@ function isLinked(node, widget) {
   return node.inputs.some((input) => input.widget?.name === widget.name && input.link != null);
 }
 
-/** Shows what "default" means for the choice: "default: midpoint" in the place of "default" or -1. */
-export function showDefaults(node, { choice, widgets }) {
+/** Shows what "default" means for the choice, "default: midpoint" in the place of "default" or -1, and "auto" for 0. */
+export function showDefaults(node, { choice, widgets, automatic = [] }) {
   for (const widget of node.widgets) {
     const plain = accessor(widget, "_displayValue");
     if (!plain || widget.name === choice) continue;
     Object.defineProperty(widget, "_displayValue", {
       get() {
+        if (automatic.includes(widget.name) && this.value === 0) return "auto";
         const value = widgets[find(node, choice).value]?.[widget.name];
         return UNSET.includes(this.value) && value != null ? `default: ${spoken(value)}` : plain.call(this);
       },

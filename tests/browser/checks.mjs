@@ -133,6 +133,12 @@ check("defaults are told", async ({ page }) => {
   assert.equal(await shown("solver_type"), "heun");
   await set(page, id, "sampler", "unipc");
   assert.equal(await shown("order"), "default: 3");
+  const guidance = await add(page, "FewStepGuidance");
+  const start = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "sigma_start")._displayValue, guidance);
+  assert.equal(await start(), "auto");
+  await set(page, guidance, "sigma_start", 3);
+  assert.equal(await start(), "3.00");
 });
 
 check("Vue nodes show the plot", async ({ page, complaints }) => {
