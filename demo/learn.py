@@ -5,9 +5,9 @@
     .host/venv/bin/python demo/learn.py --refine              # trains the predictors that were only fitted
 
 `calibrated-N` is a calibrated plan. `amed-BASE-N` is a predictor for the inserted levels of AMED over a base solver.
-Its numbers are fitted to the last sample first, the same for all images; over ipndm_v they are those of the calibrated
-plan. Then it is trained image by image, which stays if it helps images that nothing was fitted to. No prompt and no
-seed is one of those on which bench/quality.py reports.
+Its numbers are fitted to the last sample first, the same for all images; over ipndm_v, euler and dpm_2s they are part
+of a calibrated plan. Then it is trained image by image, which stays if it helps images that nothing was fitted to. No
+prompt and no seed is one of those on which bench/quality.py reports.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PROMPTS = (
 EVALUATIONS = (5, 6, 8, 4, 10, 12)
 CALIBRATED = "ipndm_v"  # the base of the calibrated plans
 BASES = (CALIBRATED, "dpmpp_2m", "dpm_2m", "ipndm", "amed", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
+PLANNED = ("euler", "amed_dpm_2s")  # bases that inserted levels alone help too little: they get a plan of their own
 PAIRED = ("amed", "amed_dpm_2s")  # an odd number of evaluations is one more without the first (AFS)
 GUIDANCE = 3.0
 SEED, SAMPLES = 10_000, 16  # of the fit
@@ -82,9 +83,9 @@ class Learning:
         if base == CALIBRATED:
             plan = self.files.load(self.path(f"calibrated-{evaluations}"))
         else:
-            free = ("level", "scale_dir", "scale_time")
             afs = base in PAIRED and evaluations % 2 == 1
-            plan = self.calibrated(evaluations, bases=(base,), free=free, inserted=True, afs=afs)
+            fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
+            plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
         levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)
         predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
         return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
