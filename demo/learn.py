@@ -87,6 +87,7 @@ class Learning:
             fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
             plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
         levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)
+        torch.manual_seed(SEED)
         predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
         return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
 

@@ -18,6 +18,7 @@ from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
 from ..samplers.calibrate import rmse
 from .host import is_flow, level_range, sigmas_over
 from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
+from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plans import text_table
 from .plots import Panel, line_plot
@@ -331,17 +332,8 @@ class FewStepCompare(io.ComfyNode):
                     tooltip=f"{SYNTAX} A * after one of ours leaves out its last level above 0 (discard_penultimate).",
                 ),
                 io.String.Input("steps", default="5, 8, 12", tooltip="Numbers of steps, with commas between them."),
-                io.Float.Input(
-                    "cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Of the noise that all begin from.",
-                ),
+                cfg_input(7.0),
+                seed_input("Of the noise that all begin from.", changes=False),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

@@ -17,6 +17,7 @@ from ..samplers import SAMPLERS, SamplerSpec
 from ..samplers.inversion import Inversion, invert
 from ..samplers.published import PUBLISHED
 from .host import is_flow, partial_options
+from .options import cfg_input, seed_input
 from .progress import Display
 from .sampling import CATEGORY
 from .session import Conditioning, Guider, fitting
@@ -73,14 +74,9 @@ class FewStepInvert(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the image shows now."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt; unused at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="The image. A noise mask in it is not used here."),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale of the inversion. 1 is the most accurate and half the work; the edit may "
+                cfg_input(
+                    1.0,
+                    "Guidance scale of the inversion. 1 is the most accurate and half the work; the edit may "
                     "then use more. With the same value in both the image comes back.",
                 ),
                 io.Combo.Input(
@@ -245,14 +241,7 @@ class FewStepDiffEditMask(io.ComfyNode):
                     step=0.1,
                     tooltip="What counts as a difference of 1: this many times the mean. Larger differences are cut.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the noises.",
-                ),
+                seed_input("Of the noises."),
             ],
             outputs=[
                 io.Mask.Output(

@@ -93,3 +93,17 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
             continue
         chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
     return chosen
+
+
+# Widgets that several nodes have
+
+
+def cfg_input(default: float, tooltip: str = "Guidance scale; 1 is none.") -> io.Input:
+    """The scale of guidance, as the host's sampler nodes have it."""
+    return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def seed_input(tooltip: str, *, changes: bool = True) -> io.Input:
+    """The seed of some noise, as the host's sampler nodes have it; whether it changes after each run."""
+    most = 0xFFFFFFFFFFFFFFFF
+    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip)

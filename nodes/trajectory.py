@@ -14,6 +14,7 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
 from .host import sampler_function, schedule_sigmas
+from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
@@ -41,17 +42,8 @@ class FewStepTrajectory(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the images show."),
                 io.Conditioning.Input("negative", tooltip="What they do not show."),
                 io.Latent.Input("latent_image", tooltip="An empty latent: its size is used, its content is not."),
-                io.Float.Input(
-                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the noise that the trajectories start from.",
-                ),
+                cfg_input(7.5),
+                seed_input("Of the noise that the trajectories start from."),
                 io.Int.Input("batch", default=4, min=1, max=64, tooltip="Number of trajectories, sampled at once."),
                 io.Int.Input(
                     "steps", default=50, min=4, max=1000, tooltip="Steps of dpmpp_2m on the exponential schedule."
@@ -145,17 +137,8 @@ class FewStepFilmStrip(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image", tooltip="An empty latent, or an image to begin from. Of a batch the first is shown."
                 ),
-                io.Float.Input(
-                    "cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 is none."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the noise that the image begins from.",
-                ),
+                cfg_input(7.0),
+                seed_input("Of the noise that the image begins from."),
                 io.Int.Input("columns", default=10, min=1, max=1000, tooltip="Pictures in a row of the strip."),
                 io.Int.Input("tile", default=192, min=32, max=2048, tooltip="Width of a picture of it, in pixels."),
                 io.Vae.Input(
