@@ -30,6 +30,7 @@ export function addPlot(node, { route, request, draw }) {
 
     draw(pen, _node, width, y) {
       plot.refresh();
+      if (LiteGraph.vueNodesMode) takeRoom(pen.canvas);
       const area = { left: 10, top: y, width: width - 20, height: HEIGHT };
       pen.save();
       background(pen, area);
@@ -91,6 +92,12 @@ export function addPlot(node, { route, request, draw }) {
 export function redrawAll() {
   for (const plot of plots) plot.refresh();
   app.graph?.setDirtyCanvas(true, false);
+}
+
+/** Vue nodes have a canvas for each such widget, which takes no room and lies over the widget above it (1.32.9). */
+function takeRoom(canvas) {
+  canvas.style.marginTop = 0;
+  canvas.parentElement.style.minHeight = `${HEIGHT}px`;
 }
 
 function background(pen, { left, top, width, height }) {

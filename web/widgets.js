@@ -2,10 +2,7 @@
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
-/**
- * Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order.
- * "Vue nodes" show them all: they do not look again at what is hidden once a widget has changed (1.32.9).
- */
+/** Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order. */
 export function fitWidgets(node, { choice, widgets }) {
   const known = new Set(Object.values(widgets).flatMap(Object.keys));
   const chosen = widgets[find(node, choice).value];
@@ -15,12 +12,21 @@ export function fitWidgets(node, { choice, widgets }) {
   }
   node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas(true, true);
+  if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
 }
 
 function show(widget, visible) {
   widget.hidden = !visible;
+  widget.options.hidden = !visible; // for Vue nodes
   if (visible) delete widget.computeSize;
   else widget.computeSize = () => [0, -4]; // takes no room: the canvas adds 4
+}
+
+/** Vue nodes draw a copy of the widgets, which is made when a node is added: announces it to the graph once more. */
+function lookAgain(node) {
+  const callbacks = node.widgets.map(({ callback }) => callback);
+  node.graph.onNodeAdded?.(node);
+  node.widgets.forEach((widget, i) => (widget.callback = callbacks[i])); // each time they are wrapped anew
 }
 
 function isLinked(node, widget) {

@@ -141,20 +141,45 @@ check("defaults are told", async ({ page }) => {
   assert.equal(await start(), "3.00");
 });
 
-check("Vue nodes show the plot", async ({ page, complaints }) => {
+check("Vue nodes show the widgets that the sampler has, and the plot below", async ({ page, complaints }) => {
   await clear(page);
   const before = complaints.length;
   await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
   try {
-    const id = await add(page, "FewStepScheduler");
-    const canvas = page.locator(`[data-node-id="${id}"] canvas`);
+    const id = await add(page, "FewStepSampler");
+    const node = page.locator(`[data-node-id="${id}"]`);
+    const [rows, canvas] = [node.locator(".lg-node-widget"), node.locator("canvas")];
     await canvas.waitFor({ timeout: 5000 });
+    const shown = async (id) => {
+      const texts = await page.locator(`[data-node-id="${id}"] .lg-node-widget`).allInnerTexts();
+      return texts.map((text) => text.split("\n")[0]);
+    };
+    const wanted = (id) =>
+      page.evaluate((id) => app.graph.getNodeById(id).widgets.filter((w) => !w.hidden).map((w) => w.name), id);
+    const fits = async (id) => {
+      await page.waitForTimeout(200);
+      assert.deepEqual(await shown(id), [...(await wanted(id)).slice(0, -1), ""]); // the plot has no name
+    };
     await answer(page, id);
+    await fits(id);
     const first = await canvas.screenshot();
-    await set(page, id, "schedule", "gits");
-    await answer(page, id);
-    await page.waitForTimeout(200);
+    for (const sampler of ["unipc", "euler", "dpm_2s"]) {
+      await rows.first().getByRole("combobox").click();
+      await page.getByRole("option", { name: sampler, exact: true }).click();
+      await answer(page, id);
+      await fits(id);
+      const [last, plot, whole] = await Promise.all([rows.nth(-2), canvas, node].map((part) => part.boundingBox()));
+      assert.ok(last.y + last.height <= plot.y, "the plot lies over a widget");
+      assert.ok(plot.y + plot.height <= whole.y + whole.height, "the plot lies outside");
+    }
     assert.ok(!first.equals(await canvas.screenshot()), "the picture has not changed");
+    await fits(await add(page, "FewStepSampler", [400, 0]));
+    await fits(id); // as before
+    await load(page, "demo");
+    const [schedule] = await ids(page, "FewStepScheduler");
+    await fits(schedule);
+    await set(page, schedule, "schedule", "gits");
+    await fits(schedule);
   } finally {
     await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
   }
