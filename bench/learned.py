@@ -140,9 +140,10 @@ def _describe_plugin(
     trained = sum(sees_bottleneck(f) for f in plugins)
     lines = [
         "AMED over each base against the base itself on the best of our schedules: error of AMED / error of the base "
-        "(their ratio). The numbers of its inserted levels are fitted to the last sample, over ipndm_v with all others "
-        f"of the calibrated plan. Then trained image by image, and better for it: {trained} of {len(plugins)}; the "
-        "others give every image the same numbers. Where the error does not fall: Fréchet distance of 1,000 samples to "
+        "(their ratio). The numbers of its inserted levels are fitted to the last sample; +: as part of a calibrated "
+        "plan over that base, with all levels, slopes and guidance. Then trained image by image, and better for it: "
+        f"{trained} of {len(plugins)}; the others give every image the same numbers, since the training gains a few "
+        "percent at most and not all were trained. Where the error does not fall: Fréchet distance of 1,000 samples to "
         "the data, of AMED / of the base, as far as it was measured.",
         "",
         f"| base | {' | '.join(map(str, budgets))} |",
@@ -161,11 +162,16 @@ def _against_base(f: Fitted, scores: Mapping[Any, Any], frechet: Mapping[Any, tu
     if not ours or not plain:
         return ""
     a, b = medians(ours[1], plain[1])
-    text = f"{a:.4f} / {b:.4f} ({a / b:.2f})"
+    text = f"{a:.4f} / {b:.4f} ({a / b:.2f}){'+' * is_planned(f)}"
     if ours[0] in frechet and plain[0] in frechet:
         (a, a_error), (b, b_error) = frechet[ours[0]], frechet[plain[0]]
         text += f"; FD {a:.3f} ± {a_error:.3f} / {b:.3f} ± {b_error:.3f}"
     return text
+
+
+def is_planned(f: Fitted) -> bool:
+    """Whether a predictor is part of a calibrated plan: whether it has numbers that AMED does not know."""
+    return any(t.slope or t.curvature or t.guidance != 1 for t in cells.learned(f.entry).recipe.tunings)
 
 
 def sees_bottleneck(f: Fitted) -> bool:
