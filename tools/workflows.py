@@ -77,6 +77,15 @@ def empty(g: Graph, side: int) -> Output:
     return g.add("EmptyLatentImage", width=side, height=side, batch_size=1)
 
 
+def ksample(
+    g: Graph, model: Output, positive: Output, negative: Output, latent: Output, steps: int, denoise: float = 1.0
+) -> Output:
+    """The host's KSampler with our `dpmpp_2m` on our `karras`."""
+    solver = {"sampler_name": "fewstep_dpmpp_2m", "scheduler": "fewstep_karras", "steps": steps, "denoise": denoise}
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+    return g.add("KSampler", **inputs, **solver, seed=1, cfg=7.0)
+
+
 def sample(g: Graph, guider: Output, sampler: Output, sigmas: Output, latent: Output, seed: int = 1) -> Output:
     noise = g.add("RandomNoise", noise_seed=seed)
     inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
@@ -120,18 +129,7 @@ def sd15_text_to_image(g: Graph) -> None:
         "KSampler's own lists that begin with `fewstep_`: nothing else of a workflow changes.\n\nTry 10 to 20 steps.",
     )
     g.group("3. Sampling")
-    samples = g.add(
-        "KSampler",
-        model=model,
-        positive=positive,
-        negative=negative,
-        latent_image=empty(g, 512),
-        seed=1,
-        steps=20,
-        cfg=7.0,
-        sampler_name="fewstep_dpmpp_2m",
-        scheduler="fewstep_karras",
-    )
+    samples = ksample(g, model, positive, negative, empty(g, 512), 20)
     save(g, samples, vae, "fewstep_dpmpp_2m")
 
 
@@ -219,19 +217,7 @@ def sd15_image_to_image(g: Graph) -> None:
     g.group("3. Picture")
     latent, _ = picture(g, vae, 0.25)
     g.group("4. Sampling")
-    samples = g.add(
-        "KSampler",
-        model=model,
-        positive=positive,
-        negative=negative,
-        latent_image=latent,
-        seed=1,
-        steps=12,
-        cfg=7.0,
-        sampler_name="fewstep_dpmpp_2m",
-        scheduler="fewstep_karras",
-        denoise=0.6,
-    )
+    samples = ksample(g, model, positive, negative, latent, 12, 0.6)
     save(g, samples, vae, "fewstep_image_to_image")
 
 
@@ -267,19 +253,7 @@ def sd15_inpainting(g: Graph) -> None:
     latent, mask = picture(g, vae, 0.25)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
     g.group("4. Sampling")
-    samples = g.add(
-        "KSampler",
-        model=model,
-        positive=positive,
-        negative=negative,
-        latent_image=masked,
-        seed=1,
-        steps=15,
-        cfg=7.0,
-        sampler_name="fewstep_dpmpp_2m",
-        scheduler="fewstep_karras",
-        denoise=0.9,
-    )
+    samples = ksample(g, model, positive, negative, masked, 15, 0.9)
     save(g, samples, vae, "fewstep_inpainting")
 
 
@@ -291,26 +265,10 @@ def sd15_hires_fix(g: Graph) -> None:
         "`denoise` of the second pass: 0.4 keeps the drawing, 0.6 adds more.",
     )
     g.group("3. First pass, 512 pixels")
-    common = {"model": model, "positive": positive, "negative": negative, "seed": 1, "cfg": 7.0}
-    first = g.add(
-        "KSampler",
-        **common,
-        latent_image=empty(g, 512),
-        steps=15,
-        sampler_name="fewstep_dpmpp_2m",
-        scheduler="fewstep_karras",
-    )
+    first = ksample(g, model, positive, negative, empty(g, 512), 15)
     g.group("4. Second pass, 1024 pixels")
     larger = g.add("LatentUpscaleBy", samples=first, upscale_method="bislerp", scale_by=2.0)
-    second = g.add(
-        "KSampler",
-        **common,
-        latent_image=larger,
-        steps=10,
-        sampler_name="fewstep_dpmpp_2m",
-        scheduler="fewstep_karras",
-        denoise=0.5,
-    )
+    second = ksample(g, model, positive, negative, larger, 10, 0.5)
     save(g, second, vae, "fewstep_hires_fix")
 
 
