@@ -14,9 +14,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
+from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
 from ..samplers.calibrate import rmse
-from .host import is_flow, level_range, sigmas_over
+from .host import MANY_STEPS, level_range, many_steps_schedule, sigmas_over
 from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
 from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
@@ -25,8 +25,6 @@ from .plots import Panel, line_plot
 from .progress import Display, show
 from .sampling import CATEGORY
 from .session import Conditioning, Guider, fitting, sample
-
-REFERENCE = "dpmpp_2m"
 
 STOPPING = comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION
 """What ends a comparison, and is no fault of one sampler."""
@@ -237,9 +235,8 @@ class Comparison:
 
 def _reference(sampling: Any, steps: int, start: float) -> Run:
     """Many steps from a level: any sampler without noise comes near to it, the more its steps."""
-    schedule = SCHEDULES["time_uniform" if is_flow(sampling) else "exponential"]
-    sigmas = sigmas_over(schedule, level_range(sampling)._replace(sigma_max=start), steps)
-    return Run(Named("reference", REFERENCE, SAMPLERS[REFERENCE]), tuple(sigmas.tolist()))
+    sigmas = sigmas_over(many_steps_schedule(sampling), level_range(sampling)._replace(sigma_max=start), steps)
+    return Run(Named("reference", MANY_STEPS, SAMPLERS[MANY_STEPS]), tuple(sigmas.tolist()))
 
 
 # What is shown
@@ -259,7 +256,7 @@ def table(work: Comparison) -> str:
     if work.reference_steps:
         lines += [
             "",
-            f"error: root mean square difference of the latent from {work.reference_steps} steps of {REFERENCE}. With "
+            f"error: root mean square difference of the latent from {work.reference_steps} steps of {MANY_STEPS}. With "
             "fresh noise an image is another one, and this says little.",
         ]
     return "\n".join([*lines, ""])
@@ -287,7 +284,7 @@ def grid(work: Comparison, width: int, vae: Any = None) -> Tensor:
         (found,) = references.values()
         picture = decode(work.patcher, found.latents[:1], vae)[0]
         rows.append([Tile(picture, f"NFE {found.evaluations}")])
-        left.append(f"reference\n{REFERENCE}")
+        left.append(f"reference\n{MANY_STEPS}")
     return sheet(rows, width, top=[f"{steps} steps" for steps in work.columns], left=left)
 
 
@@ -348,7 +345,7 @@ class FewStepCompare(io.ComfyNode):
                     default=60,
                     min=0,
                     max=1000,
-                    tooltip=f"Steps of the image that the others are compared with ({REFERENCE}). 0: none, and no "
+                    tooltip=f"Steps of the image that the others are compared with ({MANY_STEPS}). 0: none, and no "
                     "errors.",
                 ),
                 io.Int.Input(

@@ -13,7 +13,7 @@ import comfy.model_sampling
 import comfy.samplers
 import torch
 
-from ..samplers import SamplerSpec, ScheduleSpec
+from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
@@ -113,6 +113,15 @@ def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: A
 def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **options: Any) -> torch.Tensor:
     """The schedule over the model's own range of levels, as `sigmas_over`."""
     return sigmas_over(spec, level_range(model_sampling), steps, **options)
+
+
+MANY_STEPS = "dpmpp_2m"
+"""The sampler whose runs of many steps others are measured against."""
+
+
+def many_steps_schedule(model_sampling: Any) -> ScheduleSpec:
+    """The schedule of such runs."""
+    return SCHEDULES["time_uniform" if is_flow(model_sampling) else "exponential"]
 
 
 # What was learned for one model

@@ -34,11 +34,13 @@ from ..samplers.recipe import Recipe
 from ..samplers.train import Trainer
 from .bottleneck import Bottleneck
 from .host import (
+    MANY_STEPS,
     fingerprint,
     guidance_of,
     is_flow,
     learned_function,
     level_range,
+    many_steps_schedule,
     sampler_function,
     schedule_sigmas,
 )
@@ -48,7 +50,6 @@ from .progress import Display
 from .sampling import CATEGORY
 from .session import Conditioning, Sample, Session
 
-TEACHER = "dpmpp_2m"
 DERIVATIVES = ("differences", "backpropagation")
 GOALS = ("last sample", "each step")
 AMED_BASES = (
@@ -473,10 +474,10 @@ class Teacher:
         if steps <= evaluations:
             raise ValueError(f"teacher_steps = {steps} must be more than evaluations = {evaluations}")
         self._session = session
-        schedule = "time_uniform" if is_flow(session.sampling) else "exponential"
-        self.about = {"sampler": TEACHER, "schedule": schedule, "steps": steps}
-        self.function = sampler_function(SAMPLERS[TEACHER])
-        self.sigmas = schedule_sigmas(SCHEDULES[schedule], session.sampling, steps)
+        schedule = many_steps_schedule(session.sampling)
+        self.about = {"sampler": MANY_STEPS, "schedule": schedule.id, "steps": steps}
+        self.function = sampler_function(SAMPLERS[MANY_STEPS])
+        self.sigmas = schedule_sigmas(schedule, session.sampling, steps)
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         return self._session.run(self.function, self.sigmas, samples)
