@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .integrate import Model, check_like
+from .integrate import Model, check_like, per_image
 
 TO_DATA: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "noise": lambda x, noise, alpha, sigma: (x - sigma * noise) / alpha,
@@ -384,8 +384,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...], to be multiplied with x of shape [B, ...]."""
-    return values.to(_wide(x)).reshape(-1, *[1] * (x.ndim - 1))
+    """[B] -> [B, 1, ...], to be multiplied with x of shape [B, C, ...]."""
+    return per_image(values.to(_wide(x)), x)
 
 
 def _is_batch(value: Any, x: Tensor) -> bool:

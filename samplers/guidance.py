@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .integrate import per_image
 from .levels import SAME_LEVEL
 
 NONE = 1.0
@@ -191,10 +192,10 @@ def rescaled(denoised: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, am
         sigma: its level, [B].
         amount: 0 leaves it, 1 is all; the paper takes 0.7.
     """
-    k = 1.0 if flow else 1 / (1 + _per_image(sigma, x) ** 2)
+    k = 1.0 if flow else 1 / (1 + per_image(sigma, x) ** 2)
     v, v_c = k * x - denoised, k * x - conditional
     ratio = v_c.flatten(1).std(dim=1) / v.flatten(1).std(dim=1)
-    return k * x - (1 - amount + amount * _per_image(ratio, x)) * v
+    return k * x - (1 - amount + amount * per_image(ratio, x)) * v
 
 
 def thresholded(denoised: Tensor, percentile: float, floor: float = 1.0) -> Tensor:
@@ -207,7 +208,7 @@ def thresholded(denoised: Tensor, percentile: float, floor: float = 1.0) -> Tens
     """
     size = denoised.flatten(1).abs().float()
     rank = max(1, math.ceil(percentile * size.shape[1]))  # torch.quantile ends at 16 million values
-    s = _per_image(size.kthvalue(rank, dim=1).values.clamp(min=floor), denoised).to(denoised)
+    s = per_image(size.kthvalue(rank, dim=1).values.clamp(min=floor), denoised).to(denoised)
     return denoised.clamp(-s, s) * (floor / s)
 
 
@@ -246,8 +247,3 @@ def _interval(flow: bool) -> tuple[float, float]:
     """`INTERVAL` as levels of a model: of the same SNR in rectified flow."""
     high, low = INTERVAL
     return (high / (1 + high), low / (1 + low)) if flow else (high, low)
-
-
-def _per_image(values: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...], for x of shape [B, ...]."""
-    return values.view(-1, *[1] * (x.ndim - 1))

@@ -204,6 +204,11 @@ def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_full((x.shape[0],), sigma, dtype=dtype)
 
 
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...], to go with samples of shape [B, ...]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def check_sample(x: Tensor) -> None:
     """Raise ValueError unless x is a floating-point tensor of 3 to 5 dimensions with something in it."""
     if not isinstance(x, Tensor) or not x.is_floating_point():

@@ -30,6 +30,7 @@ from .integrate import (
     checksum,
     combine,
     level_tensor,
+    per_image,
     progress_bar,
 )
 from .levels import Level, Levels, read_levels
@@ -144,7 +145,7 @@ def invert(
                 continue
             gained = errors[-1] < best_error
             best_error = torch.where(gained, errors[-1], best_error)
-            best = tuple(torch.where(_rows(gained, a), a, b) for a, b in zip(path, best, strict=True))
+            best = tuple(torch.where(per_image(gained, a), a, b) for a, b in zip(path, best, strict=True))
             if not gained.any():
                 break
     return Inversion(best[0], best, tuple(errors), way.nfe)
@@ -361,10 +362,6 @@ def _jacobian(stage: Stage, levels: Levels, i: int, n: int) -> float:
         weight: Scalar = _weight(levels, i - j, i) if j and i + 1 < n else 0.0
         own += value(stage.update.terms.get(j, 0.0)) * (1 - value(weight))
     return derivative(stage.update) + own * derivative(stage.prediction)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _relative(difference: Tensor, image: Tensor) -> Tensor:

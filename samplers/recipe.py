@@ -185,6 +185,19 @@ class Recipe:
             disable=disable,
         )
 
+    def guidance_setter(self, given: Callable[[float], None] | None) -> Callable[[float], None]:
+        """What sets the guidance scale of a run of this recipe: `given`, or nothing to do.
+
+        Raises:
+            ValueError: if the recipe has guidance and nothing to set it with.
+        """
+        if given is None and self.guides:
+            raise ValueError(
+                "this plan changes the guidance of single evaluations, and this run has no guidance scale: sample with "
+                "one cfg and a negative prompt, or calibrate a plan without guidance"
+            )
+        return given or (lambda factor: None)
+
     def guided(self, model: Model, set_guidance: Callable[[float], None] | None) -> Model:
         """The model with the guidance of each evaluation set before it.
 
@@ -193,11 +206,7 @@ class Recipe:
         """
         if not self.guides:
             return model
-        if set_guidance is None:
-            raise ValueError(
-                "this plan changes the guidance of single evaluations, and this run has no guidance scale: sample with "
-                "one cfg and a negative prompt, or calibrate a plan without guidance"
-            )
+        set_guidance = self.guidance_setter(set_guidance)
         factors = iter([tuning.guidance for tuning in self.tunings][self.afs :])
 
         def evaluate(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:

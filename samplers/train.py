@@ -339,11 +339,9 @@ class _Student:
     """
 
     def __init__(self, recipe: Recipe, levels: Levels, x: Tensor, evaluate: Evaluate, set_guidance: SetGuidance | None):
-        if recipe.guides and set_guidance is None:
-            raise ValueError("this plan changes the guidance of single evaluations, and this run has no guidance scale")
         self.batch = len(x)
         self._pairs, self._levels = Pairs(recipe.stages, levels, x, recipe.tunings), levels
-        self._evaluate, self._set_guidance = evaluate, set_guidance
+        self._evaluate, self._set_guidance = evaluate, recipe.guidance_setter(set_guidance)
         self._guidance = [tuning.guidance for tuning in recipe.tunings]
 
     def has_middle(self, i: int) -> bool:
@@ -359,8 +357,7 @@ class _Student:
 
     def begin(self, i: int, operands: Operands) -> Operands:
         """The evaluation at levels[i]."""
-        if self._set_guidance is not None:
-            self._set_guidance(self._guidance[i])
+        self._set_guidance(self._guidance[i])
         return evaluated(self._pairs.stage(i), operands, self._evaluate)
 
     def to_middle(self, i: int, operands: Operands) -> Operands:
