@@ -1,4 +1,8 @@
-"""MODELs of a few thousand weights, of every kind the host samples."""
+"""MODELs of a few thousand weights, of every kind the host samples.
+
+Their networks compute in float64, and the host rounds what they give to float32. So an image does not depend on how a
+kernel adds up, which differs with the processor, the number of threads and the size of the batch.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +40,11 @@ def small_model(model_type: str):
         unet_extra_config = {}  # noqa: RUF012 - the host's own style
 
     config = Config(UNET)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(torch.float64, None)
     model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType[model_type])
     generator = torch.Generator().manual_seed(0)
     for parameter in model.diffusion_model.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator).double()
     model.eval()
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
@@ -58,9 +62,9 @@ def controlled(comfyui, positive: list, negative: list) -> tuple[list, list]:
     config = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode(False):
-        network = comfy.cldm.cldm.ControlNet(hint_channels=3, **config)
+        network = comfy.cldm.cldm.ControlNet(hint_channels=3, dtype=torch.float64, **config)
         for parameter in network.parameters():
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).double()
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"), manual_cast_dtype=None)
     hint = torch.rand(1, 64, 64, 3, generator=generator)
     apply = comfyui.nodes["ControlNetApplyAdvanced"]().apply_controlnet

@@ -63,17 +63,22 @@ FAMILIES = {  # the host's model class, a network of one or two blocks, channels
 
 
 def small_family(name: str) -> SimpleNamespace:
-    """A MODEL of the host's own class for the family, with small random weights, its latent and conditioning."""
+    """A MODEL of the host's own class for the family, with small random weights, its latent and conditioning.
+
+    In float64, as the small models are.
+    """
     import comfy.model_patcher
     import comfy.supported_models
 
     kind, network, shape, shift = FAMILIES[name]
     config = getattr(comfy.supported_models, kind)(network)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(torch.float64, None)
     model = config.get_model({}).eval()
     generator = torch.Generator().manual_seed(0)
     for tensor in (*model.diffusion_model.parameters(), *model.diffusion_model.buffers()):
-        tensor.data = 0.1 * torch.randn(tensor.shape, generator=generator)
+        tensor.data = 0.1 * torch.randn(tensor.shape, generator=generator).double()
+    if name == "Wan":
+        model.diffusion_model.patch_embedding.float()  # the host gives it float32 whatever the dtype
     cpu = torch.device("cpu")
     text = torch.randn(2, 1, 3, 8, generator=generator)
     return SimpleNamespace(

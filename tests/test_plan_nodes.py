@@ -577,7 +577,8 @@ def test_bottleneck_in_any_order(comfyui, eps_model, kinds):
     parts = [(torch.randn(2, 4, 8, 8, generator=generator), conditioning(9 - k)[0][0]) for k in range(len(kinds))]
 
     def evaluate(parts, options):
-        x, context = (torch.cat(column) for column in zip(*((x, c.expand(2, -1, -1)) for x, c in parts), strict=True))
+        columns = zip(*((x, c.expand(2, -1, -1)) for x, c in parts), strict=True)
+        x, context = (torch.cat(column).to(network.dtype) for column in columns)
         return network(x, torch.full((len(x),), 300.0), context=context, transformer_options=options)
 
     wanted = []
