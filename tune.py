@@ -240,13 +240,22 @@ def _import_package() -> str:
 # The work
 
 
+class Stopped(KeyboardInterrupt):
+    """By Ctrl-C or a scheduler. Not a plain KeyboardInterrupt: where one has come through `exec` or `eval` of a text,
+    Python ends itself by the signal, even if it was caught and there is an exit code."""
+
+
+def _stop(*_: Any) -> None:
+    raise Stopped
+
+
 def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
     """Do it, and write the plan; also what there is when it is stopped. Gives the exit code."""
     import torch
 
     tuning = importlib.import_module(type(work).__module__)
     for stop in (signal.SIGINT, signal.SIGTERM):  # a scheduler's stop keeps the best, too, and so in the background
-        signal.signal(stop, signal.default_int_handler)
+        signal.signal(stop, _stop)
     code, started, last = 0, time.monotonic(), 0.0
     with torch.inference_mode():
         try:
@@ -255,7 +264,7 @@ def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
                 if not quiet and now - last >= EVERY:
                     last = now
                     print(describe(progress, now - started, tuning.told), flush=True)
-        except KeyboardInterrupt:
+        except Stopped:
             code = 130
         except Exception as error:
             print(f"error: {error}", file=sys.stderr)
