@@ -19,6 +19,7 @@ from small_models import conditioning, controlled, small_model
 from samplers import SAMPLERS, SCHEDULES, BrownianNoise
 
 CURATED = [spec.id for spec in SAMPLERS.values() if spec.curated]
+CURATED_SCHEDULES = [spec.id for spec in SCHEDULES.values() if spec.curated]
 
 
 def latent(batch: int = 1, seed: int = 5) -> dict:
@@ -28,6 +29,7 @@ def latent(batch: int = 1, seed: int = 5) -> dict:
 def ksample(comfyui, sampler: str, model, *, scheduler="karras", seed=3, steps=6, cfg=2.5, image=None, denoise=1.0):
     image = image or {"samples": torch.zeros(1, 4, 8, 8)}
     node = comfyui.nodes["KSampler"]()
+    assert scheduler in node.INPUT_TYPES()["required"]["scheduler"][0]  # one it does not know is its first to it
     positive, negative = conditioning(1), conditioning(2)
     (out,) = node.sample(model, seed, steps, cfg, sampler, scheduler, positive, negative, image, denoise)
     return out["samples"]
@@ -42,13 +44,18 @@ def assert_like_host(comfyui, model, **arguments) -> None:
 
 
 def test_import_is_fast_and_quiet():
-    """Under 0.3 s of work beyond the host, with no warning; measured in a fresh process, best of three copies."""
+    """A fourteenth of the time that the host takes, with no warning; measured in a fresh process, best of three copies.
+
+    Both are times of the processor for the same kind of work, so what they share does not depend on the machine.
+    """
     script = f"""
 import logging, os, sys, tempfile, time, warnings
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "tools")!r})
 from host import ROOT, import_comfyui, load_pack
+start = time.process_time()
 nodes = import_comfyui()
+host = time.process_time() - start
 records = []
 class Keep(logging.Handler):
     def emit(self, record): records.append(record.getMessage())
@@ -60,12 +67,12 @@ with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         assert load_pack(nodes, Path(folder, name))
         times.append(time.process_time() - start)
-print("SECONDS", min(times)); print("WARNINGS", records)
+print("SHARE", min(times) / host); print("WARNINGS", records)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
-    printed = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("SECONDS", "WARNINGS")))
+    printed = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("SHARE", "WARNINGS")))
     assert printed["WARNINGS"] == "[]"
-    assert float(printed["SECONDS"]) < 0.3
+    assert float(printed["SHARE"]) < 1 / 14
 
 
 def test_dropdowns_hold_the_curated_once(comfyui):
@@ -73,7 +80,7 @@ def test_dropdowns_hold_the_curated_once(comfyui):
     import comfy.samplers as host_samplers
 
     ours = [f"fewstep_{id}" for id in CURATED]
-    schedules = [f"fewstep_{spec.id}" for spec in SCHEDULES.values() if spec.curated]
+    schedules = [f"fewstep_{id}" for id in CURATED_SCHEDULES]
     for node in ("KSampler", "KSamplerAdvanced"):
         inputs = comfyui.nodes[node].INPUT_TYPES()["required"]
         assert inputs["sampler_name"][0] == comfyui.before.samplers + ours
@@ -131,17 +138,33 @@ def test_rectified_flow_uses_its_own_log_snr(comfyui):
     assert (ours - other).abs().max() > 100 * (ours - host).abs().max()
 
 
+MODEL_TYPES = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
+
+
+# A sampler and a schedule meet in a list of levels and nowhere else: not every pair of them needs to be run.
+
+
+@pytest.mark.parametrize("schedule", CURATED_SCHEDULES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_levels_of_every_schedule_of_the_dropdown(comfyui, schedule, model_type):
+    """A run by KSampler visits the levels that the schedule's node gives."""
+    model, told = small_model(model_type).clone(), []
+    model.set_model_sampler_pre_cfg_function(lambda args: told.append(float(args["sigma"][0])) or args["conds_out"])
+    ksample(comfyui, "fewstep_euler", model, scheduler=f"fewstep_{schedule}", steps=4)
+    sigmas = comfyui.nodes["FewStepScheduler"].execute(model, schedule, 4, 1.0).result[0]
+    assert told == sigmas[:-1].tolist()
+
+
 @pytest.mark.parametrize("sampler", CURATED)
-@pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
-def test_every_dropdown_pair_samples(comfyui, sampler, model_type):
-    """Every sampler with every schedule gives a finite image, the same for the same seed."""
-    model = small_model(model_type)
-    for spec in SCHEDULES.values():
-        run = {"scheduler": f"fewstep_{spec.id}", "steps": 4}
-        first = ksample(comfyui, f"fewstep_{sampler}", model, **run)
-        assert first.isfinite().all()
-        assert torch.equal(first, ksample(comfyui, f"fewstep_{sampler}", model, **run))
-        assert not torch.allclose(first, ksample(comfyui, f"fewstep_{sampler}", model, seed=4, **run))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_sampler_of_the_dropdown(comfyui, sampler, model_type):
+    """A finite image, the same for the same seed. The schedules take turns."""
+    schedule = CURATED_SCHEDULES[CURATED.index(sampler) % len(CURATED_SCHEDULES)]
+    model, run = small_model(model_type), {"scheduler": f"fewstep_{schedule}", "steps": 4}
+    first = ksample(comfyui, f"fewstep_{sampler}", model, **run)
+    assert first.isfinite().all()
+    assert torch.equal(first, ksample(comfyui, f"fewstep_{sampler}", model, **run))
+    assert not torch.allclose(first, ksample(comfyui, f"fewstep_{sampler}", model, seed=4, **run))
 
 
 # What the host wraps around a sampler
