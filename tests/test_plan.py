@@ -177,8 +177,9 @@ def test_ascending_levels_lead_back_to_the_start(spec, flow):
         assert relative_error(down, start) > 0.2  # it did go somewhere
         return relative_error(integrate(model, down, deterministic(spec, sigmas[::-1], flow), disable=True), start)
 
-    assert drift(200) < (0.03 if spec.order == 1 else 1e-3)
-    assert drift(200) < 0.6 * drift(100)
+    coarse, fine = drift(100), drift(200)
+    assert fine < (0.03 if spec.order == 1 else 1e-3)
+    assert fine < 0.6 * coarse
 
 
 @each_ode
@@ -242,14 +243,25 @@ def test_a_plan_with_gradients_has_the_same_numbers(spec, run):
         assert (a.step, a.completes) == (b.step, b.completes)
 
 
+UNEVEN = [14.6, 8.0, 5.5, 1.9, 1.1, 0.3, 0.03]
+"""Neither uniform in lambda nor near it: there `midpoint` of AMED would be `given`, and the plans the same."""
+
+
 @each_planned
 def test_options_with_more_than_one_choice_make_a_difference(spec):
-    """An option that a solver forgets to read would otherwise go unseen."""
-    sigmas = levels(6).tolist()
+    """An option that a solver forgets to read would otherwise go unseen. Rounding, of 1e-13, is no difference."""
     base = given(spec, eta=0.5, gamma=0.5, s_churn=10.0)
 
     def numbers(**options):
-        return [(stage.update.terms, stage.noise) for stage in spec.plan(sigmas, **base | options)]
+        plan = spec.plan(UNEVEN, **base | options)
+        return [{"sigma": s.sigma, "noise": s.noise and s.noise.scale, **s.update.terms} for s in plan]
+
+    def differ(ours, others):
+        return len(ours) != len(others) or any(
+            abs((a.get(key) or 0.0) - (b.get(key) or 0.0)) > 1e-4
+            for a, b in zip(ours, others, strict=True)
+            for key in a | b
+        )
 
     for option in spec.options:
         if option is NOISE_DEVICE:
@@ -262,7 +274,7 @@ def test_options_with_more_than_one_choice_make_a_difference(spec):
             others = [option.default - 1]
         else:
             others = [0.0, option.maximum] if option.default in (0, option.maximum) else [0.9 * option.default]
-        assert any(numbers(**{option.name: value}) != numbers() for value in others), option.name
+        assert any(differ(numbers(**{option.name: value}), numbers()) for value in others), option.name
 
 
 @over(x=st.floats(0.1, 100.0), y=st.floats(-4.0, 4.0))
