@@ -290,8 +290,8 @@ def test_bottlenecks_of_any_size_are_pooled(size):
 
 
 def test_a_predictor_without_bottleneck_is_a_fixed_plan():
-    predictor, given = Predictor(0.02, 0.1), read_levels([9.0, 4.0, 2.0, 0.8, 0.4, 0.0])
-    solver, zeros = SOLVERS["amed"], torch.zeros(3, 8, 8)
+    predictor, given = Predictor(0.02, 0.1).double(), read_levels([9.0, 4.0, 2.0, 0.8, 0.4, 0.0])
+    solver, zeros = SOLVERS["amed"], torch.zeros(3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         inner, tunings = predictor.fixed(given)
         step_by_step = integrate(
@@ -302,13 +302,13 @@ def test_a_predictor_without_bottleneck_is_a_fixed_plan():
         )
     assert tunings[0] == tunings[2] == tunings[4] == Tuning() and inner[1].sigma != 4.0
     plan = integrate(denoiser, X1, list(tuned(solver(inner), inner, tunings)), disable=True)
-    torch.testing.assert_close(plan, step_by_step, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(plan, step_by_step, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("n", [4, 10, 30])
 def test_training_starts_at_given_numbers_with_weights_that_can_be_trained(n):
     torch.manual_seed(0)
-    predictor, given = Predictor(0.02, 0.1), read_levels(SCHEDULES["karras"].function(n, 0.03, 14.6))
+    predictor, given = Predictor(0.02, 0.1).double(), read_levels(SCHEDULES["karras"].function(n, 0.03, 14.6))
     numbers = [Tuning(), Tuning(scale_dir=1.005, scale_time=0.97)] * (n // 2)
     predictor.start_at(given, numbers)
 

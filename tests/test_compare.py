@@ -155,7 +155,8 @@ def test_with_a_vae(comfyui, small, temp):
     picture = Vae().decode(out["samples"])[0]
     left = grid.shape[2] - 64 - 6
     shown = grid[0, 23 : 23 + 64, left : left + 64]
-    torch.testing.assert_close(shown, (picture * 255).round() / 255)
+    levels = (shown - picture).abs() * 255
+    assert levels.max() < 0.5001  # of grey, and the nearest: where two are as near, either
 
 
 # What goes wrong

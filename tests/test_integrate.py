@@ -159,12 +159,12 @@ def test_noise_is_not_written_to():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 0), (torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 8e-2)],
-    ids=["fp64", "fp32", "fp16", "bf16"],
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=["fp64", "fp32", "fp16", "bf16"]
 )
 @each_ode
-def test_every_dtype_is_kept_and_approximates_float64(spec, dtype, tolerance):
+def test_every_dtype_is_kept_and_approximates_float64(spec, dtype):
+    """Each of the seven steps rounds some three numbers, by half an eps each: 10 eps of the largest."""
+
     def model(x, sigma):
         assert x.dtype == dtype
         assert sigma.dtype == torch.promote_types(dtype, torch.float32)
@@ -174,6 +174,7 @@ def test_every_dtype_is_kept_and_approximates_float64(spec, dtype, tolerance):
     x = (X1 * sigmas[0]).to(dtype)
     result, exact = sample(spec, x, sigmas, model), sample(spec, x.double(), sigmas)
     assert result.dtype == dtype
+    tolerance = 0 if dtype == torch.float64 else 10 * torch.finfo(dtype).eps
     assert (result.double() - exact).abs().max() <= tolerance * exact.abs().max()
 
 

@@ -46,7 +46,9 @@ def test_karras_is_the_hosts(comfyui, routes):
     for steps, denoise in ((8, 1.0), (8, 0.4)):
         host = comfy.samplers.calculate_sigmas(sampling, "karras", int(steps / denoise))[-steps - 1 :]
         drawn = routes.sigmas({"node": scheduler("ays", steps, denoise), "levels": levels})
-        torch.testing.assert_close(torch.tensor(drawn["karras"]), host)
+        # In float32 the host rounds the root of a level three times, which rho = 7 makes seven times as much.
+        rtol = 20 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(torch.tensor(drawn["karras"]), host, rtol=rtol, atol=0)
 
 
 def test_without_a_model_the_range_is_that_of_stable_diffusion(comfyui, routes):

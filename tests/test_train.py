@@ -152,14 +152,14 @@ def test_halves_of_a_batch_add_up_to_the_whole(base):
 
     def gradients(part):
         torch.manual_seed(0)
-        trainer = Trainer(Predictor(0.05, 0.1), Recipe(base, SIGMAS[:3]), learning_rate=0.0)
+        trainer = Trainer(Predictor(0.05, 0.1).double(), Recipe(base, SIGMAS[:3]), learning_rate=0.0)
         (loss,) = trainer.learn(denoiser, part, nothing, batch=6)
         return loss, [p.grad for p in trainer.predictor.parameters()]
 
     (first, ours), (second, others), (whole, together) = (gradients(part) for part in (x[:3], x[3:], x))
     assert first + second == pytest.approx(whole)
     for a, b, both in zip(ours, others, together, strict=True):
-        torch.testing.assert_close(a + b, both, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a + b, both, rtol=1e-9, atol=1e-11)
 
 
 # The teacher
