@@ -1,14 +1,28 @@
 # Two commands for a newcomer: `make demo` renders an image in a real ComfyUI, `make test` runs the tests.
 PYTHON ?= python3
 HOST_PYTHON = .host/venv/bin/python
+PYTEST = TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
+  -n 2 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
 
-.PHONY: demo test check serve setup screenshots bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
+# Networks are rounded in another way on every processor. So the tests that sample with them run on the plainest kernels,
+# too (training takes too long there): see "Tests on any machine" in docs/ARCHITECTURE.md.
+PLAIN_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+SAMPLING = $(patsubst %,tests/test_%.py,auto compare guidance host_workflows inversion plan_nodes tuning_nodes) \
+  -k "not train and not calibrat and not derivatives"
+
+.PHONY: demo test test-kernels check serve setup screenshots bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
 
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
-	TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests -n 2 --dist loadfile --basetemp=.host/cache/pytest
+	$(PYTEST) tests
+	$(PLAIN_KERNELS) $(PYTEST) $(SAMPLING)
+
+test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and two threads
+	$(PLAIN_KERNELS) MKL_CBWR=COMPATIBLE $(PYTEST) tests
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) tests
+	TEST_THREADS=2 $(PYTEST) tests
 
 check: setup
 	$(HOST_PYTHON) -m ruff format --check .

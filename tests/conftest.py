@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,26 @@ import pytest
 import torch
 from host import ROOT, Server, import_comfyui, load_pack, server
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+
+
+LONGEST = [
+    "browser",
+    "server",
+    "install",
+    "workflows",
+    "tuning_nodes",
+    "stochastic",
+    "tune_cli",
+    "bench_quality",
+    "plan",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that at the end no process has a long one left to do alone."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
