@@ -137,7 +137,7 @@ def test_the_demo_model_without_a_vae(comfyui, demo, temp):
     small_tile = pictures.decode(demo.model, out["samples"])
     assert small_tile.shape == (8, 128, 128, 3)
     colours = out["samples"].view(8, 3, 4, 16, 16).mean(dim=2).clamp(0, 1).movedim(1, -1)
-    torch.testing.assert_close(small_tile[:, ::8, ::8], colours, atol=1 / 255, rtol=0)
+    assert ((small_tile[:, ::8, ::8] - colours).abs() * 255).max() < 1.0001  # the host cuts off to a level of grey
     left = grid.shape[2] - 2 * (64 + 6)
     first = pictures.to_picture(small_tile[0]).resize((64, 64), 1)
     torch.testing.assert_close(grid[0, 23 : 23 + 64, left : left + 64], pictures.to_tensor(first))
