@@ -123,9 +123,11 @@ class FewStepInvert(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image, cfg: float, sampler: str, sigmas, refinements: int, check: bool
     ) -> io.NodeOutput:
-        found = _invert(model, positive, negative, latent_image, cfg, SAMPLERS[sampler], sigmas, refinements, check)
+        fitted = fitting(model, latent_image)
+        image = fitted["samples"]
+        found = _invert(model, positive, negative, image, cfg, SAMPLERS[sampler], sigmas, refinements, check)
         inversion, noisy, noise = found
-        latent = {name: value for name, value in latent_image.items() if name != "noise_mask"} | {"samples": noisy}
+        latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": noisy}
         return io.NodeOutput(latent, InvertedNoise(noise), report(sampler, len(sigmas) - 1, inversion))
 
 
@@ -133,7 +135,7 @@ def _invert(
     patcher: Any,
     positive: Conditioning,
     negative: Conditioning,
-    latent: dict[str, Any],
+    image: Tensor,
     cfg: float,
     spec: SamplerSpec,
     sigmas: Tensor,
@@ -143,7 +145,6 @@ def _invert(
     """What was found, then as samples of a LATENT and as noise."""
     if len(sigmas) < 2:
         raise ValueError("sigmas hold no step: raise steps (or denoise) of the scheduler")
-    image = fitting(patcher, latent)
     if not image.any():
         raise ValueError("latent_image is empty: connect the image to invert, from VAE Encode")
     display = Display(patcher)
@@ -277,14 +278,23 @@ def prediction_difference(
     patcher: Any,
     source: Conditioning,
     target: Conditioning,
-    latent: dict[str, Any],
+    latent: Mapping[str, Any],
     noise_level: float,
     noises: int,
     batch: int,
     seed: int,
 ) -> Tensor:
-    """|D_target - D_source|, the mean over channels and noises, [B, H, W]; a video gives a map for each frame."""
-    image = fitting(patcher, latent)
+    """|D_target - D_source|, the mean over channels and noises, [B, H, W]; a video gives a map for each frame.
+
+    Raises:
+        ValueError: if the latent has no height and width, or is not one of this model.
+    """
+    image = fitting(patcher, latent)["samples"]
+    if image.ndim < 4:
+        raise ValueError(
+            f"latent_image has the shape {list(image.shape)}, without height and width (sound): a mask is made of "
+            "images and videos"
+        )
     sampling = patcher.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(1 - noise_level)) if noise_level < 1 else float(sampling.sigma_max)
     generator = torch.Generator().manual_seed(seed)

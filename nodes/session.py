@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -53,7 +54,7 @@ def sample(
     seed: int,
     sampler: Any,
     sigmas: Tensor,
-    latent: dict[str, Any],
+    latent: Mapping[str, Any],
     callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
 ) -> Tensor:
     """Final latents [B, ...] of one run: those of SamplerCustom with the same inputs, to the last bit.
@@ -65,29 +66,42 @@ def sample(
     Raises:
         ValueError: if the latent is not one of this model.
     """
-    image = fitting(guider.model_patcher, latent)
+    latent = fitting(guider.model_patcher, latent)
+    image = latent["samples"]
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     found = guider.sample(
         noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
-    return found.to(comfy.model_management.intermediate_device())
+    host = comfy.model_management
+    dtype = host.intermediate_dtype() if hasattr(host, "intermediate_dtype") else None  # of new hosts
+    return found.to(host.intermediate_device(), dtype)
 
 
-def fitting(patcher: Any, latent: dict[str, Any]) -> Tensor:
-    """The samples of a LATENT as the model wants them: an empty one gets its channels and dimensions.
+def fitting(patcher: Any, latent: Mapping[str, Any]) -> dict[str, Any]:
+    """A LATENT as the host's own sampler nodes hand it on: made to fit the model, which matters where it is empty.
+
+    An empty one gets the channels and dimensions of the model. New hosts size it, too: the latent then says by what it
+    was divided (`downscale_ratio_spacial` and so on), which does not hold any more and is taken out.
 
     Raises:
-        ValueError: if they cannot be had.
+        ValueError: if it cannot be had.
     """
-    samples = latent["samples"]
-    if samples.is_nested:
-        raise ValueError("latent_image holds several latents in one (video with sound), which this node cannot sample")
-    fixed = comfy.sample.fix_empty_latent_channels(patcher, samples)
+    check_single(latent)
+    fix = comfy.sample.fix_empty_latent_channels
+    sizes = [name for name in inspect.signature(fix).parameters if name.startswith("downscale_ratio")]
+    fixed = fix(patcher, latent["samples"], **{name: latent[name] for name in sizes if name in latent})
+    check_single({"samples": fixed})  # some models are given two in one
     wanted = patcher.get_model_object("latent_format").latent_channels
     if fixed.shape[1] != wanted:
         raise ValueError(f"latent_image has {fixed.shape[1]} channels and this model has {wanted}: use its own latent")
-    return fixed
+    return {name: part for name, part in latent.items() if name not in sizes} | {"samples": fixed}
+
+
+def check_single(latent: Mapping[str, Any]) -> None:
+    """Raise ValueError if a LATENT holds several in one."""
+    if latent["samples"].is_nested:
+        raise ValueError("latent_image holds several latents in one (video with sound), which this node cannot sample")
 
 
 class Sample(NamedTuple):
@@ -120,7 +134,7 @@ class Session:
         positive: Conditioning,
         negative: Conditioning,
         guidance: float,
-        latent: dict[str, Any],
+        latent: Mapping[str, Any],
         *,
         batch: int = 0,
         texts: Sequence[str] = (),
@@ -132,7 +146,7 @@ class Session:
         if batch < 0:
             raise ValueError(f"batch = {batch} must be at least 1, or 0 for as many images as fit")
         self.patcher, self.guidance = patcher, float(guidance)
-        self.shape = tuple(fitting(patcher, latent).shape[1:])
+        self.shape = tuple(fitting(patcher, latent)["samples"].shape[1:])
         self._positive, self._negative = list(positive), list(negative)
         self._batch, self.texts = batch, tuple(texts)
         self.alike = _alike(self._positive)

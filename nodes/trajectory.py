@@ -18,7 +18,7 @@ from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
-from .session import Guider, fitting, sample
+from .session import Guider, check_single, fitting, sample
 
 _COMPONENTS = 3
 
@@ -59,17 +59,25 @@ class FewStepTrajectory(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
     ) -> io.NodeOutput:
-        paths = trajectories(model, positive, negative, latent_image["samples"], cfg, seed, batch, steps)
+        paths = trajectories(model, positive, negative, latent_image, cfg, seed, batch, steps)
         found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
         shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
         return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), report(shares, steps))
 
 
 def trajectories(
-    model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
+    model: Any, positive: Any, negative: Any, like: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
 ) -> Tensor:
-    """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU."""
-    empty = fitting(model, {"samples": torch.zeros_like(like[:1])})
+    """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU.
+
+    Args:
+        like: a LATENT of the size that is wanted; what it holds is not looked at.
+
+    Raises:
+        ValueError: if it cannot be made to fit the model.
+    """
+    check_single(like)
+    empty = fitting(model, {**like, "samples": torch.zeros_like(like["samples"][:1])})["samples"]
     empty = empty.repeat(batch, *[1] * (empty.ndim - 1))
     sigmas = schedule_sigmas(SCHEDULES["exponential"], model.get_model_object("model_sampling"), steps)
     solver = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["dpmpp_2m"]))
@@ -187,5 +195,5 @@ class FewStepFilmStrip(io.ComfyNode):
             for k, (frame, (sigma, _)) in enumerate(zip(frames, seen, strict=True), 1)
         ]
         strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
-        out = {name: part for name, part in latent_image.items() if name != "samples"}
-        return io.NodeOutput(strip, frames, {**out, "samples": result}, ui=ui.PreviewImage(strip))
+        out = {**fitting(model, latent_image), "samples": result}
+        return io.NodeOutput(strip, frames, out, ui=ui.PreviewImage(strip))
