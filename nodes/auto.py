@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.learned import FileError, Learned, load
-from .host import LevelRange, fingerprint, learned_function, level_range, sampler_function, sigmas_over
+from .host import LevelRange, fingerprint, learned_sampler, level_range, sampler_function, sigmas_over
 from .plans import BUILT_IN, FOLDER, PLAN, find, summary
 from .progress import say
 from .sampling import CATEGORY
@@ -214,7 +214,7 @@ class FewStepAuto(io.ComfyNode):
         elif (found := _plan(model, evaluations, variety, denoise, use_plans, plan, notes)) is not None:
             name, chosen = found
             drawn["fewstep_plan"] = [chosen.text()]
-            sampler = comfy.samplers.KSAMPLER(learned_function(chosen))
+            sampler = learned_sampler(chosen)
             sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
             told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
             told += _guidance(chosen)

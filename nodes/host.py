@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import comfy.model_sampling
 import comfy.samplers
 import torch
+from comfy.k_diffusion import sampling as k_diffusion
 
 from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
+
+PREFIX = "fewstep_"
+"""Of our samplers and schedules among those of the host."""
 
 
 def is_flow(model_sampling: Any) -> bool:
@@ -48,25 +52,74 @@ def progress(model_sampling: Any) -> Callable[[float], float]:
     return percent
 
 
-def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
-    """The sampler as the host calls it: the level space is read from the model that is being sampled."""
+def noise_scale(model_sampling: Any) -> float:
+    """The standard deviation s of the noise that a model was trained with: x_t = alpha x_0 + sigma s noise.
 
-    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    1 but for some models of new hosts (8 for HiDream-O1, or as Model Noise Scale says). There the host multiplies by it
+    what its samplers add; `noise_scaling` does it with the noise that a run begins from.
+    """
+    return float(getattr(model_sampling, "noise_scale", 1.0))
+
+
+_WRAPPED = ("inner_model", "__wrapped__", "__self__", "func")
+"""Where wrappers of a model keep it: those of k-diffusion, functools.wraps, bound methods, functools.partial."""
+
+
+def guider_of(model: Any) -> Any:
+    """The host's guider behind the denoiser that a sampler was given, however often other packs have wrapped that.
+
+    Raises:
+        ValueError: if there is none: what the levels of the model mean cannot be told from a function alone.
+    """
+    waiting, seen = [model], []
+    while waiting:
+        found = waiting.pop(0)
+        if getattr(found, "model_patcher", None) is not None:
+            return found
+        if not any(found is one for one in seen):
+            seen.append(found)
+            waiting += [part for part in (getattr(found, name, None) for name in _WRAPPED) if part is not None]
+    raise ValueError(
+        f"model: this {type(model).__name__} leads to no MODEL of the host (no inner_model of it has a model_patcher): "
+        "the kind of its noise levels is not known. Another pack has wrapped the model: sample without it, or ask its "
+        "author to give the wrapper the inner_model of what it wraps"
+    )
+
+
+def patcher_of(model: Any) -> Any:
+    """The MODEL that is being sampled; raises ValueError as `guider_of`."""
+    return guider_of(model).model_patcher
+
+
+@functools.cache
+def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
+    """The sampler as the host calls it: the level space is read from the model that is being sampled.
+
+    It is found, by pickle too, where `register` puts it: on the host's k-diffusion module.
+    """
+
+    def sample(
+        model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, seed=None, **options
+    ):
         published = PUBLISHED.get(spec.id)
         if published is not None and not spec.changed_options(options):
             reason = _why_not(published, model, sigmas)
             if reason is None:
                 return learned_function(published)(model, x, None, extra_args, callback, disable)
             logging.info("%s: the published numbers are left out: %s", spec.label, reason)
-        flow = is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
+        sampling = patcher_of(model).get_model_object("model_sampling")
         options = partial_options(spec, sigmas, options)
         info: dict[str, int] = {}
-        samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **options)
+        samples = spec.function(
+            model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed,
+            flow=is_flow(sampling), noise_scale=noise_scale(sampling), info=info, **options,
+        )  # fmt: skip
         if spec.adaptive:
             logging.info("%s: %s", spec.label, ", ".join(f"{count} {name}" for name, count in info.items()))
         return samples
 
-    sample.__name__ = f"sample_fewstep_{spec.id}"
+    sample.__module__, sample.__name__ = k_diffusion.__name__, f"sample_{PREFIX}{spec.id}"
+    sample.__qualname__ = sample.__name__
     sample.__doc__ = f"{spec.label}: {spec.help} {spec.paper}"
     return sample
 
@@ -139,6 +192,7 @@ def fingerprint(patcher: Any) -> dict[str, Any]:
         "shift": time_shift(sampling) if is_flow(sampling) else 1.0,
         "sigma_min": float(sampling.sigma_min),
         "sigma_max": float(sampling.sigma_max),
+        "noise_scale": noise_scale(sampling),
         "latent_channels": int(model.latent_format.latent_channels),
     }
 
@@ -146,32 +200,45 @@ def fingerprint(patcher: Any) -> dict[str, Any]:
 _SAMPLINGS = [name for name in vars(comfy.model_sampling) if name.startswith(("ModelSampling", "StableCascade"))]
 
 
-def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
-    """A plan or predictor as the host calls a sampler.
+def sample_fewstep_plan(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, seed=None,
+    *, plan: Learned | None = None, see_bottleneck: bool = True,
+):  # fmt: skip
+    """A plan or predictor as the host calls a sampler. It adds no noise: noise_sampler and seed are not used.
 
     Raises:
-        ValueError: from the function, if it was made for another kind of model or the sigmas are not its own.
+        ValueError: if the plan is missing, was made for another kind of model, or the sigmas are not its own.
     """
+    if plan is None:
+        raise ValueError("plan: this sampler has lost its plan: connect Few-Step Plan Sampler, which makes it with one")
+    guider = guider_of(model)
+    patcher = guider.model_patcher
+    plan.check_model(fingerprint(patcher))
+    _compare_guidance(plan, guidance_scale(guider))
+    network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
+    with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
+        return plan.function(
+            bottleneck.watch(model), x, sigmas, extra_args, callback, disable,
+            set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
+        )  # fmt: skip
 
-    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        patcher = model.inner_model.model_patcher
-        learned.check_model(fingerprint(patcher))
-        _compare_guidance(learned, guidance_scale(model.inner_model))
-        network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
-        with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
-            return learned.function(
-                bottleneck.watch(model), x, sigmas, extra_args, callback, disable,
-                set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
-            )  # fmt: skip
 
-    sample.__name__ = "sample_fewstep_plan"
-    return sample
+def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
+    """The function of a plan or predictor, as `sample_fewstep_plan`, which holds it."""
+    function = functools.partial(sample_fewstep_plan, plan=learned, see_bottleneck=see_bottleneck)
+    return functools.update_wrapper(function, sample_fewstep_plan)
+
+
+def learned_sampler(learned: Learned, *, see_bottleneck: bool = True) -> Any:
+    """A SAMPLER that follows a plan. Its options hold the plan, too: hosts may make it again from name and options."""
+    options = {"plan": learned, "see_bottleneck": see_bottleneck}
+    return comfy.samplers.KSAMPLER(learned_function(learned, see_bottleneck=see_bottleneck), options)
 
 
 @contextlib.contextmanager
 def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
     """A function that multiplies the guidance scale of the guider that samples; None where it has no such number."""
-    guider = model.inner_model
+    guider = guider_of(model)
     scale = guidance_scale(guider)
     if scale is None:
         yield None
@@ -205,7 +272,7 @@ def _why_not(published: Learned, model: Any, sigmas: torch.Tensor) -> str | None
     """Why a run cannot follow published numbers; None if it can."""
     recipe = published.recipe
     try:
-        published.check_model(fingerprint(model.inner_model.model_patcher))
+        published.check_model(fingerprint(patcher_of(model)))
     except ValueError as error:
         return str(error)
     if len(sigmas) != len(recipe.sigmas):

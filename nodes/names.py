@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
-from .host import sampler_function, schedule_sigmas
-from .registration import PREFIX
+from .host import PREFIX, sampler_function, schedule_sigmas
 
 SpecT = TypeVar("SpecT", SamplerSpec, ScheduleSpec)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import comfy.samplers
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -18,7 +17,7 @@ from ..samplers.plan import DENOISED, START, P, Plan, X
 from ..samplers.published import PUBLISHED
 from ..samplers.recipe import Recipe
 from ..samplers.tuned import PLAIN
-from .host import fingerprint, learned_function
+from .host import fingerprint, learned_sampler
 from .plots import Panel, line_plot
 from .progress import say
 from .sampling import CATEGORY
@@ -225,7 +224,7 @@ class FewStepPlanSampler(io.ComfyNode):
     def execute(cls, plan: Learned, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
         if model is not None:
             plan.check_model(fingerprint(model))
-        sampler = comfy.samplers.KSAMPLER(learned_function(plan, see_bottleneck=see_bottleneck))
+        sampler = learned_sampler(plan, see_bottleneck=see_bottleneck)
         sigmas = torch.tensor(plan.recipe.sigmas, dtype=torch.float32)
         return io.NodeOutput(sampler, sigmas, ui={"fewstep_plan": [plan.text()]})  # drawn by the front end
 

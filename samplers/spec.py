@@ -164,6 +164,7 @@ class SamplerSpec(_Spec):
         noise_sampler: NoiseSampler | None = None,
         seed: int | None = None,
         flow: bool = False,
+        noise_scale: float = 1.0,
         info: dict[str, int] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -180,6 +181,8 @@ class SamplerSpec(_Spec):
                 x and of unit variance. Without one it is `BrownianNoise`.
             seed: of that noise; without one `extra_args["seed"]`, and without that a number from torch's generator.
             flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
+            noise_scale: the standard deviation of that noise, if the model was trained with another than 1; fresh noise
+                is multiplied by it, beside `s_noise`.
             info: a dict that is given `nfe`, the evaluations made; by `dpm_adaptive` also `n_accept` and `n_reject`.
             options: those of this sampler.
 
@@ -199,7 +202,7 @@ class SamplerSpec(_Spec):
             assert isinstance(decisions, Generator)
             plan = decisions
         else:
-            plan = self.plan(sigmas, flow=flow, **options)
+            plan = _noise_times(noise_scale, self.plan(sigmas, flow=flow, **options))
             if noise_sampler is None and any(stage.noise for stage in plan):
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
                 own_noise = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
@@ -237,15 +240,19 @@ def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
 def _make_plan(solver: Callable[..., Iterator[Stage]], levels: Levels, options: dict[str, Any]) -> Plan:
     """The stages of a solver, their noise times s_noise."""
     s_noise = options.pop(S_NOISE.name, 1.0)
-    stages = economical(solver(levels, **options))
-    if s_noise == 1:
-        return stages
-    return tuple(_scaled(stage, s_noise) if stage.noise else stage for stage in stages)
+    return _noise_times(s_noise, economical(solver(levels, **options)))
 
 
-def _scaled(stage: Stage, s_noise: float) -> Stage:
+def _noise_times(factor: float, plan: Plan) -> Plan:
+    """The plan with its fresh noise multiplied."""
+    if factor == 1:
+        return plan
+    return tuple(_scaled(stage, factor) if stage.noise else stage for stage in plan)
+
+
+def _scaled(stage: Stage, factor: float) -> Stage:
     assert stage.noise is not None
-    noise = stage.noise._replace(scale=s_noise * stage.noise.scale) if s_noise else None
+    noise = stage.noise._replace(scale=factor * stage.noise.scale) if factor else None
     return stage._replace(noise=noise)
 
 

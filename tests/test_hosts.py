@@ -1,0 +1,425 @@
+"""What differs from host to host, and what its contract allows: each test asks the host that it runs in."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from small_models import conditioning, small_model
+
+from samplers import SAMPLERS, SCHEDULES
+
+STOCHASTIC = [id for id, spec in SAMPLERS.items() if spec.stochastic]
+
+
+def custom(comfyui, model, sampler, sigmas, image=None, seed=3, cfg=2.5):
+    """The latent that SamplerCustom gives."""
+    empty = torch.zeros(1, 4, 8, 8) if image is None else image
+    node = comfyui.nodes["SamplerCustom"]
+    prompts = conditioning(1), conditioning(2)
+    return node.execute(model, True, seed, cfg, *prompts, sampler, sigmas, {"samples": empty}).result[0]["samples"]
+
+
+def module(comfyui, name: str):
+    """A module of the pack as it is loaded."""
+    return sys.modules[f"{comfyui.nodes['FewStepSampler'].__module__.rsplit('.', 1)[0]}.{name}"]
+
+
+def ours(comfyui, id, **options):
+    return comfyui.nodes["FewStepSampler"].execute(id, **options).result[0]
+
+
+def sigmas_of(model, schedule="exponential", steps=5, high=None):
+    sampling = model.get_model_object("model_sampling")
+    high = high or float(sampling.sigma_max)
+    flow = float(sampling.sigma_max) <= 1
+    return SCHEDULES[schedule].function(steps, float(sampling.sigma_min), high, flow=flow).float()
+
+
+# Models whose noise is not of unit variance
+
+
+def with_noise_scale(kind: str, scale: float):
+    """A small model as new hosts make HiDream-O1: x_t = (1 - sigma) x_0 + sigma s noise, with s = noise_scale.
+
+    A model that is no rectified flow has the attribute, which the host's samplers read, and starts as ever.
+    """
+    model = small_model(kind)
+    before = model.model.model_sampling
+
+    class Scaled(type(before)):
+        def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+            if kind != "FLOW":
+                return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+            return sigma * (self.noise_scale * noise) + (1 - sigma) * latent_image
+
+    sampling = copy.deepcopy(before)
+    sampling.__class__ = Scaled
+    sampling.noise_scale = scale
+    model.add_object_patch("model_sampling", sampling)
+    return model
+
+
+def constant_noise(sigma, sigma_next):
+    """Depends on the interval alone, so that both samplers must ask for the same."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    return noise * torch.cos(torch.as_tensor(3.0 * sigma + 2.0 * sigma_next))
+
+
+SDE = [
+    ("dpmpp_2m_sde", {"eta": 0.7, "s_noise": 1.2}, {}),
+    ("dpmpp_3m_sde", {"eta": 0.7}, {}),
+    ("dpmpp_sde", {"eta": 0.7}, {}),
+]
+ANCESTRAL = [  # whose noise the host multiplies in rectified flow alone
+    ("euler_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, {"eta": 0.7}),
+    ("dpmpp_2s_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, {"eta": 0.7}),
+]
+
+
+@pytest.mark.parametrize("scale", [8.0, 0.5])
+@pytest.mark.parametrize(
+    ("kind", "id", "options", "theirs"),
+    [*(("FLOW", *case) for case in SDE + ANCESTRAL), *(("EPS", *case) for case in SDE)],
+)
+def test_fresh_noise_has_the_scale_of_the_model(comfyui, kind, scale, id, options, theirs):
+    """As in the host, whose samplers multiply s_noise by it; on a host of before that is done here."""
+    import comfy.samplers
+    from comfy.k_diffusion import sampling
+
+    model = with_noise_scale(kind, scale)
+    sigmas = sigmas_of(model, high=0.97 if kind == "FLOW" else None)  # the host begins at 0.9999 for 1
+    theirs = theirs or options
+    known = "noise_scale" in inspect.getsource(sampling.sample_dpmpp_2m_sde)
+    theirs = theirs | {"s_noise": theirs.get("s_noise", 1.0) * (1 if known else scale)}
+    expected = custom(comfyui, model, comfy.samplers.ksampler(id, {**theirs, "noise_sampler": constant_noise}), sigmas)
+    mine = ours(comfyui, id, **options)
+    mine.extra_options["noise_sampler"] = constant_noise
+    found = custom(comfyui, model, mine, sigmas)
+    assert ((found - expected).abs().max() / expected.abs().max()).item() < 1e-4
+    plain = with_noise_scale(kind, 1.0)
+    assert ((custom(comfyui, plain, mine, sigmas) - expected).abs().max() / expected.abs().max()).item() > 1e-2
+
+
+@pytest.mark.parametrize("id", STOCHASTIC)
+def test_every_stochastic_sampler_scales_what_it_draws(comfyui, id):
+    """Its own noise and that of a foreign noise sampler: as a larger s_noise does on a model without the scale."""
+    options = {"s_churn": 3.0} if id == "edm" else {"eta": 1.0} if id == "ddim" else {}
+    model, plain = with_noise_scale("EPS", 3.0), small_model("EPS")  # both start from the same sample
+    sigmas = sigmas_of(model)
+    for foreign in ({}, {"noise_sampler": constant_noise}):
+        run = []
+        for patcher, factor in ((model, 1.0), (plain, 3.0)):
+            sampler = ours(comfyui, id, **options, s_noise=factor)
+            sampler.extra_options.update(foreign)
+            run.append(custom(comfyui, patcher, sampler, sigmas))
+        torch.testing.assert_close(*run, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_is_beside_the_bounds_of_s_noise(comfyui):
+    model = with_noise_scale("FLOW", 8.0)
+    assert custom(comfyui, model, ours(comfyui, "dpmpp_2m_sde", s_noise=10.0), sigmas_of(model)).isfinite().all()
+
+
+@pytest.mark.parametrize("high", [1.0, 0.9], ids=["from noise", "from a level"])
+def test_inverted_noise_comes_back_where_noise_is_scaled(comfyui, high):
+    """The NOISE is what the host has to be given so that its noise_scaling makes the sample that was found."""
+    from comfy.samplers import KSAMPLER
+
+    model = with_noise_scale("FLOW", 8.0)
+    sigmas = sigmas_of(model, steps=8, high=high)
+    image = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    prompts = conditioning(1), conditioning(2)
+    nodes = comfyui.nodes
+    noise = nodes["FewStepInvert"].execute(model, *prompts, image, 1.0, "ddim", sigmas, 12, True).result[1]
+    guider = nodes["CFGGuider"].execute(model, *prompts, 1.0).result[0]
+    run = nodes["SamplerCustomAdvanced"].execute
+    back = run(noise, guider, ours(comfyui, "ddim"), sigmas, image).result[0]["samples"]
+    assert (back - image["samples"]).square().mean().sqrt() < 0.02 * image["samples"].square().mean().sqrt()
+    seen = []
+
+    def look(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        seen.append(x)
+        return x
+
+    run(noise, guider, KSAMPLER(look), sigmas, image)
+    sampling = model.get_model_object("model_sampling")
+    torch.testing.assert_close(seen[0], sampling.noise_scaling(sigmas[0], noise.noise, image["samples"]))
+
+
+def test_kinds_of_models_are_told_apart_by_it(comfyui):
+    host = module(comfyui, "host")
+    assert host.fingerprint(with_noise_scale("FLOW", 8.0))["noise_scale"] == 8
+    assert host.fingerprint(small_model("FLOW"))["noise_scale"] == 1
+
+
+# Latents that the model sizes
+
+
+@pytest.fixture
+def sized(comfyui, monkeypatch):
+    """A model at a 16th of the image, and an empty LATENT at an 8th as new hosts make it, with a word on its size.
+
+    Hosts of before do not size latents: there a function of the new signature does it in their place.
+    """
+    import comfy.sample
+
+    model = small_model("EPS")
+    model.model.latent_format.spacial_downscale_ratio = 16
+    old = comfy.sample.fix_empty_latent_channels
+    if "downscale_ratio_spacial" not in inspect.signature(old).parameters:
+
+        def fix(model, latent_image, downscale_ratio_spacial=None, downscale_ratio_temporal=None):
+            fixed = old(model, latent_image)
+            if downscale_ratio_spacial is None or fixed.any():
+                return fixed
+            ratio = downscale_ratio_spacial / model.get_model_object("latent_format").spacial_downscale_ratio
+            return fixed.new_zeros(*fixed.shape[:-2], *(round(side * ratio) for side in fixed.shape[-2:]))
+
+        monkeypatch.setattr(comfy.sample, "fix_empty_latent_channels", fix)
+    samples = torch.zeros(1, 4, 16, 32)
+    return model, {"samples": samples, "downscale_ratio_spacial": 8, "type": "image"}
+
+
+def test_latents_are_sized_by_the_model(comfyui, sized):
+    """In every node that samples by itself, to what the host's SamplerCustom would make of them."""
+    model, latent = sized
+    prompts, nodes = (conditioning(1), conditioning(2)), comfyui.nodes
+    sampler, sigmas = ours(comfyui, "dpmpp_2m"), sigmas_of(model, steps=2)
+    film = nodes["FewStepFilmStrip"].execute(model, *prompts, sampler, sigmas, latent, 2.0, 3, 5, 64).result[2]
+    assert film["samples"].shape == (1, 4, 8, 16)
+    assert film.keys() == {"samples", "type"}  # what it was divided by holds no more: a second node would size it again
+    known = "downscale_ratio" in inspect.getsource(nodes["SamplerCustom"].execute)
+    like = latent if known else {"samples": torch.zeros(1, 4, 8, 16), "type": "image"}
+    expected = nodes["SamplerCustom"].execute(model, True, 3, 2.0, *prompts, sampler, sigmas, like).result[0]
+    assert expected.keys() == film.keys()
+    torch.testing.assert_close(film["samples"], expected["samples"], rtol=0, atol=0)
+    lines = "fewstep_ddim", "karras", "2"
+    compared = nodes["FewStepCompare"].execute(model, *prompts, latent, *lines, 2.0, 0, 1.0, 3, 64).result[3]
+    assert compared["samples"].shape == (1, 4, 8, 16)
+    paths = module(comfyui, "trajectory").trajectories(model, *prompts, latent, 2.0, 0, 3, 4)
+    assert paths.shape == (5, 3, 4, 8, 16)
+    assert module(comfyui, "session").Session(model, *prompts, 2.0, latent).shape == (4, 8, 16)
+    mask = nodes["FewStepDiffEditMask"].execute(model, *prompts, latent, 0.5, 2, 5, 0.5, 3.0, 0).result[0]
+    assert mask.shape == (1, 8, 16)
+
+
+def test_an_image_keeps_its_size(comfyui, sized):
+    model, latent = sized
+    latent = latent | {"samples": torch.ones(1, 4, 16, 32)}
+    fitted = module(comfyui, "session").fitting(model, latent)
+    assert torch.equal(fitted["samples"], latent["samples"]) and fitted.keys() == {"samples", "type"}
+
+
+def test_hosts_of_before_are_told_nothing_new(comfyui, monkeypatch):
+    """There the host leaves such keys in a latent, and so do we."""
+    import comfy.sample
+
+    monkeypatch.setattr(comfy.sample, "fix_empty_latent_channels", lambda model, latent_image: latent_image)
+    latent = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
+    assert module(comfyui, "session").fitting(small_model("EPS"), latent) == latent
+
+
+def nodes_that_sample(comfyui, model, latent):
+    """Each with the LATENT, by name."""
+    prompts, nodes = (conditioning(1), conditioning(2)), comfyui.nodes
+    sampler, sigmas = ours(comfyui, "dpmpp_2m"), sigmas_of(model, steps=2)
+    calls = {
+        "FewStepInvert": (model, *prompts, latent, 1.0, "ddim", sigmas, 1, True),
+        "FewStepFilmStrip": (model, *prompts, sampler, sigmas, latent, 2.0, 3, 5, 64),
+        "FewStepCompare": (model, *prompts, latent, "fewstep_ddim", "karras", "2", 2.0, 0, 1.0, 3, 64),
+        "FewStepTrajectory": (model, *prompts, latent, 2.0, 0, 2, 4),
+        "FewStepDiffEditMask": (model, *prompts, latent, 0.5, 2, 5, 0.5, 3.0, 0),
+        "FewStepCalibrate": (model, *prompts, latent, 2.0, 3, "auto", 0, 2, 4, 1, 0),
+    }
+    runs = {name: functools.partial(nodes[name].execute, *arguments) for name, arguments in calls.items()}
+    runs["FewStepTrainAMED"] = functools.partial(nodes["FewStepTrainAMED"].execute, model, *prompts, latent, 2.0)
+    return runs
+
+
+def test_several_latents_in_one_are_refused_alike(comfyui):
+    import comfy.nested_tensor
+
+    model = small_model("EPS")
+    several = comfy.nested_tensor.NestedTensor([torch.zeros(1, 4, 3, 6, 6), torch.zeros(1, 4, 11)])
+    for run in nodes_that_sample(comfyui, model, {"samples": several}).values():
+        with pytest.raises(ValueError, match="latent_image holds several latents in one"):
+            run()
+
+
+def test_a_mask_of_sound_is_refused(comfyui):
+    model = small_model("EPS")
+    with pytest.raises(ValueError, match=r"latent_image has the shape \[2, 4, 21\], without height and width"):
+        nodes_that_sample(comfyui, model, {"samples": torch.ones(2, 4, 21)})["FewStepDiffEditMask"]()
+
+
+# What other packs do with a sampler
+
+
+def wrapped(sampler, wrap):
+    """A SAMPLER of another pack, which gives ours another model."""
+    import comfy.samplers
+
+    def function(model, x, sigmas, **arguments):
+        return sampler.sampler_function(wrap(model), x, sigmas, **arguments, **sampler.extra_options)
+
+    return comfy.samplers.KSAMPLER(function)
+
+
+class Deeper:
+    """A model in whose inner_model is the model that the host gave."""
+
+    def __init__(self, model):
+        self.inner_model = model
+
+    def __call__(self, *arguments, **named):
+        return self.inner_model(*arguments, **named)
+
+
+WRAPS = {
+    "deeper": Deeper,
+    "twice": lambda model: Deeper(Deeper(model)),
+    "partial": lambda model: functools.partial(model),
+    "wraps": lambda model: functools.wraps(model)(lambda *a, **k: model(*a, **k)),
+    "method": lambda model: Deeper(model).__call__,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_wrapped_model_samples(comfyui, wrap):
+    model = small_model("FLOW")
+    sigmas = sigmas_of(model)
+    for id in ("dpmpp_2m", "dpmpp_2m_sde", "dpm_adaptive", "amed_dpm_2m"):
+        sampler = ours(comfyui, id)
+        expected = custom(comfyui, model, sampler, sigmas)
+        found = custom(comfyui, model, wrapped(sampler, WRAPS[wrap]), sigmas)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_plain_function_in_place_of_the_model_is_a_clear_error(comfyui):
+    """It says nothing of what its levels are."""
+    model, plan = small_model("EPS"), next(iter(module(comfyui, "plans").BUILT_IN.values()))
+    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host").learned_sampler(plan)]
+    for sampler in samplers:
+        with pytest.raises(ValueError, match=r"model: this function leads to no MODEL of the host .*inner_model"):
+            custom(comfyui, model, wrapped(sampler, lambda model: lambda x, s, **e: model(x, s, **e)), sigmas_of(model))
+
+
+def test_a_model_that_holds_itself_is_an_error_too(comfyui):
+    loop = Deeper(None)
+    loop.inner_model = loop
+    with pytest.raises(ValueError, match="this Deeper leads to no MODEL"):
+        module(comfyui, "host").patcher_of(loop)
+
+
+@pytest.mark.parametrize("id", SAMPLERS)
+def test_every_sampler_takes_what_k_diffusion_hands_it(comfyui, id):
+    """A noise sampler as an argument or as an option of the SAMPLER; a seed."""
+    model = small_model("EPS")
+    sigmas = sigmas_of(model, steps=10)
+    sampler = ours(comfyui, id)
+    given = custom(comfyui, model, wrapped(sampler, lambda model: model), sigmas)
+    sampler.extra_options["noise_sampler"] = constant_noise
+    noisy = custom(comfyui, model, sampler, sigmas)
+    assert noisy.isfinite().all()
+    sampler.extra_options |= {"noise_sampler": None, "seed": 3}  # that of the run
+    torch.testing.assert_close(custom(comfyui, model, sampler, sigmas), given, rtol=0, atol=0)
+
+
+# Names
+
+
+@pytest.mark.parametrize("id", SAMPLERS)
+def test_every_sampler_is_found_by_its_name(comfyui, id):
+    """New hosts make a SAMPLER again from the name of its function and its options."""
+    import comfy.samplers
+
+    sampler = ours(comfyui, id)
+    assert comfy.samplers.sampler_object(f"fewstep_{id}").sampler_function.__name__ == f"sample_fewstep_{id}"
+    model = small_model("EPS")
+    sigmas = sigmas_of(model)
+    expected = custom(comfyui, model, sampler, sigmas)
+    for again in (
+        comfy.samplers.ksampler(
+            sampler.sampler_function.__name__.removeprefix("sample_"),
+            pickle.loads(pickle.dumps(sampler.extra_options)),
+            sampler.inpaint_options,
+        ),
+        copy.deepcopy(sampler),
+    ):
+        torch.testing.assert_close(custom(comfyui, model, again, sigmas), expected, rtol=0, atol=0)
+    shown = f"fewstep_{id}" in comfy.samplers.KSampler.SAMPLERS
+    assert shown == SAMPLERS[id].curated
+
+
+def test_a_plan_is_found_by_name_and_options(comfyui):
+    import comfy.samplers
+
+    plan = module(comfyui, "plans").parse(
+        '{"base": "dpmpp_2m", "sigmas": [10.0, 5.0, 2.0, 0.5, 0.0], "scale_dir": [1.0, 1.02, 0.98, 1.0]}'
+    )
+    sampler, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
+    model = small_model("EPS")
+    expected = custom(comfyui, model, sampler, sigmas)
+    again = comfy.samplers.ksampler(
+        sampler.sampler_function.__name__.removeprefix("sample_"), pickle.loads(pickle.dumps(sampler.extra_options))
+    )
+    for other in (again, copy.deepcopy(sampler), comfy.samplers.KSAMPLER(sampler.sampler_function)):
+        torch.testing.assert_close(custom(comfyui, model, other, sigmas), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="plan: this sampler has lost its plan"):
+        custom(comfyui, model, comfy.samplers.sampler_object("fewstep_plan"), sigmas)
+
+
+# Dropdowns that another pack has replaced
+
+
+class Odd(list):
+    """Says that it holds everything."""
+
+    def __contains__(self, name):
+        return True
+
+
+@pytest.mark.parametrize(
+    "kind", [tuple, dict.fromkeys, Odd, frozenset, lambda names: dict.fromkeys(names).keys(), iter], ids=str
+)
+def test_dropdowns_of_another_type_get_our_names(comfyui, monkeypatch, kind):
+    import comfy.samplers as host
+
+    registration = module(comfyui, "registration")
+    for name, ending in (("SAMPLERS", "SAMPLER_NAMES"), ("SCHEDULERS", "SCHEDULER_NAMES")):
+        theirs = [entry for entry in getattr(host, ending) if not entry.startswith("fewstep_")]
+        replaced = kind(theirs)
+        monkeypatch.setattr(host.KSampler, name, replaced)
+        monkeypatch.setattr(host, ending, replaced)
+    before = dict(host.SCHEDULER_HANDLERS)
+    ours = {name for name in before if name.startswith("fewstep_")}
+    plain = {name: handler for name, handler in before.items() if name not in ours}
+    monkeypatch.setattr(host, "SCHEDULER_HANDLERS", types.MappingProxyType(plain))
+    registration.register()
+    registration.register()  # changes nothing
+    for name, ending, specs in (
+        ("SAMPLERS", "SAMPLER_NAMES", SAMPLERS), ("SCHEDULERS", "SCHEDULER_NAMES", SCHEDULES),
+    ):  # fmt: skip
+        dropdown = getattr(host.KSampler, name)
+        assert isinstance(dropdown, list) and dropdown is getattr(host, ending)
+        added = [entry for entry in dropdown if entry.startswith("fewstep_")]
+        assert added == [f"fewstep_{spec.id}" for spec in specs.values() if spec.curated]
+    assert host.SCHEDULER_HANDLERS.keys() == before.keys()
+
+
+def test_one_list_of_two_replaced(comfyui, monkeypatch):
+    """The other stays the object that it was."""
+    import comfy.samplers as host
+
+    monkeypatch.setattr(host.KSampler, "SAMPLERS", ("euler", "mine"))
+    kept = host.SAMPLER_NAMES
+    module(comfyui, "registration").register()
+    assert host.SAMPLER_NAMES is kept
+    assert host.KSampler.SAMPLERS[:2] == ["euler", "mine"] and "fewstep_dpmpp_2m" in host.KSampler.SAMPLERS
