@@ -1,44 +1,82 @@
-"""ComfyUI nodes: thin wrappers around `samplers`."""
+"""ComfyUI nodes: thin wrappers around `samplers`.
+
+Each module of nodes is imported on its own: what a host to come does not bear is left out and told in the log, and the
+rest of the pack works.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..demo.nodes import Demo
-from .auto import FewStepAuto
-from .compare import FewStepCompare
-from .guidance import FewStepGuidance, FewStepGuidancePatch, FewStepGuider
-from .inversion import FewStepDiffEditMask, FewStepInvert
-from .plans import FewStepInspectPlan, FewStepLoadPlan, FewStepPlanSampler, FewStepSavePlan
-from .registration import register
-from .sampling import FewStepSampler, FewStepScheduler
-from .trajectory import FewStepFilmStrip, FewStepTrajectory
-from .tuning import FewStepCalibrate, FewStepTrainAMED
+from .needs import missing
 
 __all__ = ["comfy_entrypoint", "register"]
 
+NODES = {
+    ".sampling": ("FewStepSampler", "FewStepScheduler"),
+    ".guidance": ("FewStepGuidance", "FewStepGuider", "FewStepGuidancePatch"),
+    ".plans": ("FewStepLoadPlan", "FewStepSavePlan", "FewStepPlanSampler", "FewStepInspectPlan"),
+    ".inversion": ("FewStepInvert", "FewStepDiffEditMask"),
+    ".auto": ("FewStepAuto",),
+    ".compare": ("FewStepCompare",),
+    ".trajectory": ("FewStepFilmStrip", "FewStepTrajectory"),
+    ".tuning": ("FewStepCalibrate", "FewStepTrainAMED"),
+    "..demo.nodes": ("FewStepDemoModel", "FewStepDemoLatent", "FewStepDemoDecode", "FewStepDemoEncode"),
+}
+
+REGISTERED = {
+    "the folder models/fewstep": (".plans", "register_folder"),
+    "the plots in the nodes": (".routes", "register_routes"),
+    "the names in the host's lists of samplers and schedules": (".registration", "register"),
+}
+
+
+def _attempt(what: str, work: Callable[[], Any]) -> Any:
+    """What some work gives. If it fails, that is told, and what it was for is left out: None."""
+    try:
+        return work()
+    except Exception as error:  # of a host to come: anything
+        logging.warning(
+            "Few-Step leaves out %s: %s: %s. The rest works; look for a newer Few-Step",
+            what, type(error).__name__, error, exc_info=not isinstance(error, ImportError | AttributeError),
+        )  # fmt: skip
+        return None
+
+
+def _nodes() -> list[type[io.ComfyNode]]:
+    """All that can be imported."""
+    found = []
+    for name, classes in NODES.items():
+        module = _attempt(", ".join(classes), lambda name=name: importlib.import_module(name, __package__))
+        found += [getattr(module, node) for node in classes if module is not None]
+    return found
+
+
+def register() -> None:
+    """Tell the host of the folder for plans, of the routes of the front end, and of our samplers and schedules."""
+    for what, (name, function) in REGISTERED.items():
+        _attempt(
+            what, lambda name=name, function=function: getattr(importlib.import_module(name, __package__), function)()
+        )
+
 
 class FewStep(ComfyExtension):
+    async def on_load(self) -> None:
+        """Called by hosts of 2026. Those before do not, so that the import registers, too; what is there stays."""
+        register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            FewStepSampler,
-            FewStepScheduler,
-            FewStepGuidance,
-            FewStepGuider,
-            FewStepGuidancePatch,
-            FewStepLoadPlan,
-            FewStepSavePlan,
-            FewStepPlanSampler,
-            FewStepInspectPlan,
-            FewStepInvert,
-            FewStepDiffEditMask,
-            FewStepAuto,
-            FewStepCompare,
-            FewStepFilmStrip,
-            FewStepTrajectory,
-            FewStepCalibrate,
-            FewStepTrainAMED,
-            *await Demo().get_node_list(),
-        ]
+        """Those whose inputs and outputs this host knows."""
+        return [node for node in _NODES if _attempt(node.__name__, node.GET_SCHEMA) is not None]
 
 
 async def comfy_entrypoint() -> FewStep:
     return FewStep()
+
+
+_NODES = _nodes()
+for _affected, _lacks in missing().items():
+    logging.warning("Few-Step: this ComfyUI has no %s; affected: %s. The rest works", ", ".join(_lacks), _affected)

@@ -1,5 +1,4 @@
-"""Puts the curated samplers and schedules into the host's own dropdowns, and tells it of the folder for plans and of
-the routes of the front end.
+"""Puts all samplers where the host looks for their names, and the curated ones and schedules into its own dropdowns.
 
 The host has no API for samplers. It finds a sampler as `comfy.k_diffusion.sampling.sample_<name>` and a schedule in
 `SCHEDULER_HANDLERS`; the dropdowns are two lists each, which are one object until some pack replaces one.
@@ -16,29 +15,28 @@ from comfy.k_diffusion import sampling as k_diffusion
 
 from ..samplers import SAMPLERS, SCHEDULES
 from .host import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
-from .plans import register_folder
-from .routes import register_routes
 
 
 def register() -> None:
     """Add what is not there yet. Entries that exist, the host's or ours from an earlier load, stay as they are."""
-    register_folder()
-    register_routes()
-    # Every sampler has a name: newer hosts make a SAMPLER again from that of its function.
+    # Newer hosts make a SAMPLER again from the name of its function: every one is to be found.
     for function in (sample_fewstep_plan, *map(sampler_function, SAMPLERS.values())):
         if not hasattr(k_diffusion, function.__name__):
             setattr(k_diffusion, function.__name__, function)
-    host = comfy.samplers
-    _extend(
-        [PREFIX + s.id for s in SAMPLERS.values() if s.curated], (host.KSampler, "SAMPLERS"), (host, "SAMPLER_NAMES")
-    )
-    if not isinstance(host.SCHEDULER_HANDLERS, MutableMapping):
-        host.SCHEDULER_HANDLERS = dict(host.SCHEDULER_HANDLERS)
-    curated = [spec for spec in SCHEDULES.values() if spec.curated]
-    for spec in curated:
-        handler = host.SchedulerHandler(partial(schedule_sigmas, spec), use_ms=True)
-        host.SCHEDULER_HANDLERS.setdefault(PREFIX + spec.id, handler)
-    _extend([PREFIX + s.id for s in curated], (host.KSampler, "SCHEDULERS"), (host, "SCHEDULER_NAMES"))
+    names = [PREFIX + spec.id for spec in SAMPLERS.values() if spec.curated]
+    _extend(names, (comfy.samplers.KSampler, "SAMPLERS"), (comfy.samplers, "SAMPLER_NAMES"))
+
+    known = comfy.samplers.SCHEDULER_HANDLERS
+    if not isinstance(known, MutableMapping):
+        known = comfy.samplers.SCHEDULER_HANDLERS = dict(known)
+    handlers = {
+        PREFIX + spec.id: comfy.samplers.SchedulerHandler(partial(schedule_sigmas, spec), use_ms=True)
+        for spec in SCHEDULES.values()
+        if spec.curated
+    }
+    for name, handler in handlers.items():
+        known.setdefault(name, handler)
+    _extend(list(handlers), (comfy.samplers.KSampler, "SCHEDULERS"), (comfy.samplers, "SCHEDULER_NAMES"))
 
 
 def _extend(names: Sequence[str], *places: tuple[Any, str]) -> None:
@@ -48,7 +46,9 @@ def _extend(names: Sequence[str], *places: tuple[Any, str]) -> None:
     """
     lists: dict[int, list[str]] = {}
     for owner, attribute in places:
-        found = getattr(owner, attribute)
+        found = getattr(owner, attribute, None)
+        if found is None:  # a host that has one list, or none: `needs` tells of it
+            continue
         dropdown = lists.setdefault(id(found), found if isinstance(found, list) else list(found))
         dropdown += [name for name in names if name not in list(dropdown)]
         setattr(owner, attribute, dropdown)

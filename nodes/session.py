@@ -73,9 +73,8 @@ def sample(
         noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
-    host = comfy.model_management
-    dtype = host.intermediate_dtype() if hasattr(host, "intermediate_dtype") else None  # of new hosts
-    return found.to(host.intermediate_device(), dtype)
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: None)()  # new hosts have one
+    return found.to(comfy.model_management.intermediate_device(), dtype)
 
 
 def fitting(patcher: Any, latent: Mapping[str, Any]) -> dict[str, Any]:

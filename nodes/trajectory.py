@@ -59,26 +59,23 @@ class FewStepTrajectory(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
     ) -> io.NodeOutput:
-        paths = trajectories(model, positive, negative, latent_image, cfg, seed, batch, steps)
+        check_single(latent_image)
+        like = fitting(model, {**latent_image, "samples": torch.zeros_like(latent_image["samples"][:1])})["samples"]
+        paths = trajectories(model, positive, negative, like, cfg, seed, batch, steps)
         found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
         shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
         return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), report(shares, steps))
 
 
 def trajectories(
-    model: Any, positive: Any, negative: Any, like: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
+    model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
 ) -> Tensor:
     """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU.
 
     Args:
-        like: a LATENT of the size that is wanted; what it holds is not looked at.
-
-    Raises:
-        ValueError: if it cannot be made to fit the model.
+        like: samples of a LATENT of the size that is wanted; what they hold is not looked at.
     """
-    check_single(like)
-    empty = fitting(model, {**like, "samples": torch.zeros_like(like["samples"][:1])})["samples"]
-    empty = empty.repeat(batch, *[1] * (empty.ndim - 1))
+    empty = torch.zeros_like(like[:1]).repeat(batch, *[1] * (like.ndim - 1))
     sigmas = schedule_sigmas(SCHEDULES["exponential"], model.get_model_object("model_sampling"), steps)
     solver = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["dpmpp_2m"]))
     preview = latent_preview.prepare_callback(model, steps)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import copy
 import functools
+import importlib.util
 import inspect
 import pickle
+import re
 import sys
 import types
 
 import pytest
 import torch
+from host import ROOT
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS, SCHEDULES
@@ -187,7 +192,7 @@ def sized(comfyui, monkeypatch):
     return model, {"samples": samples, "downscale_ratio_spacial": 8, "type": "image"}
 
 
-def test_latents_are_sized_by_the_model(comfyui, sized):
+def test_latents_are_sized_by_the_model(comfyui, sized, monkeypatch):
     """In every node that samples by itself, to what the host's SamplerCustom would make of them."""
     model, latent = sized
     prompts, nodes = (conditioning(1), conditioning(2)), comfyui.nodes
@@ -203,8 +208,11 @@ def test_latents_are_sized_by_the_model(comfyui, sized):
     lines = "fewstep_ddim", "karras", "2"
     compared = nodes["FewStepCompare"].execute(model, *prompts, latent, *lines, 2.0, 0, 1.0, 3, 64).result[3]
     assert compared["samples"].shape == (1, 4, 8, 16)
-    paths = module(comfyui, "trajectory").trajectories(model, *prompts, latent, 2.0, 0, 3, 4)
-    assert paths.shape == (5, 3, 4, 8, 16)
+    trajectory, seen = module(comfyui, "trajectory"), []
+    original = trajectory.trajectories
+    monkeypatch.setattr(trajectory, "trajectories", lambda *a: seen.append(original(*a)) or seen[0])
+    nodes["FewStepTrajectory"].execute(model, *prompts, latent, 2.0, 0, 3, 4)
+    assert seen[0].shape == (5, 3, 4, 8, 16)
     assert module(comfyui, "session").Session(model, *prompts, 2.0, latent).shape == (4, 8, 16)
     mask = nodes["FewStepDiffEditMask"].execute(model, *prompts, latent, 0.5, 2, 5, 0.5, 3.0, 0).result[0]
     assert mask.shape == (1, 8, 16)
@@ -423,3 +431,144 @@ def test_one_list_of_two_replaced(comfyui, monkeypatch):
     module(comfyui, "registration").register()
     assert host.SAMPLER_NAMES is kept
     assert host.KSampler.SAMPLERS[:2] == ["euler", "mine"] and "fewstep_dpmpp_2m" in host.KSampler.SAMPLERS
+
+
+# What the pack uses of the host
+
+HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "nodes")
+CODE = [*sorted((ROOT / "nodes").glob("*.py")), ROOT / "demo" / "nodes.py", ROOT / "demo" / "model.py"]
+
+
+def used_symbols(source: str) -> dict[str, set[str]]:
+    """The host's symbols in a file by their full names, each with the parameters that calls of it give by name."""
+    tree = ast.parse(source)
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.split(".")[0]
+                if first in HOST_MODULES:
+                    names[alias.asname or first] = alias.name if alias.asname else first
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in HOST_MODULES:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+
+    def full_name(node: ast.AST) -> str | None:
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id not in names or "__name__" in parts:
+            return None
+        return ".".join([names[node.id], *reversed(parts)]).removesuffix(".name")  # of a member of an enumeration
+
+    within = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name) and id(node) not in within and (name := full_name(node)):
+            used.setdefault(name, set())
+        if isinstance(node, ast.Call) and (name := full_name(node.func)):
+            used.setdefault(name, set()).update(keyword.arg for keyword in node.keywords if keyword.arg)
+    return used
+
+
+def test_the_list_of_what_is_used_is_that_of_the_code(comfyui):
+    needs = module(comfyui, "needs")
+    listed = dict(needs.split(symbol) for symbols in needs.NEEDS.values() for symbol in symbols)
+    used: dict[str, set[str]] = {}
+    for path in CODE:
+        for name, parameters in used_symbols(path.read_text()).items():
+            used.setdefault(name, set()).update(parameters)
+    wanted = {name for name in used if not isinstance(sys.modules.get(name), types.ModuleType) or name in listed}
+    assert sorted(wanted - listed.keys()) == [], "add these to nodes/needs.py"
+    more = [
+        f"{name}({parameter})" for name in listed.keys() & used.keys() for parameter in used[name] - {*listed[name]}
+    ]
+    assert sorted(more) == [], "add these parameters to nodes/needs.py"
+    # What is reached through objects of the host, or by a name that the code puts together, is in the code as a word.
+    code = "\n".join(path.read_text() for path in CODE)
+    stale = [name for name in listed.keys() - used.keys() if not re.search(rf"\b{name.rsplit('.', 1)[1]}\b", code)]
+    for name, parameters in listed.items():
+        stale += [f"{name}({parameter})" for parameter in parameters if not re.search(rf"\b{parameter}\b", code)]
+    assert sorted(stale) == [], "take these out of nodes/needs.py"
+
+
+def test_this_host_has_all_of_it(comfyui):
+    assert module(comfyui, "needs").missing() == {}
+
+
+def another_copy(name: str):
+    """The pack imported anew, as a host does it, and the ids of the nodes that it gives."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules[name] = package = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(package)
+
+        async def loaded():
+            extension = await package.comfy_entrypoint()
+            await extension.on_load()
+            return {node.GET_SCHEMA().node_id for node in await extension.get_node_list()}
+
+        return asyncio.run(loaded())
+    finally:
+        for module in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+            del sys.modules[module]
+
+
+def ids(comfyui) -> set[str]:
+    return {id for id in comfyui.nodes if id.startswith("FewStep")}
+
+
+GONE = {  # what a host lacks: which nodes are left out, and what the log says of it
+    "comfy.patcher_extension.WrapperExecutor": (
+        {"FewStepGuidance", "FewStepGuider", "FewStepGuidancePatch"}, "affected: Few-Step Guider",
+    ),
+    "comfy.model_management.OOM_EXCEPTION": ({"FewStepCompare"}, "affected: the nodes that sample by themselves"),
+    "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),
+    "comfy.samplers.SAMPLER_NAMES": (set(), "affected: the names of our samplers"),
+    "comfy.samplers.SchedulerHandler": (set(), "leaves out the names in the host's lists"),
+    "folder_paths.get_filename_list": ({"FewStepLoadPlan"}, "affected: the folder models/fewstep"),
+    "comfy.supported_models_base.BASE": (set(), "affected: the demo nodes"),
+    "server.PromptServer": (set(), "leaves out the plots in the nodes"),
+    "latent_preview.Latent2RGBPreviewer": (set(), "Few-Step Invert"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("symbol", GONE)
+def test_a_host_that_lacks_something_has_the_rest(comfyui, monkeypatch, caplog, symbol):
+    left_out, told = GONE[symbol]
+    owner, name = symbol.rsplit(".", 1)
+    monkeypatch.delattr(sys.modules.get(owner) or importlib.import_module(owner), name)
+    assert another_copy("without") == ids(comfyui) - left_out
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(symbol in text and "The rest works" in text for text in warnings), warnings
+    assert any(told in text for text in warnings), warnings
+    for node in left_out:
+        assert any(node in text for text in warnings), (node, warnings)
+
+
+def test_a_parameter_that_a_host_lacks(comfyui, monkeypatch, caplog):
+    """Only nodes with such an input are left out, and the log names it."""
+    from comfy_api.latest import io
+
+    class Input(io.Vae.Input):
+        def __init__(self, id, optional=False):
+            super().__init__(id, optional=optional)
+
+    monkeypatch.setattr(io.Vae, "Input", Input)
+    assert another_copy("without") == ids(comfyui) - {"FewStepCompare", "FewStepFilmStrip"}
+    assert "no comfy_api.latest.io.Vae.Input(tooltip)" in caplog.text and "FewStepCompare" in caplog.text
+
+
+def test_a_second_registration_changes_nothing(comfyui):
+    """Hosts that call on_load register twice."""
+    import comfy.samplers
+    from comfy.k_diffusion import sampling
+
+    def registered():
+        lists = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+        functions = {name: function for name, function in vars(sampling).items() if "fewstep" in name}
+        return *map(list, lists), dict(comfy.samplers.SCHEDULER_HANDLERS), functions
+
+    before = registered()
+    assert another_copy("again") == ids(comfyui)
+    assert registered() == before
