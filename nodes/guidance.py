@@ -45,7 +45,7 @@ def _sample(guidance: Guidance, sampler: WrapperExecutor, guider: Any, sigmas: T
         logging.warning("the guidance schedule is left out: this guider has not one scale and a negative prompt")
         return sampler(guider, sigmas, extra_args, *rest)
     extra_args["model_options"][_KEY] = _Run(guidance, guider, sigmas)
-    guider.cfg = guidance.strongest  # for what compares it, or multiplies it for an evaluation
+    guider.cfg = guidance.strongest  # for what compares it
     try:
         return sampler(guider, sigmas, extra_args, *rest)
     finally:
@@ -68,18 +68,18 @@ class _Run:
         self._agreed = 0.0  # the level at and below which the predictions agree
 
     def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
-        cfg = self._guider.cfg  # that of the schedule, times the factor of a calibrated plan
-        if self._agreed and float(sigma[0]) <= self._agreed:
-            self._guider.cfg = NONE
-        elif self._guidance.varies:
-            whole = self._guidance.strongest
-            factor = cfg / whole if whole else 1.0
-            scale = self._scale(float(sigma[0]))
-            self._guider.cfg = scale if scale == NONE else scale * factor
+        before = self._guider.cfg  # of wrappers further from the sampler, as the host's CFG Override is one
+        self._guider.cfg = self._at(sigma)
         try:
             return guided(x, sigma, self._with_changes(options), seed)
         finally:
-            self._guider.cfg = cfg
+            self._guider.cfg = before
+
+    def _at(self, sigma: Tensor) -> float:
+        """The scale of an evaluation. Only where it varies is its level read from the device."""
+        if self._agreed and float(sigma[0]) <= self._agreed:
+            return NONE
+        return self._scale(float(sigma[0])) if self._guidance.varies else self._guidance.strongest
 
     def _with_changes(self, options: dict[str, Any]) -> dict[str, Any]:
         """The host's options with our changes of the prediction, after those of other patches."""
@@ -272,6 +272,7 @@ class FewStepGuider(io.ComfyNode):
                 GUIDANCE.Input("guidance", tooltip="From Few-Step Guidance."),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+            **search_words("cfg", "guidance interval", "cfg++"),
         )
 
     @classmethod
@@ -298,6 +299,7 @@ class FewStepGuidancePatch(io.ComfyNode):
                 GUIDANCE.Input("guidance", tooltip="From Few-Step Guidance."),
             ],
             outputs=[io.Model.Output(tooltip="For KSampler or any other sampler node.")],
+            **search_words("cfg", "guidance interval", "cfg++"),
         )
 
     @classmethod

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
+from comfy.patcher_extension import WrappersMP
 
 from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
+from ..samplers.guidance import NONE
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
@@ -237,20 +240,37 @@ def learned_sampler(learned: Learned, *, see_bottleneck: bool = True) -> Any:
 
 @contextlib.contextmanager
 def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
-    """A function that multiplies the guidance scale of the guider that samples; None where it has no such number."""
+    """A function that multiplies the guidance scale of the guider that samples; None where it has no such number.
+
+    It multiplies whatever scale an evaluation has, last of all: that of the sampler node, of a schedule, or of the
+    host's CFG Override. Where that is 1 there is no guidance, and it stays so.
+    """
     guider = guider_of(model)
-    scale = guidance_scale(guider)
-    if scale is None:
+    if guidance_scale(guider) is None:
         yield None
         return
+    current = 1.0
 
     def set_guidance(factor: float) -> None:
-        guider.cfg = scale * factor
+        nonlocal current
+        current = factor
 
+    def predict(guided: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
+        scale = guider.cfg
+        guider.cfg = scale if scale == NONE else scale * current
+        try:
+            return guided(*arguments, **options)
+        finally:
+            guider.cfg = scale
+
+    # Wrappers of evaluations are called in the order of their keys: the newest is the innermost. The options are those
+    # of this run: the guider copies them before.
+    kind, key, options = WrappersMP.PREDICT_NOISE, "fewstep_plan", guider.model_options
+    comfy.patcher_extension.add_wrapper_with_key(kind, key, predict, options, is_model_options=True)
     try:
         yield set_guidance
     finally:
-        guider.cfg = scale
+        options["transformer_options"]["wrappers"][kind][key].remove(predict)
 
 
 def guidance_scale(guider: Any) -> float | None:

@@ -55,6 +55,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.model_patcher.ModelPatcher.get_model_object",
         "comfy.model_sampling",
         "comfy.model_sampling.CONST",
+        "comfy.patcher_extension.WrappersMP.PREDICT_NOISE",
+        "comfy.patcher_extension.add_wrapper_with_key(is_model_options)",
         "comfy.samplers.CFGGuider",
         "comfy.samplers.KSAMPLER",
     ),
@@ -86,7 +88,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.model_patcher.ModelPatcher.remove_wrappers_with_key",
         "comfy.model_patcher.set_model_options_post_cfg_function",
         "comfy.patcher_extension.WrapperExecutor",
-        "comfy.patcher_extension.WrappersMP.PREDICT_NOISE",
         "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     ),
     "the nodes that sample by themselves: Few-Step Invert, DiffEdit Mask, Compare, Film Strip, Trajectory, Calibrate, "
