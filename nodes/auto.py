@@ -22,6 +22,7 @@ from .host import LevelRange, fingerprint, learned_sampler, level_range, sampler
 from .plans import BUILT_IN, FOLDER, PLAN, find, summary
 from .progress import say
 from .sampling import CATEGORY
+from .search import search_words
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -185,6 +186,7 @@ class FewStepAuto(io.ComfyNode):
                 io.Sigmas.Output(tooltip="Noise levels for that sampler."),
                 io.String.Output(display_name="choice", tooltip="What was chosen and why."),
             ],
+            **search_words("auto sampler", "number of evaluations"),
         )
 
     @classmethod

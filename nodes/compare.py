@@ -24,6 +24,7 @@ from .plans import text_table
 from .plots import Panel, line_plot
 from .progress import Display, show
 from .sampling import CATEGORY
+from .search import search_words
 from .session import Conditioning, Guider, fitting, sample
 
 STOPPING = comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION
@@ -367,6 +368,7 @@ class FewStepCompare(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            **search_words("xy plot", "compare samplers", "grid of samplers"),
         )
 
     @classmethod

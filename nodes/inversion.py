@@ -20,6 +20,7 @@ from .host import is_flow, partial_options
 from .options import cfg_input, seed_input
 from .progress import Display
 from .sampling import CATEGORY
+from .search import search_words
 from .session import Conditioning, Guider, fitting
 
 
@@ -117,6 +118,7 @@ class FewStepInvert(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="Evaluations, and the round-trip error if measured."),
             ],
+            **search_words("inversion", "ddim inversion", "edit an image"),
         )
 
     @classmethod
@@ -250,6 +252,7 @@ class FewStepDiffEditMask(io.ComfyNode):
                 ),
                 io.Mask.Output(display_name="difference", tooltip="The difference before the threshold, 0 to 1."),
             ],
+            **search_words("inversion", "automatic mask"),
         )
 
     @classmethod

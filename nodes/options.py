@@ -8,6 +8,7 @@ an error.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,13 @@ from ..samplers import Option
 DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler is negative
 _SWITCH = {"on": True, "off": False}
+
+RARE = frozenset({
+    "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
+    "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
+    "beta_min", "threshold_noise", "linear_steps",
+})  # fmt: skip
+"""Options that few will ever change. New hosts show them when asked for advanced inputs."""
 
 
 def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
@@ -37,6 +45,8 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
     first = options[0]
     default = first.default if all(o.default == first.default for o in options) else None
     common = {"id": name, "tooltip": _tooltip(used, for_all), "optional": True}
+    if name in RARE:
+        common |= advanced(io.Float.Input)
     if isinstance(first.default, bool):
         if default is None:
             return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
@@ -50,6 +60,11 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
     if isinstance(first.default, int):
         return io.Int.Input(**bounds, **common)
     return io.Float.Input(step=min(o.step for o in options), round=False, **bounds, **common)
+
+
+def advanced(widget: type) -> dict[str, bool]:
+    """The argument by which an input is shown with the advanced ones, for hosts whose inputs know it."""
+    return {"advanced": True} if "advanced" in inspect.signature(widget).parameters else {}
 
 
 def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:

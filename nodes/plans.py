@@ -175,6 +175,7 @@ class FewStepSavePlan(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            **search_words("amed", "calibrated plan"),
         )
 
     @classmethod
@@ -246,6 +247,7 @@ class FewStepInspectPlan(io.ComfyNode):
                     display_name="text", tooltip="Base, origin, levels, and the coefficients of each update."
                 ),
             ],
+            **search_words("amed", "calibrated plan"),
         )
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
@@ -11,7 +13,9 @@ from .host import LevelRange, level_range, sampler_function, sigmas_over
 from .options import chosen_options, option_inputs
 from .search import search_words
 
-CATEGORY = "sampling/Few-Step"
+_HOST = sys.modules.get("nodes")
+CATEGORY = f"{getattr(getattr(_HOST, 'KSampler', None), 'CATEGORY', 'sampling')}/Few-Step"
+"""Beside the host's own: in sampling, since 2026 in model/sampling."""
 
 
 def _choice(specs) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,5 +10,4 @@ from comfy_api.latest import io
 
 def search_words(*words: str) -> dict[str, Any]:
     """An argument for `io.Schema` of hosts that know it. For those before, web/search.js has a few for each node."""
-    known = {field.name for field in dataclasses.fields(io.Schema)}
-    return {"search_aliases": list(words)} if "search_aliases" in known else {}
+    return {"search_aliases": list(words)} if "search_aliases" in inspect.signature(io.Schema).parameters else {}

@@ -18,6 +18,7 @@ from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
 from .sampling import CATEGORY
+from .search import search_words
 from .session import Guider, check_single, fitting, sample
 
 _COMPONENTS = 3
@@ -53,6 +54,7 @@ class FewStepTrajectory(io.ComfyNode):
                 io.Image.Output(tooltip="Each trajectory on its own first two principal components."),
                 io.String.Output(display_name="text", tooltip="Shares of the variance in the first components."),
             ],
+            **search_words("principal components"),
         )
 
     @classmethod
@@ -158,6 +160,7 @@ class FewStepFilmStrip(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The result, as SamplerCustom gives it."),
             ],
             is_output_node=True,
+            **search_words("preview of each step", "denoised"),
         )
 
     @classmethod

@@ -48,6 +48,7 @@ from .plans import PLAN, free_path
 from .plots import Panel, line_plot
 from .progress import Display
 from .sampling import CATEGORY
+from .search import search_words
 from .session import Conditioning, Sample, Session
 
 DERIVATIVES = ("differences", "backpropagation")
@@ -722,6 +723,7 @@ class FewStepCalibrate(io.ComfyNode):
                 ),
             ],
             outputs=_outputs(),
+            **search_words("plan", "amed", "fit a sampler"),
         )
 
     @classmethod
@@ -850,6 +852,7 @@ class FewStepTrainAMED(io.ComfyNode):
                 ),
             ],
             outputs=_outputs(),
+            **search_words("plan", "amed predictor"),
         )
 
     @classmethod

@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib.util
 import inspect
+import json
 import pickle
 import re
 import sys
@@ -34,6 +35,10 @@ def custom(comfyui, model, sampler, sigmas, image=None, seed=3, cfg=2.5):
 def module(comfyui, name: str):
     """A module of the pack as it is loaded."""
     return sys.modules[f"{comfyui.nodes['FewStepSampler'].__module__.rsplit('.', 1)[0]}.{name}"]
+
+
+def ids(comfyui) -> set[str]:
+    return {id for id in comfyui.nodes if id.startswith("FewStep")}
 
 
 def ours(comfyui, id, **options):
@@ -433,6 +438,118 @@ def test_one_list_of_two_replaced(comfyui, monkeypatch):
     assert host.KSampler.SAMPLERS[:2] == ["euler", "mine"] and "fewstep_dpmpp_2m" in host.KSampler.SAMPLERS
 
 
+# Scales of guidance that other nodes change
+
+
+def overridden(comfyui, model, cfg: float, start: float, end: float):
+    """The MODEL of CFG Override of new hosts; hosts of before have no such node, and a wrapper as it adds one."""
+    if "CFGOverride" in comfyui.nodes:
+        return comfyui.nodes["CFGOverride"].execute(model, cfg, start, end).result[0]
+    from comfy.patcher_extension import WrappersMP
+
+    sampling = model.get_model_object("model_sampling")
+    high, low = sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
+
+    def predict(guided, x, sigma, *arguments):
+        guider = guided.class_obj
+        before, guider.cfg = guider.cfg, cfg if low <= sigma[0] <= high else guider.cfg
+        try:
+            return guided(x, sigma, *arguments)
+        finally:
+            guider.cfg = before
+
+    patched = model.clone()
+    patched.add_wrapper(WrappersMP.PREDICT_NOISE, predict)
+    return patched
+
+
+def scales_of_a_run(comfyui, model, sampler, sigmas, cfg=3.0) -> list[float]:
+    """The scale that the host mixes the prompts by, evaluation for evaluation."""
+    seen = []
+    model = model.clone()
+    model.set_model_sampler_cfg_function(lambda given: seen.append(given["cond_scale"]) or given["cond"])
+    custom(comfyui, model, sampler, sigmas, cfg=cfg)
+    return [float(scale) for scale in seen]
+
+
+@pytest.fixture
+def half(comfyui):
+    """Levels of four evaluations, of which the first two lie in the first 45 percent."""
+    model = small_model("FLOW")
+    return model, torch.tensor([0.9, 0.7, 0.5, 0.3, 0.0])
+
+
+def test_a_plan_multiplies_the_scale_that_an_evaluation_has(comfyui, half):
+    model, sigmas = half
+    factors = [1.5, 0.5, 2.0, 1.0]
+    text = {"base": "ddim", "flow": True, "sigmas": sigmas.tolist(), "guidance": factors}
+    plan = module(comfyui, "plans").parse(json.dumps(text))
+    sampler, levels = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
+    assert scales_of_a_run(comfyui, model, sampler, levels) == pytest.approx([4.5, 1.5, 6.0, 3.0])
+    five = overridden(comfyui, model, 5.0, 0.0, 0.45)
+    assert scales_of_a_run(comfyui, five, sampler, levels) == pytest.approx([7.5, 2.5, 6.0, 3.0])
+    none = overridden(comfyui, model, 1.0, 0.0, 0.45)  # the factor is one of guidance: where there is none, none
+    assert scales_of_a_run(comfyui, none, sampler, levels) == pytest.approx([1.0, 1.0, 6.0, 3.0])
+    assert scales_of_a_run(comfyui, model, ours(comfyui, "ddim"), sigmas) == [3.0] * 4  # nothing is left behind
+
+
+@pytest.mark.parametrize("schedule", ["list", "constant"])
+def test_of_a_schedule_and_an_override_the_one_nearest_the_sampler_counts(comfyui, half, schedule):
+    model, sigmas = half
+    node = comfyui.nodes["FewStepGuidance"]
+    fields = {field.id: field.default for field in node.define_schema().inputs}
+    guidance = node.execute(**fields | {"schedule": schedule, "values": "8, 7, 6, 4", "cfg": 7.0}).result[0]
+    own = [8.0, 7.0, 6.0, 4.0] if schedule == "list" else [7.0] * 4
+
+    def patched(model):
+        return comfyui.nodes["FewStepGuidancePatch"].execute(model, guidance).result[0]
+
+    sampler = ours(comfyui, "ddim")
+    scales = functools.partial(scales_of_a_run, comfyui, sampler=sampler, sigmas=sigmas)
+    assert scales(patched(model)) == pytest.approx(own)
+    assert scales(overridden(comfyui, patched(model), 5.0, 0.0, 0.45)) == pytest.approx([5.0, 5.0, *own[2:]])
+    assert scales(patched(overridden(comfyui, model, 5.0, 0.0, 0.45))) == pytest.approx(own)
+
+
+# How nodes describe themselves
+
+
+def test_inputs_that_few_need_are_advanced_where_the_host_knows_such(comfyui):
+    from comfy_api.latest import io
+
+    options = module(comfyui, "options")
+    known = "advanced" in inspect.signature(io.Float.Input).parameters
+    names = set()
+    for id in ("FewStepSampler", "FewStepScheduler"):
+        for input in comfyui.nodes[id].define_schema().inputs:
+            names.add(input.id)
+            rare = input.id in options.RARE
+            assert input.as_dict().get("advanced") == (True if rare and known else None), input.id
+    assert names >= options.RARE
+
+    def new(id, default=None, advanced=None): ...
+
+    def old(id, default=None): ...
+
+    assert options.advanced(new) == {"advanced": True} and options.advanced(old) == {}
+
+
+def test_words_for_the_search_box_where_the_host_knows_such(comfyui):
+    from comfy_api.latest import io
+
+    known = "search_aliases" in inspect.signature(io.Schema).parameters
+    for id in ids(comfyui):
+        if "Demo" not in id:
+            assert bool(getattr(comfyui.nodes[id].define_schema(), "search_aliases", None)) == known, id
+
+
+def test_nodes_lie_beside_those_of_the_host(comfyui):
+    category = comfyui.nodes["KSampler"].CATEGORY
+    assert {comfyui.nodes[id].define_schema().category for id in ids(comfyui)} == {
+        f"{category}/Few-Step", "Few-Step demo",
+    }  # fmt: skip
+
+
 # What the pack uses of the host
 
 HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "nodes")
@@ -512,10 +629,6 @@ def another_copy(name: str):
     finally:
         for module in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
             del sys.modules[module]
-
-
-def ids(comfyui) -> set[str]:
-    return {id for id in comfyui.nodes if id.startswith("FewStep")}
 
 
 GONE = {  # what a host lacks: which nodes are left out, and what the log says of it
