@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,11 @@ from .bottleneck import Bottleneck
 
 PREFIX = "fewstep_"
 """Of our samplers and schedules among those of the host."""
+
+
+def host_node(id: str) -> Any:
+    """A node of the host; None where it has none of that name."""
+    return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(id)
 
 
 def is_flow(model_sampling: Any) -> bool:

@@ -26,7 +26,7 @@ from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
 from .auto import pick
 from .guidance import read_values
-from .host import LevelRange, partial_options, progress, sigmas_over
+from .host import LevelRange, host_node, partial_options, progress, sigmas_over
 from .options import chosen_options
 from .plans import FewStepLoadPlan
 from .sampling import FewStepScheduler
@@ -115,7 +115,7 @@ def _shown(request: Mapping[str, Any], levels: LevelRange) -> dict[str, Any]:
 
 
 def _sigmas(node: Node, levels: LevelRange) -> list[float]:
-    """The levels that a node of ours gives.
+    """The levels that a node of ours gives, or one of the host that needs no model.
 
     Raises:
         ValueError: if it gives none that can be drawn.
@@ -129,6 +129,10 @@ def _sigmas(node: Node, levels: LevelRange) -> list[float]:
         if len(part) < 2:
             raise ValueError("SplitSigmas leaves no step here")
         return part
+    if node["type"] == "ManualSigmas" and (theirs := host_node("ManualSigmas")):  # of new hosts: what is typed in
+        typed = theirs.execute(inputs["sigmas"]).result[0].tolist()
+        _drawn(len(typed) - 1)
+        return typed
     if node["type"] != "FewStepScheduler":
         raise ValueError("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host import LevelRange, level_range, sampler_function, sigmas_over
+from .host import LevelRange, host_node, level_range, sampler_function, sigmas_over
 from .options import chosen_options, option_inputs
 from .search import search_words
 
-_HOST = sys.modules.get("nodes")
-CATEGORY = f"{getattr(getattr(_HOST, 'KSampler', None), 'CATEGORY', 'sampling')}/Few-Step"
+CATEGORY = f"{getattr(host_node('KSampler'), 'CATEGORY', 'sampling')}/Few-Step"
 """Beside the host's own: in sampling, since 2026 in model/sampling."""
 
 

@@ -543,6 +543,32 @@ def test_words_for_the_search_box_where_the_host_knows_such(comfyui):
             assert bool(getattr(comfyui.nodes[id].define_schema(), "search_aliases", None)) == known, id
 
 
+class ManualSigmas:
+    """As in new hosts: reads numbers as they are typed in."""
+
+    @staticmethod
+    def execute(sigmas):
+        return types.SimpleNamespace(result=(torch.tensor([float(number) for number in sigmas.split(",")]),))
+
+
+def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
+    """By the host's own node, so that the plot is what it reads. Where it has none they are known in a run."""
+    routes = module(comfyui, "routes")
+    if "ManualSigmas" not in comfyui.nodes:
+        monkeypatch.setitem(comfyui.nodes, "ManualSigmas", ManualSigmas)
+    text = "14.6, 5.5, 1.2, 0"
+    node = {"type": "ManualSigmas", "inputs": {"sigmas": text}}
+    expected = torch.tensor([14.6, 5.5, 1.2, 0]).tolist()
+    assert routes.sigmas({"node": node})["sigmas"] == expected
+    drawn = routes.plan({"node": {"type": "FewStepSampler", "inputs": {"sampler": "dpmpp_2m"}}, "sigmas": node})
+    assert [evaluation["sigma"] for evaluation in drawn["evaluations"]] == pytest.approx(expected[:-1])
+    with pytest.raises(ValueError, match="more than 1000 steps are not drawn"):
+        routes.sigmas({"node": {"type": "ManualSigmas", "inputs": {"sigmas": ", ".join(["1"] * 1100)}}})
+    monkeypatch.delitem(comfyui.nodes, "ManualSigmas")
+    with pytest.raises(ValueError, match="known when it runs"):
+        routes.sigmas({"node": node})
+
+
 def test_nodes_lie_beside_those_of_the_host(comfyui):
     category = comfyui.nodes["KSampler"].CATEGORY
     assert {comfyui.nodes[id].define_schema().category for id in ids(comfyui)} == {
