@@ -8,7 +8,7 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import io
 from torch.nn.functional import interpolate
 
 from .model import fold, load, unfold
@@ -134,8 +134,3 @@ class FewStepDemoEncode(io.ComfyNode):
     def execute(cls, pixels: torch.Tensor) -> io.NodeOutput:
         small = interpolate(pixels[..., :3].movedim(-1, 1), size=(SIDE, SIDE), mode="area")
         return io.NodeOutput({"samples": fold(small)})
-
-
-class Demo(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FewStepDemoModel, FewStepDemoLatent, FewStepDemoDecode, FewStepDemoEncode]

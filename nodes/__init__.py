@@ -4,6 +4,7 @@ Each module of nodes is imported on its own: what a host to come does not bear i
 rest of the pack works.
 """
 
+import functools
 import importlib
 import logging
 from collections.abc import Callable
@@ -26,12 +27,20 @@ NODES = {
     ".tuning": ("FewStepCalibrate", "FewStepTrainAMED"),
     "..demo.nodes": ("FewStepDemoModel", "FewStepDemoLatent", "FewStepDemoDecode", "FewStepDemoEncode"),
 }
+"""By module, in the order of the host's lists."""
 
 REGISTERED = {
     "the folder models/fewstep": (".plans", "register_folder"),
     "the plots in the nodes": (".routes", "register_routes"),
     "the names in the host's lists of samplers and schedules": (".registration", "register"),
 }
+"""What the host is told of, and by which function."""
+
+
+@functools.cache
+def _tell(text: str, *, with_trace: bool = False) -> None:
+    """A warning in the log, once."""
+    logging.warning("Few-Step: %s. The rest works; look for a newer Few-Step", text, exc_info=with_trace)
 
 
 def _attempt(what: str, work: Callable[[], Any]) -> Any:
@@ -39,10 +48,8 @@ def _attempt(what: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:  # of a host to come: anything
-        logging.warning(
-            "Few-Step leaves out %s: %s: %s. The rest works; look for a newer Few-Step",
-            what, type(error).__name__, error, exc_info=not isinstance(error, ImportError | AttributeError),
-        )  # fmt: skip
+        known = isinstance(error, ImportError | AttributeError)
+        _tell(f"left out: {what}: {type(error).__name__}: {error}", with_trace=not known)
         return None
 
 
@@ -79,4 +86,4 @@ async def comfy_entrypoint() -> FewStep:
 
 _NODES = _nodes()
 for _affected, _lacks in missing().items():
-    logging.warning("Few-Step: this ComfyUI has no %s; affected: %s. The rest works", ", ".join(_lacks), _affected)
+    _tell(f"this ComfyUI has no {', '.join(_lacks)}; affected: {_affected}")

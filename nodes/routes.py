@@ -41,9 +41,9 @@ LONGEST = 1000
 
 
 def register_routes() -> None:
-    """Make the routes known to the host's server, if there is one."""
+    """Make the routes known to the host's server, if there is one, once."""
     server = getattr(PromptServer, "instance", None)
-    if server is None:
+    if server is None or any(getattr(route, "path", None) == "/fewstep/options" for route in server.routes):
         return
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))

@@ -163,6 +163,29 @@ def test_inverted_noise_comes_back_where_noise_is_scaled(comfyui, high):
     torch.testing.assert_close(seen[0], sampling.noise_scaling(sigmas[0], noise.noise, image["samples"]))
 
 
+def test_runs_from_inside_a_node_start_from_scaled_noise(comfyui):
+    """Calibration and training: from that of the host."""
+    session = module(comfyui, "session")
+    model = with_noise_scale("FLOW", 8.0)
+    work = session.Session(model, conditioning(1), conditioning(2), 2.0, {"samples": torch.zeros(1, 4, 8, 8)})
+    seen = []
+    work.run(lambda model, x, sigmas, **_: seen.append(x) or x, [0.9, 0.0], [session.Sample(0, 3)])
+    torch.testing.assert_close(seen[0], 0.9 * 8 * work.noise([session.Sample(0, 3)]))
+
+
+def test_routes_are_registered_once(comfyui, monkeypatch):
+    """Hosts that call on_load register twice."""
+    from aiohttp import web
+    from server import PromptServer
+
+    table = web.RouteTableDef()
+    monkeypatch.setattr(PromptServer, "instance", types.SimpleNamespace(routes=table), raising=False)
+    for _ in range(2):
+        module(comfyui, "routes").register_routes()
+    paths = [route.path for route in table]
+    assert paths and len(set(paths)) == len(paths)
+
+
 def test_kinds_of_models_are_told_apart_by_it(comfyui):
     host = module(comfyui, "host")
     assert host.fingerprint(with_noise_scale("FLOW", 8.0))["noise_scale"] == 8
@@ -664,10 +687,10 @@ GONE = {  # what a host lacks: which nodes are left out, and what the log says o
     "comfy.model_management.OOM_EXCEPTION": ({"FewStepCompare"}, "affected: the nodes that sample by themselves"),
     "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),
     "comfy.samplers.SAMPLER_NAMES": (set(), "affected: the names of our samplers"),
-    "comfy.samplers.SchedulerHandler": (set(), "leaves out the names in the host's lists"),
+    "comfy.samplers.SchedulerHandler": (set(), "left out: the names in the host's lists"),
     "folder_paths.get_filename_list": ({"FewStepLoadPlan"}, "affected: the folder models/fewstep"),
     "comfy.supported_models_base.BASE": (set(), "affected: the demo nodes"),
-    "server.PromptServer": (set(), "leaves out the plots in the nodes"),
+    "server.PromptServer": (set(), "left out: the plots in the nodes"),
     "latent_preview.Latent2RGBPreviewer": (set(), "Few-Step Invert"),
 }  # fmt: skip
 
@@ -679,6 +702,7 @@ def test_a_host_that_lacks_something_has_the_rest(comfyui, monkeypatch, caplog, 
     monkeypatch.delattr(sys.modules.get(owner) or importlib.import_module(owner), name)
     assert another_copy("without") == ids(comfyui) - left_out
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(set(warnings)) == len(warnings)
     assert any(symbol in text and "The rest works" in text for text in warnings), warnings
     assert any(told in text for text in warnings), warnings
     for node in left_out:
