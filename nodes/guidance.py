@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
 from .host import guidance_scale, is_flow, progress
+from .runs import STEPS
 from .sampling import CATEGORY
 from .search import search_words
 
@@ -64,18 +65,22 @@ class _Run:
     def __init__(self, guidance: Guidance, guider: Any, sigmas: Tensor):
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self._guidance, self._guider, self._flow = guidance, guider, is_flow(sampling)
-        self._scale = guidance.over(sigmas.tolist(), flow=self._flow, progress=progress(sampling))
+        self._progress = progress(sampling)
+        self._steps = sigmas.tolist()
+        self._scale = self._over(self._steps)
         self._agreed = 0.0  # the level at and below which the predictions agree
+
+    def _over(self, steps: list[float]) -> Callable[[float], float]:
+        return self._guidance.over(steps, flow=self._flow, progress=self._progress)
 
     def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
         cfg = self._guider.cfg  # that of the schedule, times the factor of a calibrated plan
         if self._agreed and float(sigma[0]) <= self._agreed:
             self._guider.cfg = NONE
         elif self._guidance.varies:
-            whole = self._guidance.strongest
-            factor = cfg / whole if whole else 1.0
-            scale = self._scale(float(sigma[0]))
-            self._guider.cfg = scale if scale == NONE else scale * factor
+            if (steps := options.get(STEPS, self._steps)) != self._steps:  # the sampler has levels of its own
+                self._steps, self._scale = steps, self._over(steps)
+            self._guider.cfg = scale_in(self._guidance, self._scale, float(sigma[0]), cfg)
         try:
             return guided(x, sigma, self._with_changes(options), seed)
         finally:
@@ -99,6 +104,19 @@ class _Run:
         if g.threshold < 1:
             denoised = thresholded(denoised, g.threshold, g.threshold_floor)
         return denoised
+
+
+def scale_in(guidance: Guidance, over: Callable[[float], float], sigma: float, cfg: float) -> float:
+    """The scale of an evaluation.
+
+    Args:
+        over: that of the run at a level (`Guidance.over`).
+        cfg: that of the guider: the strongest of the run, times the factor that a calibrated plan has here.
+    """
+    if not guidance.varies:
+        return cfg
+    scale, whole = over(sigma), guidance.strongest
+    return scale if scale == NONE or not whole else scale * (cfg / whole)
 
 
 class FewStepGuidance(io.ComfyNode):

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
@@ -17,6 +17,8 @@ from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
+from .progress import say
+from .runs import Run, announce, follow, resolve
 
 
 def is_flow(model_sampling: Any) -> bool:
@@ -52,16 +54,16 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     """The sampler as the host calls it: the level space is read from the model that is being sampled."""
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
-        published = PUBLISHED.get(spec.id)
-        if published is not None and not spec.changed_options(options):
-            reason = _why_not(published, model, sigmas)
-            if reason is None:
-                return learned_function(published)(model, x, None, extra_args, callback, disable)
-            logging.info("%s: the published numbers are left out: %s", spec.label, reason)
-        flow = is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
-        options = partial_options(spec, sigmas, options)
+        patcher = model.inner_model.model_patcher
+        flow = is_flow(patcher.get_model_object("model_sampling"))
+        run = resolve(spec, options, sigmas, flow=flow, kind=fingerprint(patcher) if spec.id in PUBLISHED else None)
+        if run.learned is not None:
+            return _sample_plan(run.learned, model, x, sigmas, extra_args, callback, disable, published=run)
+        if run.why is not None:
+            logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
         info: dict[str, int] = {}
-        samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **options)
+        model, extra_args = announce(run, model, x, sigmas, extra_args)
+        samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **run.options)
         if spec.adaptive:
             logging.info("%s: %s", spec.label, ", ".join(f"{count} {name}" for name, count in info.items()))
         return samples
@@ -69,17 +71,6 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     sample.__name__ = f"sample_fewstep_{spec.id}"
     sample.__doc__ = f"{spec.label}: {spec.help} {spec.paper}"
     return sample
-
-
-def partial_options(
-    spec: SamplerSpec, sigmas: torch.Tensor | Sequence[float], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The options of a run that may be the first part of one: where noise is left, no step is the final one.
-
-    So the order is not lowered at the end of a part (`lower_order_final`), as it is not in the host's own samplers.
-    """
-    part = float(sigmas[-1]) > 0 and any(option.name == "lower_order_final" for option in spec.options)
-    return {**options, "lower_order_final": False} if part else dict(options)
 
 
 class LevelRange(NamedTuple):
@@ -108,6 +99,12 @@ def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: A
         steps, levels.sigma_min, levels.sigma_max, flow=levels.flow, model_shift=levels.shift, **options
     )
     return sigmas.float()
+
+
+def told_of(patcher: Any) -> dict[str, Any]:
+    """What a node tells the front end of its model, so that plots are drawn over its levels before the next run."""
+    levels = level_range(patcher.get_model_object("model_sampling"))
+    return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher)]}
 
 
 def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **options: Any) -> torch.Tensor:
@@ -154,18 +151,36 @@ def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callab
     """
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        patcher = model.inner_model.model_patcher
-        learned.check_model(fingerprint(patcher))
-        _compare_guidance(learned, guidance_scale(model.inner_model))
-        network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
-        with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
-            return learned.function(
-                bottleneck.watch(model), x, sigmas, extra_args, callback, disable,
-                set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
-            )  # fmt: skip
+        return _sample_plan(learned, model, x, sigmas, extra_args, callback, disable, see_bottleneck=see_bottleneck)
 
     sample.__name__ = "sample_fewstep_plan"
     return sample
+
+
+def _sample_plan(
+    learned: Learned,
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Any,
+    callback: Any,
+    disable: bool | None,
+    *,
+    see_bottleneck: bool = True,
+    published: Run | None = None,
+) -> torch.Tensor:
+    """Sample along a plan. A `published` one of a sampler has levels of its own, whatever the sigmas are."""
+    patcher = model.inner_model.model_patcher
+    learned.check_model(fingerprint(patcher))
+    _compare_guidance(learned, guidance_scale(model.inner_model))
+    network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
+    with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
+        run = published or follow(learned, sigmas, predicts=bottleneck.sees)
+        evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
+        return learned.function(
+            bottleneck.watch(evaluate), x, None if published else sigmas, extra_args, callback, disable,
+            set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -195,21 +210,23 @@ def guidance_scale(guider: Any) -> float | None:
     return guider.cfg if plain else None
 
 
-def _compare_guidance(learned: Learned, scale: float | None) -> None:
+def same_guidance(learned: Learned, scale: float | None) -> bool:
+    """Whether a plan was made at this scale of guidance, as far as both are known."""
     wanted = learned.about.get("guidance")
-    if isinstance(wanted, int | float) and scale is not None and not math.isclose(wanted, scale, rel_tol=0.02):
-        logging.warning("this plan was made at guidance %g and runs at %g: expect less of it", wanted, scale)
+    known = isinstance(wanted, int | float) and scale is not None
+    return not known or math.isclose(wanted, scale, rel_tol=_SAME_SCALE)
 
 
-def _why_not(published: Learned, model: Any, sigmas: torch.Tensor) -> str | None:
-    """Why a run cannot follow published numbers; None if it can."""
-    recipe = published.recipe
-    try:
-        published.check_model(fingerprint(model.inner_model.model_patcher))
-    except ValueError as error:
-        return str(error)
-    if len(sigmas) != len(recipe.sigmas):
-        return f"they are for {len(recipe.sigmas) - 1} steps and this run has {len(sigmas) - 1}"
-    if not math.isclose(float(sigmas[0]), recipe.sigmas[0], rel_tol=1e-3) or float(sigmas[-1]) != 0:
-        return "they are for a run from pure noise to the clean image"
-    return None
+_SAME_SCALE = 0.02  # relative
+
+
+def _compare_guidance(learned: Learned, scale: float | None) -> None:
+    """Tell it in the log, and on the node that samples."""
+    if not same_guidance(learned, scale):
+        wanted = learned.about["guidance"]
+        warning = (
+            f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it; set cfg to "
+            f"{wanted:g}, or take another plan or sampler"
+        )
+        logging.warning(warning)
+        say(f"Warning: {warning}.")

@@ -29,6 +29,9 @@ PLAN = io.Custom("FEWSTEP_PLAN")
 
 FOLDER, EXTENSION = "fewstep", ".safetensors"
 
+INTERRUPTED = "interrupted"
+"""Name of a plan that was not finished, and the field of its `about` that says so."""
+
 BUILT_IN = {"built-in: amed_dpm_2m (SD1.5, 10 evaluations)": PUBLISHED["amed_dpm_2m"]}
 """Published plans by their entry of the list of files; workflows keep these names."""
 
