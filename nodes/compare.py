@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
 from ..samplers.calibrate import rmse
+from ..samplers.levels import SAME_LEVEL
 from .host import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over
 from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
 from .options import cfg_input, seed_input
@@ -223,9 +225,23 @@ class Comparison:
                 if self.reference_steps:
                     start = float(sampling.sigma_max if denoise > 0.9999 else sigmas[0])
                     self._references[cell] = _reference(sampling, self.reference_steps, start)
-                self._runs[cell] = _run(cell.sampler, sigmas, self.patcher)
+                self._runs[cell] = self._run(cell.sampler, sigmas)
             except Exception as error:  # of a schedule; the host's raise what they like
                 self.faults[cell] = str(error) or type(error).__name__
+
+    def _run(self, sampler: Named[SamplerSpec], sigmas: Tensor) -> Run:
+        """A cell by what it does: all schedules from one level are one run where a published plan is followed."""
+        given = tuple(sigmas.tolist())
+        if sampler.spec is None:
+            return Run(sampler, given)
+        flow = is_flow(self.patcher.get_model_object("model_sampling"))
+        found = resolve(sampler.spec, sampler.options, given, flow=flow, kind=fingerprint(self.patcher))
+        if found.recipe is None:
+            return Run(sampler, given)
+        for run in self._runs.values():
+            if run.sampler == sampler and run.published and math.isclose(run.sigmas[0], given[0], rel_tol=SAME_LEVEL):
+                return run
+        return Run(sampler, (given[0], *found.recipe.sigmas[1:]), published=True)
 
     def _sample(self, run: Run, step: Callable[[int, Tensor], None]) -> Outcome:
         positive, negative, cfg, seed, latent = self._inputs
@@ -242,18 +258,6 @@ class Comparison:
         if not latents.isfinite().all():
             raise ValueError("the image holds NaN or infinity")
         return Outcome(latents, evaluations)
-
-
-def _run(sampler: Named[SamplerSpec], sigmas: Tensor, patcher: Any) -> Run:
-    """A cell by what it does: all schedules with one first level are one run where a published plan is followed."""
-    given = tuple(sigmas.tolist())
-    if sampler.spec is None:
-        return Run(sampler, given)
-    flow = is_flow(patcher.get_model_object("model_sampling"))
-    found = resolve(sampler.spec, sampler.options, given, flow=flow, kind=fingerprint(patcher))
-    if found.recipe is None:
-        return Run(sampler, given)
-    return Run(sampler, (given[0], *found.recipe.sigmas[1:]), published=True)
 
 
 def _reference(sampling: Any, steps: int, start: float) -> Run:
