@@ -282,6 +282,38 @@ def test_parts_of_a_plan_are_drawn_as_they_run(comfyui, routes, guidance):
         routes.plan({"node": sampler, "sigmas": node("FewStepScheduler", schedule="karras", steps=6, denoise=1.0)})
 
 
+@pytest.mark.parametrize("use_plans", [True, False])
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+@pytest.mark.parametrize("variety", ["exact seed", "more variety"])
+def test_what_auto_does_is_drawn(comfyui, routes, sd15, monkeypatch, tmp_path, use_plans, denoise, variety):
+    """The same choice, with the same plans, on all of its levels or a part of them."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    model, seen = watched(sd15)
+    about = {"model": module(comfyui, "host").fingerprint(model), "guidance": CFG}
+    Learned(learned(0.0).recipe, about=about).save(tmp_path / "mine.safetensors")
+    for evaluations, cfg in ((6, 0.0), (6, 7.0), (7, CFG), (10, 0.0), (10, CFG), (13, 0.0)):
+        inputs = {"evaluations": evaluations, "variety": variety, "denoise": denoise, "use_plans": use_plans}
+        inputs["cfg"] = cfg
+        out = comfyui.nodes["FewStepAuto"].execute(model, **inputs)
+        solver, sigmas, text = out.result
+        followed = bool(out.ui["fewstep_plan"][0])
+        wanted = (
+            use_plans and denoise == 1 and variety == "exact seed" and (evaluations, cfg) not in ((6, 7.0), (13, 0))
+        )
+        assert followed == (wanted and (evaluations, cfg) != (10, CFG)), text  # the published one is for 7.5
+        told = {"levels": out.ui["fewstep_levels"][0], "model": out.ui["fewstep_model"][0]}
+        auto = node("FewStepAuto", **inputs)
+        for described, levels in ((auto, sigmas), (split(auto, 2, 1), sigmas[2:])):
+            seen.clear()
+            run(comfyui, model, solver, levels)
+            drawn = routes.plan({"node": auto, "sigmas": described, "guidance": CFG} | told)
+            assert_drawn(drawn, seen)
+            assert drawn["evaluations"] or len(levels) < 2
+
+
 def test_levels_of_a_predictor_are_listed_as_they_are_told(comfyui):
     """Each image has its own; the list holds those of the first, and begins with the fixed ones."""
     model, positive, negative = comfyui.nodes["FewStepDemoModel"].execute("red apple", "").result
