@@ -29,7 +29,7 @@ from .host import (
     sigmas_over,
     told_of,
 )
-from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, find, summary
+from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, conditions, find, summary
 from .progress import say
 from .sampling import CATEGORY
 
@@ -190,7 +190,7 @@ def choose(
         spec, options = SAMPLERS[chosen.recipe.base], chosen.recipe.options
         sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
         told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
-        told += _conditions(chosen, cfg)
+        told = " ".join([told, *conditions(chosen, known=bool(cfg))])
     else:
         row, chosen = pick(levels.flow, variety, evaluations), None
         steps = row.steps(levels, evaluations)
@@ -333,15 +333,3 @@ def _plan(
             return "The connected plan", given
         notes.append(f"The connected plan is left out: {against}.")
     return best_plan(model, budget, cfg) if search and variety == EXACT and denoise == 1 else None
-
-
-def _conditions(plan: Learned, cfg: float) -> str:
-    """Under which conditions a plan was made, as far as they may differ from those of the run."""
-    told, scale, latent = "", plan.about.get("guidance"), plan.about.get("latent")
-    if isinstance(scale, int | float):
-        told += f" It was made at guidance {scale:g}" + ("." if cfg else ": sample with this cfg, or say yours in cfg.")
-    if isinstance(latent, list) and len(latent) > 1:
-        told += f" Its latents were of size {' x '.join(map(str, latent[1:]))}."
-    if plan.about.get(INTERRUPTED):
-        told += " It was not finished."
-    return told
