@@ -6,8 +6,9 @@ import bisect
 import functools
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import comfy.samplers
@@ -16,10 +17,19 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.learned import FileError, Learned, load
-from .host import LevelRange, fingerprint, learned_sampler, level_range, sampler_function, sigmas_over
-from .plans import BUILT_IN, FOLDER, PLAN, find, summary
+from .host import (
+    LevelRange,
+    fingerprint,
+    learned_sampler,
+    level_range,
+    same_guidance,
+    sampler_function,
+    sigmas_over,
+    told_of,
+)
+from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, conditions, find, summary
 from .progress import say
 from .sampling import CATEGORY
 from .search import search_words
@@ -82,14 +92,20 @@ def pick(flow: bool, variety: str, budget: int) -> Pick:
 # Plans
 
 
-def why_not(plan: Learned, model: Mapping[str, Any], budget: int) -> str | None:
-    """Why a plan cannot be followed by this model within the budget; None if it can."""
+def why_not(plan: Learned, model: Mapping[str, Any], budget: int, cfg: float | None = None) -> str | None:
+    """Why a plan cannot be followed by this model within the budget; None if it can.
+
+    Args:
+        cfg: the guidance of the run; None where it is not known.
+    """
     try:
         plan.check_model(model)
     except ValueError as error:
         return str(error)
     if plan.recipe.nfe > budget:
         return f"it makes {plan.recipe.nfe} evaluations and the budget is {budget}"
+    if not same_guidance(plan, cfg):
+        return f"it was made at guidance {plan.about['guidance']:g} and cfg is {cfg:g}"
     return None
 
 
@@ -103,28 +119,86 @@ def saved_plans() -> Iterator[tuple[str, Learned]]:
             logging.warning("Few-Step Auto leaves out a plan: %s", error)
 
 
-def best_plan(model: Mapping[str, Any], budget: int) -> tuple[str, Learned] | None:
+def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -> tuple[str, Learned] | None:
     """The best saved plan for this kind of model that makes as many evaluations as the budget, or one less.
 
     With fewer, a plain sampler at the whole budget is better (docs/QUALITY.md). Of plans with as many evaluations it
-    is the one that gained most where it was made.
+    is the one that gained most where it was made. One that was not finished, or gained nothing, is no better than a
+    plain sampler.
+
+    Args:
+        cfg: the guidance of the run; None where it is not known.
     """
     fitting = [
         (name, plan)
         for name, plan in saved_plans()
         if plan.about.get("model")
         and plan.about.get("improved", True)
+        and not _unfinished(name, plan)
         and plan.recipe.nfe >= budget - 1
-        and why_not(plan, model, budget) is None
+        and why_not(plan, model, budget, cfg) is None
     ]
-    return min(fitting, key=lambda found: (-found[1].recipe.nfe, _gain(found[1])), default=None)
+    gains = [(-plan.recipe.nfe, gain, (name, plan)) for name, plan in fitting if (gain := _gain(plan)) is not None]
+    return min(gains, key=lambda found: found[:2])[2] if gains else None
 
 
-def _gain(plan: Learned) -> float:
-    """The error of a plan, as a share of that of the sampler it began with. 1 if it is not known."""
-    before, after = plan.about.get("error_before"), plan.about.get("error_after")
-    known = isinstance(before, int | float) and isinstance(after, int | float) and before > 0
-    return after / before if known else 1.0
+def _unfinished(name: str, plan: Learned) -> bool:
+    """Files from before the field was written are told by their name."""
+    return bool(plan.about.get(INTERRUPTED)) or PurePath(name).name.startswith(f"{INTERRUPTED}_")
+
+
+def _gain(plan: Learned) -> float | None:
+    """The error of a plan, as a share of that of the sampler it began with: 1 if it is not known, None without gain."""
+    errors = [plan.about.get(name) for name in ("error_before", "error_after")]
+    if not all(isinstance(error, int | float) and math.isfinite(error) for error in errors):
+        return 1.0
+    before, after = errors
+    return after / before if 0 <= after < before else None
+
+
+# The choice
+
+
+class Choice(NamedTuple):
+    """What is done with a budget: a sampler with options, or a plan."""
+
+    spec: SamplerSpec
+    options: Mapping[str, Any]
+    plan: Learned | None
+    sigmas: Tensor
+    text: str
+    """What was chosen and why."""
+
+
+def choose(
+    levels: LevelRange,
+    model: Mapping[str, Any],
+    *,
+    evaluations: int,
+    variety: str,
+    denoise: float,
+    use_plans: bool = True,
+    plan: Learned | None = None,
+    cfg: float = 0.0,
+) -> Choice:
+    """From the inputs of the node and what is known of the model: its range of levels, and its `fingerprint`."""
+    if denoise <= 0:
+        return Choice(SAMPLERS["euler"], {}, None, torch.FloatTensor([]), "denoise is 0: the latent stays as it is.")
+    notes: list[str] = []
+    found = _plan(model, evaluations, variety, denoise, use_plans, plan, cfg or None, notes)
+    if found is not None:
+        name, chosen = found
+        spec, options = SAMPLERS[chosen.recipe.base], chosen.recipe.options
+        sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
+        told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
+        told = " ".join([told, *conditions(chosen, known=bool(cfg))])
+    else:
+        row, chosen = pick(levels.flow, variety, evaluations), None
+        steps = row.steps(levels, evaluations)
+        spec, options = SAMPLERS[row.sampler], row.options
+        sigmas = row.sigmas(levels, steps, denoise)
+        told = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
+    return Choice(spec, options, chosen, sigmas, "\n".join([told, *notes]))
 
 
 # The node
@@ -180,6 +254,17 @@ class FewStepAuto(io.ComfyNode):
                     tooltip="A calibrated plan to prefer, if it fits the model and the budget. If not, the text says "
                     "why.",
                 ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    tooltip="The guidance scale of the node that samples. Plans made at another one are left out: they "
+                    "burn or fade the image. 0: not known; the text then says at which scale the plan was made.",
+                ),
             ],
             outputs=[
                 io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced, with the sigmas beside it."),
@@ -206,29 +291,19 @@ class FewStepAuto(io.ComfyNode):
         denoise: float,
         use_plans: bool = True,
         plan: Learned | None = None,
+        cfg: float = 0.0,
     ) -> io.NodeOutput:
-        levels = level_range(model.get_model_object("model_sampling"))
-        notes: list[str] = []
-        drawn = {"fewstep_levels": [levels._asdict()]}
-        if denoise <= 0:
-            sampler, sigmas = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["euler"])), torch.FloatTensor([])
-            told = "denoise is 0: the latent stays as it is."
-        elif (found := _plan(model, evaluations, variety, denoise, use_plans, plan, notes)) is not None:
-            name, chosen = found
-            drawn["fewstep_plan"] = [chosen.text()]
-            sampler = learned_sampler(chosen)
-            sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
-            told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
-            told += _guidance(chosen)
+        choice = choose(
+            level_range(model.get_model_object("model_sampling")), fingerprint(model), evaluations=evaluations,
+            variety=variety, denoise=denoise, use_plans=use_plans, plan=plan, cfg=cfg,
+        )  # fmt: skip
+        if choice.plan is None:
+            sampler = comfy.samplers.KSAMPLER(sampler_function(choice.spec), dict(choice.options))
         else:
-            row = pick(levels.flow, variety, evaluations)
-            steps = row.steps(levels, evaluations)
-            sampler = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS[row.sampler]), dict(row.options))
-            sigmas = row.sigmas(levels, steps, denoise)
-            told = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
-        text = "\n".join([told, *notes])
-        say(text)
-        return io.NodeOutput(sampler, sigmas, text, ui=ui.PreviewText(text).as_dict() | drawn)
+            sampler = learned_sampler(choice.plan)
+        say(choice.text)
+        drawn = {**told_of(model), "fewstep_plan": ["" if choice.plan is None else choice.plan.text()]}
+        return io.NodeOutput(sampler, choice.sigmas, choice.text, ui=ui.PreviewText(choice.text).as_dict() | drawn)
 
 
 def described(row: Pick) -> str:
@@ -239,25 +314,24 @@ def described(row: Pick) -> str:
 
 
 def _plan(
-    model: Any, budget: int, variety: str, denoise: float, search: bool, given: Learned | None, notes: list[str]
+    model: Mapping[str, Any],
+    budget: int,
+    variety: str,
+    denoise: float,
+    search: bool,
+    given: Learned | None,
+    cfg: float | None,
+    notes: list[str],
 ) -> tuple[str, Learned] | None:
     """The plan to be followed and where it comes from, if there is one; what speaks against one goes to the notes."""
-    if given is None and not search:
-        return None
     against = None
     if variety != EXACT:
         against = "plans add no fresh noise"
     elif denoise < 1:
         against = "its levels begin at pure noise and denoise is below 1"
-    kind = fingerprint(model)
     if given is not None:
-        against = against or why_not(given, kind, budget)
+        against = against or why_not(given, model, budget, cfg)
         if against is None:
             return "The connected plan", given
         notes.append(f"The connected plan is left out: {against}.")
-    return best_plan(kind, budget) if search and variety == EXACT and denoise == 1 else None
-
-
-def _guidance(plan: Learned) -> str:
-    scale = plan.about.get("guidance")
-    return f" It was made at guidance {scale:g}." if isinstance(scale, int | float) else ""
+    return best_plan(model, budget, cfg) if search and variety == EXACT and denoise == 1 else None

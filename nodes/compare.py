@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
 from ..samplers.calibrate import rmse
-from .host import MANY_STEPS, level_range, many_steps_schedule, sigmas_over
+from ..samplers.levels import SAME_LEVEL
+from .host import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over
 from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
 from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plans import text_table
 from .plots import Panel, line_plot
 from .progress import Display, show
+from .runs import resolve
 from .sampling import CATEGORY
 from .search import search_words
 from .session import Conditioning, Guider, fitting, sample
@@ -47,6 +50,8 @@ class Run(NamedTuple):
 
     sampler: Named[SamplerSpec]
     sigmas: tuple[float, ...]
+    published: bool = False
+    """Whether it follows the published plan of the sampler, on any schedule."""
 
 
 class Outcome(NamedTuple):
@@ -165,6 +170,14 @@ class Comparison:
         """Of a cell that is finished."""
         return self._done.get(self._runs[cell]) if cell in self._runs else None
 
+    def first(self, cell: Cell) -> Cell:
+        """The first cell that is the same run: one image stands for all of them."""
+        return next((other for other in self.cells if self._runs.get(other) == self._runs[cell]), cell)
+
+    def published(self, cell: Cell) -> bool:
+        """Whether the schedule makes no difference: the sampler follows its published plan."""
+        return cell in self._runs and self._runs[cell].published
+
     def reference(self, cell: Cell) -> Outcome | None:
         """What a cell's error is measured from: for img2img it begins at the same level."""
         return self._done.get(self._references[cell]) if cell in self._references else None
@@ -213,9 +226,23 @@ class Comparison:
                 if self.reference_steps:
                     start = float(sampling.sigma_max if denoise > 0.9999 else sigmas[0])
                     self._references[cell] = _reference(sampling, self.reference_steps, start)
-                self._runs[cell] = Run(cell.sampler, tuple(sigmas.tolist()))
+                self._runs[cell] = self._run(cell.sampler, sigmas)
             except Exception as error:  # of a schedule; the host's raise what they like
                 self.faults[cell] = str(error) or type(error).__name__
+
+    def _run(self, sampler: Named[SamplerSpec], sigmas: Tensor) -> Run:
+        """A cell by what it does: all schedules from one level are one run where a published plan is followed."""
+        given = tuple(sigmas.tolist())
+        if sampler.spec is None:
+            return Run(sampler, given)
+        flow = is_flow(self.patcher.get_model_object("model_sampling"))
+        found = resolve(sampler.spec, sampler.options, given, flow=flow, kind=fingerprint(self.patcher))
+        if found.recipe is None:
+            return Run(sampler, given)
+        for run in self._runs.values():
+            if run.sampler == sampler and run.published and math.isclose(run.sigmas[0], given[0], rel_tol=SAME_LEVEL):
+                return run
+        return Run(sampler, (given[0], *found.recipe.sigmas[1:]), published=True)
 
     def _sample(self, run: Run, step: Callable[[int, Tensor], None]) -> Outcome:
         positive, negative, cfg, seed, latent = self._inputs
@@ -242,6 +269,13 @@ def _reference(sampling: Any, steps: int, start: float) -> Run:
 
 # What is shown
 
+PUBLISHED_PLAN = "published plan"
+_WHATEVER = "the sampler follows the plan that its authors published, whatever the schedule"
+
+
+def _schedule(work: Comparison, cell: Cell) -> str:
+    return f"{cell.schedule.label} ({PUBLISHED_PLAN})" if work.published(cell) else cell.schedule.label
+
 
 def table(work: Comparison) -> str:
     """Every cell in a line."""
@@ -252,8 +286,10 @@ def table(work: Comparison) -> str:
             found, error = work.outcome(cell), work.error(cell)
             fault = work.faults.get(cell, "not finished")
             told = [str(found.evaluations), "" if error is None else f"{error:.4g}"] if found else ["", fault]
-            rows.append([cell.sampler.label, cell.schedule.label, str(steps), *told])
+            rows.append([cell.sampler.label, _schedule(work, cell), str(steps), *told])
     lines = text_table(rows)
+    if any(map(work.published, work.cells)):
+        lines += ["", f"{PUBLISHED_PLAN}: {_WHATEVER}."]
     if work.reference_steps:
         lines += [
             "",
@@ -267,11 +303,12 @@ def chart(work: Comparison) -> Tensor:
     """Error against evaluations."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in work.rows:
-        cells = [Cell(*row, steps) for steps in work.columns]
-        points = [(found.evaluations, work.error(cell)) for cell in cells if (found := work.outcome(cell))]
-        known = sorted((float(x), y) for x, y in points if y is not None)
-        if known:
-            series[f"{row[0].label}, {row[1].label}"] = known
+        for cell in (Cell(*row, steps) for steps in work.columns):
+            found, error = work.outcome(cell), work.error(cell)
+            if found is not None and error is not None and not (work.published(cell) and work.first(cell) != cell):
+                schedule = PUBLISHED_PLAN if work.published(cell) else cell.schedule.label
+                series.setdefault(f"{cell.sampler.label}, {schedule}", []).append((float(found.evaluations), error))
+    series = {name: sorted(points) for name, points in series.items()}
     title = f"Error against {work.reference_steps} steps" if work.reference_steps else "Without a reference"
     return line_plot([Panel(title, "evaluations", "error", series, log_y=True)])
 
@@ -293,7 +330,11 @@ def _tile(work: Comparison, cell: Cell, vae: Any) -> Tile:
     found, error = work.outcome(cell), work.error(cell)
     if found is None:
         return Tile(fault=work.faults.get(cell, ""), caption="failed" if cell in work.faults else "not finished")
+    if (first := work.first(cell)) != cell:
+        same = f"the same run as on {first.schedule.label}"
+        return Tile(fault=f"{same}: {_WHATEVER}" if work.published(cell) else same, caption="same run")
     caption = f"NFE {found.evaluations}" + ("" if error is None else f", error {error:.2g}")
+    caption += f", {PUBLISHED_PLAN}" if work.published(cell) else ""
     return Tile(decode(work.patcher, found.latents[:1], vae)[0], caption)
 
 
@@ -421,7 +462,8 @@ class FewStepCompare(io.ComfyNode):
             logging.info("Few-Step Compare was stopped: queue it again with the same inputs and it goes on from there")
             raise
         sheet = grid(work, tile, vae)
-        latents = [found.latents for cell in work.cells if (found := work.outcome(cell)) is not None]
+        images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]
+        latents = [found.latents for cell in images if (found := work.outcome(cell)) is not None]
         if not latents:
             raise ValueError("nothing came out: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items()))
         out = {"samples": torch.cat(latents)}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
 from .host import guidance_scale, is_flow, progress
+from .runs import STEPS
 from .sampling import CATEGORY
 from .search import search_words
 
@@ -64,11 +65,18 @@ class _Run:
     def __init__(self, guidance: Guidance, guider: Any, sigmas: Tensor):
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self._guidance, self._guider, self._flow = guidance, guider, is_flow(sampling)
-        self._scale = guidance.over(sigmas.tolist(), flow=self._flow, progress=progress(sampling))
+        self._progress = progress(sampling)
+        self._steps = sigmas.tolist()
+        self._scale = self._over(self._steps)
         self._agreed = 0.0  # the level at and below which the predictions agree
+
+    def _over(self, steps: list[float]) -> Callable[[float], float]:
+        return self._guidance.over(steps, flow=self._flow, progress=self._progress)
 
     def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
         before = self._guider.cfg  # of wrappers further from the sampler, as the host's CFG Override is one
+        if (steps := options.get(STEPS, self._steps)) != self._steps:  # the sampler has levels of its own
+            self._steps, self._scale = steps, self._over(steps)
         self._guider.cfg = self._at(sigma)
         try:
             return guided(x, sigma, self._with_changes(options), seed)

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
@@ -22,6 +22,8 @@ from ..samplers.guidance import NONE
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
+from .progress import say
+from .runs import Run, announce, follow, resolve
 
 PREFIX = "fewstep_"
 """Of our samplers and schedules among those of the host."""
@@ -110,18 +112,19 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     def sample(
         model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, seed=None, **options
     ):
-        published = PUBLISHED.get(spec.id)
-        if published is not None and not spec.changed_options(options):
-            reason = _why_not(published, model, sigmas)
-            if reason is None:
-                return learned_function(published)(model, x, None, extra_args, callback, disable)
-            logging.info("%s: the published numbers are left out: %s", spec.label, reason)
-        sampling = patcher_of(model).get_model_object("model_sampling")
-        options = partial_options(spec, sigmas, options)
+        patcher = patcher_of(model)
+        sampling = patcher.get_model_object("model_sampling")
+        flow = is_flow(sampling)
+        run = resolve(spec, options, sigmas, flow=flow, kind=fingerprint(patcher) if spec.id in PUBLISHED else None)
+        if run.learned is not None:
+            return _sample_plan(run.learned, model, x, sigmas, extra_args, callback, disable, published=run)
+        if run.why is not None:
+            logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
         info: dict[str, int] = {}
+        model, extra_args = announce(run, model, x, sigmas, extra_args)
         samples = spec.function(
-            model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed,
-            flow=is_flow(sampling), noise_scale=noise_scale(sampling), info=info, **options,
+            model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed, flow=flow,
+            noise_scale=noise_scale(sampling), info=info, **run.options,
         )  # fmt: skip
         if spec.adaptive:
             logging.info("%s: %s", spec.label, ", ".join(f"{count} {name}" for name, count in info.items()))
@@ -131,17 +134,6 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     sample.__qualname__ = sample.__name__
     sample.__doc__ = f"{spec.label}: {spec.help} {spec.paper}"
     return sample
-
-
-def partial_options(
-    spec: SamplerSpec, sigmas: torch.Tensor | Sequence[float], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The options of a run that may be the first part of one: where noise is left, no step is the final one.
-
-    So the order is not lowered at the end of a part (`lower_order_final`), as it is not in the host's own samplers.
-    """
-    part = float(sigmas[-1]) > 0 and any(option.name == "lower_order_final" for option in spec.options)
-    return {**options, "lower_order_final": False} if part else dict(options)
 
 
 class LevelRange(NamedTuple):
@@ -170,6 +162,12 @@ def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: A
         steps, levels.sigma_min, levels.sigma_max, flow=levels.flow, model_shift=levels.shift, **options
     )
     return sigmas.float()
+
+
+def told_of(patcher: Any) -> dict[str, Any]:
+    """What a node tells the front end of its model, so that plots are drawn over its levels before the next run."""
+    levels = level_range(patcher.get_model_object("model_sampling"))
+    return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher)]}
 
 
 def schedule_sigmas(spec: ScheduleSpec, model_sampling: Any, steps: int, **options: Any) -> torch.Tensor:
@@ -220,16 +218,7 @@ def sample_fewstep_plan(
     """
     if plan is None:
         raise ValueError("plan: this sampler has lost its plan: connect Few-Step Plan Sampler, which makes it with one")
-    guider = guider_of(model)
-    patcher = guider.model_patcher
-    plan.check_model(fingerprint(patcher))
-    _compare_guidance(plan, guidance_scale(guider))
-    network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
-    with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
-        return plan.function(
-            bottleneck.watch(model), x, sigmas, extra_args, callback, disable,
-            set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
-        )  # fmt: skip
+    return _sample_plan(plan, model, x, sigmas, extra_args, callback, disable, see_bottleneck=see_bottleneck)
 
 
 def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
@@ -242,6 +231,33 @@ def learned_sampler(learned: Learned, *, see_bottleneck: bool = True) -> Any:
     """A SAMPLER that follows a plan. Its options hold the plan, too: hosts may make it again from name and options."""
     options = {"plan": learned, "see_bottleneck": see_bottleneck}
     return comfy.samplers.KSAMPLER(learned_function(learned, see_bottleneck=see_bottleneck), options)
+
+
+def _sample_plan(
+    learned: Learned,
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Any,
+    callback: Any,
+    disable: bool | None,
+    *,
+    see_bottleneck: bool = True,
+    published: Run | None = None,
+) -> torch.Tensor:
+    """Sample along a plan. A `published` one of a sampler has levels of its own, whatever the sigmas are."""
+    guider = guider_of(model)
+    patcher = guider.model_patcher
+    learned.check_model(fingerprint(patcher))
+    _compare_guidance(learned, guidance_scale(guider))
+    network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
+    with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
+        run = published or follow(learned, sigmas, predicts=bottleneck.sees)
+        evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
+        return learned.function(
+            bottleneck.watch(evaluate), x, None if published else sigmas, extra_args, callback, disable,
+            set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -263,7 +279,7 @@ def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
 
     def predict(guided: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
         scale = guider.cfg
-        guider.cfg = scale if scale == NONE else scale * current
+        guider.cfg = with_factor(scale, current)
         try:
             return guided(*arguments, **options)
         finally:
@@ -279,6 +295,11 @@ def guidance_of(model: Any) -> Iterator[Callable[[float], None] | None]:
         options["transformer_options"]["wrappers"][kind][key].remove(predict)
 
 
+def with_factor(scale: float, factor: float) -> float:
+    """The scale of an evaluation for which a plan has a factor. Without guidance (scale 1) it stays so."""
+    return scale if scale == NONE else scale * factor
+
+
 def guidance_scale(guider: Any) -> float | None:
     """The one number that a guider mixes the prompts by; None where it has none.
 
@@ -288,21 +309,23 @@ def guidance_scale(guider: Any) -> float | None:
     return guider.cfg if plain else None
 
 
-def _compare_guidance(learned: Learned, scale: float | None) -> None:
+def same_guidance(learned: Learned, scale: float | None) -> bool:
+    """Whether a plan was made at this scale of guidance, as far as both are known."""
     wanted = learned.about.get("guidance")
-    if isinstance(wanted, int | float) and scale is not None and not math.isclose(wanted, scale, rel_tol=0.02):
-        logging.warning("this plan was made at guidance %g and runs at %g: expect less of it", wanted, scale)
+    known = isinstance(wanted, int | float) and scale is not None
+    return not known or math.isclose(wanted, scale, rel_tol=_SAME_SCALE)
 
 
-def _why_not(published: Learned, model: Any, sigmas: torch.Tensor) -> str | None:
-    """Why a run cannot follow published numbers; None if it can."""
-    recipe = published.recipe
-    try:
-        published.check_model(fingerprint(patcher_of(model)))
-    except ValueError as error:
-        return str(error)
-    if len(sigmas) != len(recipe.sigmas):
-        return f"they are for {len(recipe.sigmas) - 1} steps and this run has {len(sigmas) - 1}"
-    if not math.isclose(float(sigmas[0]), recipe.sigmas[0], rel_tol=1e-3) or float(sigmas[-1]) != 0:
-        return "they are for a run from pure noise to the clean image"
-    return None
+_SAME_SCALE = 0.02  # relative
+
+
+def _compare_guidance(learned: Learned, scale: float | None) -> None:
+    """Tell it in the log, and on the node that samples."""
+    if not same_guidance(learned, scale):
+        wanted = learned.about["guidance"]
+        warning = (
+            f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it; set cfg to "
+            f"{wanted:g}, or take another plan or sampler"
+        )
+        logging.warning(warning)
+        say(f"Warning: {warning}.")

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SamplerSpec
 from ..samplers.inversion import Inversion, invert
 from ..samplers.published import PUBLISHED
-from .host import is_flow, partial_options
+from .host import is_flow
 from .options import cfg_input, seed_input
 from .progress import Display
+from .runs import announce_each, partial_options
 from .sampling import CATEGORY
 from .search import search_words
 from .session import Conditioning, Guider, fitting
@@ -155,8 +156,9 @@ def _invert(
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         guider = model.inner_model
         sampling = guider.inner_model.model_sampling
+        evaluate, arguments = announce_each(model, sigmas, extra_args)
         inversion = invert(
-            spec, model, model.latent_image, sigmas, extra_args,
+            spec, evaluate, model.latent_image, sigmas, arguments,
             lambda step: display.show(step["i"] + 1, step["steps"], denoised=step["denoised"]),
             disable, flow=is_flow(sampling), refinements=refinements, measure=check,
             **partial_options(spec, sigmas, {}),

@@ -28,6 +28,9 @@ PLAN = io.Custom("FEWSTEP_PLAN")
 
 FOLDER, EXTENSION = "fewstep", ".safetensors"
 
+INTERRUPTED = "interrupted"
+"""Name of a plan that was not finished, and the field of its `about` that says so."""
+
 BUILT_IN = {"built-in: amed_dpm_2m (SD1.5, 10 evaluations)": PUBLISHED["amed_dpm_2m"]}
 """Published plans by their entry of the list of files; workflows keep these names."""
 
@@ -225,6 +228,8 @@ class FewStepPlanSampler(io.ComfyNode):
     def execute(cls, plan: Learned, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
         if model is not None:
             plan.check_model(fingerprint(model))
+        if told := conditions(plan):
+            say(" ".join(told))
         sampler = learned_sampler(plan, see_bottleneck=see_bottleneck)
         sigmas = torch.tensor(plan.recipe.sigmas, dtype=torch.float32)
         return io.NodeOutput(sampler, sigmas, ui={"fewstep_plan": [plan.text()]})  # drawn by the front end
@@ -271,6 +276,22 @@ def summary(plan: Learned) -> str:
     if {"error_before", "error_after"} <= about.keys():
         parts.append(f"error {_spoken(about['error_before'])} before, {_spoken(about['error_after'])} after")
     return "; ".join(parts)
+
+
+def conditions(plan: Learned, *, known: bool = False) -> list[str]:
+    """Under which conditions a plan was made, as far as they may differ from those of the run: in sentences.
+
+    Args:
+        known: whether the guidance of the run is known, and that of the plan.
+    """
+    told, scale, latent = [], plan.about.get("guidance"), plan.about.get("latent")
+    if isinstance(scale, int | float):
+        told.append(f"It was made at guidance {scale:g}{'' if known else ': sample with this cfg'}.")
+    if isinstance(latent, list) and len(latent) > 1:
+        told.append(f"Its latents were of size {' x '.join(map(str, latent[1:]))}.")
+    if plan.about.get(INTERRUPTED):
+        told.append("It was not finished.")
+    return told
 
 
 def description(plan: Learned) -> str:

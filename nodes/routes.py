@@ -2,10 +2,11 @@
 
     GET  /fewstep/options   which widgets belong to which choice, with their defaults
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
-    POST /fewstep/plan      {node, levels, sigmas, guidance}: the evaluations of a sampler node
+    POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
 
-A node travels as {"type": its id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside
-them. What cannot be drawn is answered with {"error": text}, which the node shows in the place of its plot.
+`levels` and `model` are what a node has told of its model in the last run (`told_of`). A node travels as {"type": its
+id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
+answered with {"error": text}, which the node shows in the place of its plot.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.model_sampling
 from aiohttp import web
@@ -24,17 +25,20 @@ from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
-from .auto import pick
+from .auto import Choice, choose
 from .guidance import read_values
-from .host import LevelRange, host_node, partial_options, progress, sigmas_over
+from .host import LevelRange, host_node, progress, sigmas_over, with_factor
 from .options import chosen_options
 from .plans import FewStepLoadPlan
+from .runs import NOT_KNOWN, Run, follow, resolve
 from .sampling import FewStepScheduler
 
 Node = Mapping[str, Any]
+Kind = Mapping[str, Any] | None
 
 STABLE_DIFFUSION = LevelRange(0.029167158, 14.614641)
-"""Drawn over where no model is known yet."""
+SD15 = {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"}
+"""Drawn for where no model is known yet: its levels, and what else is known of it."""
 
 LONGEST = 1000
 """Steps of a run that is still drawn."""
@@ -114,7 +118,7 @@ def _shown(request: Mapping[str, Any], levels: LevelRange) -> dict[str, Any]:
     return {**levels._asdict(), "known": bool(request.get("levels"))}
 
 
-def _sigmas(node: Node, levels: LevelRange) -> list[float]:
+def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
     """The levels that a node of ours gives, or one of the host that needs no model.
 
     Raises:
@@ -123,8 +127,10 @@ def _sigmas(node: Node, levels: LevelRange) -> list[float]:
     inputs = node["inputs"]
     if node["type"] == "FewStepPlanSampler":
         return list(_learned(inputs).recipe.sigmas)
+    if node["type"] == "FewStepAuto":
+        return _choice(inputs, levels, model).sigmas.tolist()
     if node["type"] == "SplitSigmas":
-        whole, step = _sigmas(inputs["sigmas"], levels), inputs["step"]
+        whole, step = _sigmas(inputs["sigmas"], levels, model), inputs["step"]
         part = whole[step:] if node["output"] else whole[: step + 1]
         if len(part) < 2:
             raise ValueError("SplitSigmas leaves no step here")
@@ -156,21 +162,17 @@ def _learned(inputs: Mapping[str, Any]) -> Learned:
     return FewStepLoadPlan.execute(**source["inputs"]).result[0]
 
 
+def _choice(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> Choice:
+    """What FewStepAuto does. No plan is looked for where nothing but the levels is known of the model."""
+    given = {name: inputs[name] for name in ("evaluations", "variety", "denoise", "use_plans", "cfg") if name in inputs}
+    plan = _learned(inputs) if inputs.get("plan") else None
+    _drawn(given["evaluations"], given["denoise"])
+    if model is None:
+        given["use_plans"] = False
+    return choose(levels, model or {}, plan=plan, **given)
+
+
 # Samplers
-
-
-class _Run(NamedTuple):
-    """What a sampler node will do."""
-
-    label: str
-    order: int
-    sigmas: list[float]
-    plan: Plan
-    factors: list[float]
-    """Of the guidance scale, one for each evaluation."""
-
-    over_model: bool = True
-    """Whether the levels are the model's range; a learned plan has levels of its own."""
 
 
 def plan(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,29 +183,40 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Each evaluation has its `step`, its `sigma`, the `order` of the update after it, which is the number of predictions
     in it, whether fresh `noise` is added, and its `guidance` if that is known. `passes` counts runs of the network:
-    two with guidance, one at scale 1.
+    two with guidance, one at scale 1; `at_most` so many where guidance may end before.
+
+    `published`: the published plan of the sampler is followed, whatever the schedule. `unknown`: a plan may be followed
+    instead, by what the model is, which is not known.
     """
-    levels = _levels(request)
-    run = _run(request["node"], request.get("sigmas"), levels)
-    scales = _scales(request.get("guidance"), run, levels)
+    levels, node = _levels(request), request["node"]
+    model = request.get("model") if request.get("levels") else SD15
+    run = _run(node, request.get("sigmas"), levels, model)
+    scales = _scales(request.get("guidance"), run, levels, model)
+    order = run.spec.order
+    orders = (made for stage, made in zip(run.plan, _orders(run.plan), strict=True) if stage.sigma is not None)
+    stages = (stage for stage in run.plan if stage.sigma is not None)
     return {
-        "label": run.label,
-        "order": run.order,
+        "label": _label(run),
+        "order": order,
         "evaluations": [
-            {
-                "step": stage.step,
-                "sigma": float(stage.sigma),
-                "order": min(order, run.order),
-                "noise": stage.noise is not None,
-            }
-            for stage, order in zip(run.plan, _orders(run.plan), strict=True)
-            if stage.sigma is not None
+            {"step": stage.step, "sigma": sigma, "order": min(made, order), "noise": stage.noise is not None}
+            for stage, sigma, made in zip(stages, run.told().tolist(), orders, strict=True)
         ],
         "guidance": scales,
         "passes": None if scales is None else passes(scales),
-        "assumed": request["node"]["type"] == "FewStepSampler" and not request.get("sigmas"),
-        "levels": _shown(request, levels) if run.over_model else None,
+        "at_most": _may_end(request.get("guidance")),
+        "assumed": node["type"] == "FewStepSampler" and not request.get("sigmas"),
+        "published": run.published,
+        "unknown": model is None and (run.why == NOT_KNOWN or bool(node["inputs"].get("use_plans"))),
+        "levels": _shown(request, levels) if run.learned is None or run.published else None,
     }
+
+
+def _label(run: Run) -> str:
+    if run.learned is None:
+        return run.spec.label
+    how = "published" if run.published else "predicted" if run.learned.predictor is not None else "learned"
+    return f"{run.spec.label}, {how}"
 
 
 def _orders(plan: Plan) -> list[int]:
@@ -220,52 +233,58 @@ def _orders(plan: Plan) -> list[int]:
     return orders
 
 
-def _run(node: Node, schedule: Node | None, levels: LevelRange) -> _Run:
+def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> Run:
+    """What a sampler node will do, by what a run asks: `resolve` and `follow`."""
     inputs = dict(node["inputs"])
-    if node["type"] == "FewStepPlanSampler" or inputs.get("plan"):
-        return _run_of_plan(_learned(inputs))
+    found = _sigmas(schedule, levels, model) if schedule else None
+    if node["type"] == "FewStepPlanSampler":
+        return follow(_learned(inputs), found, predicts=inputs.get("see_bottleneck", True))
     if node["type"] == "FewStepAuto":
-        row = pick(levels.flow, inputs["variety"], _drawn(inputs["evaluations"]))
-        steps = row.steps(levels, inputs["evaluations"])
-        spec, options = SAMPLERS[row.sampler], dict(row.options)
-        found = row.sigmas(levels, _drawn(steps, inputs["denoise"]), inputs["denoise"]).tolist()
+        choice = _choice(inputs, levels, model)
+        spec, options, found = choice.spec, choice.options, found or choice.sigmas.tolist()
+        if choice.plan is not None:
+            return follow(choice.plan, found, predicts=True)
     else:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)
-        found = _sigmas(schedule, levels) if schedule else sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
-    stages = spec.plan(found, flow=levels.flow, **partial_options(spec, found, options))
-    return _Run(spec.label, spec.order, found, stages, [1.0] * len(stages))
+        found = found or sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
+    return resolve(spec, options, found, flow=levels.flow, kind=model)
 
 
-def _run_of_plan(learned: Learned) -> _Run:
-    recipe = learned.recipe
-    base = SAMPLERS[recipe.base]
-    label = f"{base.label}, {'predicted' if learned.predictor is not None else 'learned'}"
-    factors = [tuning.guidance for tuning in recipe.tunings[recipe.afs :]]
-    return _Run(label, base.order, list(recipe.sigmas), recipe.plan(), factors, over_model=False)
-
-
-def _model_sampling(levels: LevelRange) -> Any:
-    """Noise levels in time as most models of this kind have them: what ramps run along."""
-    if not levels.flow:
-        return comfy.model_sampling.ModelSamplingDiscrete()
-    sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
-    sampling.set_parameters(shift=levels.shift)
+def _model_sampling(levels: LevelRange, model: Kind) -> Any:
+    """Noise levels in time as the model has them, or most models of its kind: what ramps run along."""
+    if levels.flow:
+        sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
+        sampling.set_parameters(shift=levels.shift)
+    elif model and model.get("sampling") == "ModelSamplingContinuousEDM":
+        sampling = comfy.model_sampling.ModelSamplingContinuousEDM()
+        sampling.set_parameters(levels.sigma_min, levels.sigma_max, sampling.sigma_data)
+    else:
+        sampling = comfy.model_sampling.ModelSamplingDiscrete()
     return sampling
 
 
-def _scales(given: Any, run: _Run, levels: LevelRange) -> list[float] | None:
+def _scales(given: Any, run: Run, levels: LevelRange, model: Kind) -> list[float] | None:
     """The guidance scale of each evaluation; None where it is not known."""
     if given is None:
         return None
-    steps = [stage.step for stage in run.plan if stage.sigma is not None]
-    if isinstance(given, int | float):
-        by_step = [float(given)]
-    elif isinstance(given, list):
-        by_step = [float(scale) for scale in given]
+    if isinstance(given, list):
+        steps = (stage.step for stage in run.plan if stage.sigma is not None)
+        scales = [float(given[min(step, len(given) - 1)]) for step in steps]
     else:
-        inputs = dict(given["inputs"])
-        shape, values = inputs.pop("schedule"), read_values(inputs.pop("values", ""))
-        guidance = Guidance(shape, values=values, **inputs)
-        by_step = guidance.scales(run.sigmas, flow=levels.flow, progress=progress(_model_sampling(levels)))
-    return [by_step[min(step, len(by_step) - 1)] * run.factors[i] for i, step in enumerate(steps)]
+        percent = progress(_model_sampling(levels, model))
+        scales = [*map(_guidance(given).over(run.steps, flow=levels.flow, progress=percent), run.told().tolist())]
+    return [with_factor(scale, factor) for scale, factor in zip(scales, run.factors, strict=True)]
+
+
+def _guidance(given: Any) -> Guidance:
+    """A scale, or a FewStepGuidance node."""
+    if isinstance(given, int | float):
+        return Guidance(cfg=float(given))
+    inputs = dict(given["inputs"])
+    return Guidance(inputs.pop("schedule"), values=read_values(inputs.pop("values", "")), **inputs)
+
+
+def _may_end(given: Any) -> bool:
+    """Whether guidance may end before its time, so that fewer passes are made."""
+    return isinstance(given, Mapping) and _guidance(given).agreement < 1

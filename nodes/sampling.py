@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host import LevelRange, host_node, level_range, sampler_function, sigmas_over
+from .host import LevelRange, host_node, level_range, sampler_function, sigmas_over, told_of
 from .options import chosen_options, option_inputs
 from .search import search_words
 
@@ -78,10 +78,7 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
-        # The front end draws the schedule before a run, then over the levels of the model of the last run.
-        return io.NodeOutput(
-            cls.sigmas(levels, schedule, steps, denoise, **options), ui={"fewstep_levels": [levels._asdict()]}
-        )
+        return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=told_of(model))
 
     @staticmethod
     def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options) -> torch.Tensor:

@@ -44,9 +44,10 @@ from .host import (
     sampler_function,
     schedule_sigmas,
 )
-from .plans import PLAN, free_path
+from .plans import INTERRUPTED, PLAN, free_path
 from .plots import Panel, line_plot
 from .progress import Display
+from .runs import announce_each
 from .sampling import CATEGORY
 from .search import search_words
 from .session import Conditioning, Sample, Session
@@ -220,17 +221,18 @@ class Gradients:
 
         def follow(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
             network = model.inner_model.inner_model
+            announced, arguments = announce_each(model, sigmas, extra_args)
             with (
                 guidance_of(model) as set_guidance,
                 torch.inference_mode(False),
                 differentiable(network),
-                checked(model, network.diffusion_model) as evaluate,
+                checked(announced, network.diffusion_model) as evaluate,
             ):
                 target, there, given = (None if t is None else t.clone() for t in (self.target[group], by, weights))
                 zero = network.process_latent_out(torch.zeros_like(x)).clone()  # what it does is affine
                 scale = network.process_latent_out(torch.ones_like(x)) - zero
                 goal = DifferentiableGoal(
-                    evaluate, x.clone(), target, extra_args, set_guidance, measured=lambda x: zero + scale * x
+                    evaluate, x.clone(), target, arguments, set_guidance, measured=lambda x: zero + scale * x
                 )
                 found.append(goal.slope(recipe, numbers, there, given))
             return x
@@ -440,12 +442,13 @@ class Training:
             network = model.inner_model.model_patcher.model.diffusion_model
             with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
                 common = {"batch": self._batch, "set_guidance": set_guidance}
-                watched = bottleneck.watch(model)
+                evaluate, arguments = announce_each(model, sigmas, extra_args)
+                watched = bottleneck.watch(evaluate)
                 if self._goal == "each step":
-                    losses.extend(self._trainer.learn(watched, x, bottleneck, extra_args, **common))
+                    losses.extend(self._trainer.learn(watched, x, bottleneck, arguments, **common))
                 else:
                     target = self._teacher.function(model, x, self._teacher.sigmas, extra_args, disable=True)
-                    losses.append(self._trainer.learn_end(watched, x, target, bottleneck, extra_args, **common))
+                    losses.append(self._trainer.learn_end(watched, x, target, bottleneck, arguments, **common))
             return x
 
         self.session.run(learn, self.start.recipe.sigmas, samples, together=True)
@@ -584,8 +587,8 @@ def kept(work: Work) -> Iterator[None]:
         yield
     except BaseException:
         if (learned := work.learned) is not None:
-            path = free_path("interrupted")
-            learned.save(path)
+            path = free_path(INTERRUPTED)
+            replace(learned, about={**learned.about, INTERRUPTED: True}).save(path)
             logging.warning("stopped; the best plan so far is in %s", path)
         raise
 

@@ -173,8 +173,8 @@ class Guidance:
 
 
 def passes(scales: Sequence[float]) -> int:
-    """Passes of the network for evaluations with these scales: one without guidance, else two."""
-    return sum(1 if w == NONE else 2 for w in scales)
+    """Passes of the network for evaluations with these scales: one without guidance, up to rounding, else two."""
+    return sum(1 if math.isclose(w, NONE) else 2 for w in scales)
 
 
 def rescaled(denoised: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, amount: float, *, flow: bool) -> Tensor:

@@ -180,6 +180,94 @@ def test_a_saved_plan_for_the_model_is_found_and_followed(comfyui, folder):
         assert "safetensors" not in choose(comfyui, model, **{"evaluations": 8, **unwanted})[2]
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"interrupted": True, "error_before": 1.0, "error_after": 0.1},
+        {"error_before": 1.0, "error_after": 1.0},
+        {"error_before": 1.0, "error_after": 1.3},
+        {"error_before": 1.0, "error_after": -1e9},
+    ],
+)
+def test_a_plan_that_gives_no_gain_never_wins(comfyui, folder, about):
+    """Nor one that was not finished, or claims what cannot be."""
+    model = small_model("EPS")
+    plan(comfyui, model, 8, **about).save(folder / "mine.safetensors")
+    assert "safetensors" not in choose(comfyui, model, 8)[2]
+    plan(comfyui, model, 7, error_before=1.0, error_after=0.9).save(folder / "other.safetensors")
+    assert choose(comfyui, model, 8)[2].startswith("other.safetensors")
+
+
+def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, folder):
+    model = small_model("EPS")
+    (folder / "mine").mkdir()
+    for name in ("interrupted_00001_.safetensors", "mine/interrupted_00002_.safetensors"):
+        plan(comfyui, model, 8, error_before=1.0, error_after=0.1).save(folder / name)
+    assert "safetensors" not in choose(comfyui, model, 8)[2]
+    text = choose(comfyui, model, 8, plan=plan(comfyui, model, 8, interrupted=True))[2]
+    assert text.startswith("The connected plan") and "not finished" in text, "who connects one wants it"
+
+
+def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
+    from samplers.learned import load
+
+    tuning, learned = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
+
+    class Work:
+        pass
+
+    work = Work()
+    work.learned = module(comfyui, "plans").parse(learned.text())
+    with pytest.raises(KeyboardInterrupt), tuning.kept(work):
+        raise KeyboardInterrupt
+    (path,) = folder.glob("interrupted_*")
+    assert load(path).about == {**learned.about, "interrupted": True}
+
+
+def test_a_plan_for_another_guidance_is_left_out(comfyui, folder):
+    """Where the guidance of the run is known. Where not, the text says what the plan was made for."""
+    model = small_model("EPS")
+    plan(comfyui, model, 8, error_before=1.0, error_after=0.1, guidance=7.5).save(folder / "strong.safetensors")
+    plan(comfyui, model, 8, error_before=1.0, error_after=0.8, latent=[4, 8, 16]).save(folder / "mild.safetensors")
+    text = choose(comfyui, model, 8)[2]
+    assert text.startswith("strong") and "made at guidance 7.5: sample with this cfg" in text
+    assert choose(comfyui, model, 8, cfg=7.45)[2].startswith("strong"), "as good as the same"
+    text = choose(comfyui, model, 8, cfg=3.0)[2]
+    assert text.startswith("mild") and "It was made at guidance 3." in text and "size 8 x 16" in text
+    assert "safetensors" not in choose(comfyui, model, 8, cfg=1.0)[2]
+    text = choose(comfyui, model, 8, cfg=1.0, plan=plan(comfyui, model))[2]
+    assert "connected plan is left out: it was made at guidance 3 and cfg is 1" in text
+
+
+def test_a_plan_for_another_flow_shift_is_left_out(comfyui, folder):
+    shifted = comfyui.nodes["ModelSamplingSD3"]()
+    models = {shift: shifted.patch(small_model("FLOW"), shift=shift)[0] for shift in (3.0, 6.0)}
+    sigmas = [1 - k / 8 for k in range(9)]
+    kind = module(comfyui, "host").fingerprint(models[3.0])
+    Learned(Recipe("euler", sigmas, flow=True), about={"model": kind}).save(folder / "mine.safetensors")
+    assert choose(comfyui, models[3.0], 8)[2].startswith("mine")
+    assert "safetensors" not in choose(comfyui, models[6.0], 8)[2]
+
+
+def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, monkeypatch, caplog):
+    """That which samples, once a run."""
+    model, host = small_model("EPS"), module(comfyui, "host")
+    plan(comfyui, model, 8, guidance=7.5).save(folder / "strong.safetensors")
+    sampler, sigmas, _ = choose(comfyui, model, 8)
+    shown: list[str] = []
+    monkeypatch.setattr(host, "say", shown.append)
+
+    def sample(cfg: float) -> None:
+        arguments = (model, True, 3, cfg, conditioning(1), conditioning(2), sampler, sigmas)
+        comfyui.nodes["SamplerCustom"].execute(*arguments, {"samples": torch.zeros(1, 4, 8, 8)})
+
+    sample(7.5)
+    assert not shown
+    sample(2.0)
+    assert len(shown) == 1 and "Warning: this plan was made at guidance 7.5 and runs at 2" in shown[0]
+    assert "set cfg to 7.5" in shown[0] and shown[0][len("Warning: ") : -1] in caplog.text
+
+
 def test_new_plans_are_seen_without_a_restart(comfyui, folder):
     node, model = comfyui.nodes["FewStepAuto"], small_model("EPS")
     before = node.fingerprint_inputs(evaluations=8)

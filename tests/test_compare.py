@@ -125,6 +125,43 @@ def test_errors_are_distances_to_the_run_of_many_steps(comfyui, small, temp):
     assert told["dpmpp_2m", "8"] < told["dpmpp_2m", "4"]
 
 
+def test_runs_of_a_published_plan_are_one_image(comfyui, small, temp):
+    """In 10 steps on SD1.5 the sampler leaves the schedule: there is one image, which says so. Other cells are runs
+    of their schedules."""
+    model = small_model("EPS")
+    type(model.model.model_config).__name__ = "SD15"
+    of = SimpleNamespace(model=model, positive=small.positive, negative=small.negative)
+    names = ["karras", "exponential", "fewstep_time_uniform"]
+    inputs = {"samplers": "fewstep_amed_dpm_2m", "schedules": "\n".join(names), "steps": "9, 10", "reference_steps": 20}
+    *_, table, out = compare(comfyui, of, **inputs)
+    wanted = [ksample(comfyui, of, "fewstep_amed_dpm_2m", name, n) for n in (9, 10) for name in names]
+    for same in wanted[4:]:  # their first levels are one, up to rounding
+        torch.testing.assert_close(same, wanted[3], rtol=1e-3, atol=1e-3)
+    assert torch.equal(out["samples"], torch.cat(wanted[:4]))
+    told = {(row[1], row[2]) for row in rows(table)}
+    assert told == {(name, "9") for name in names} | {(f"{name} (published plan)", "10") for name in names}
+    assert "published plan: the sampler follows the plan that its authors published, whatever the schedule" in table
+
+    module_ = module(comfyui, "compare")
+    work = module_.Comparison(
+        model, of.positive, of.negative, {"samples": torch.zeros(1, 4, 8, 8)}, cfg=CFG, seed=SEED,
+        samplers=module_.read_samplers(inputs["samplers"]), schedules=module_.read_schedules(inputs["schedules"]),
+        steps=[9, 10], reference_steps=20,
+    )  # fmt: skip
+    column = [module_.Cell(*row, 10) for row in work.rows]
+    tiles = [module_._tile(work, cell, None) for cell in column]
+    assert tiles[0].picture is not None and tiles[0].caption.endswith("published plan")
+    assert all(tile.picture is None and "the same run as on karras" in tile.fault for tile in tiles[1:])
+    assert all("whatever the schedule" in tile.fault for tile in tiles[1:])
+
+
+def test_equal_levels_are_one_run(comfyui, counted, temp):
+    *_, table, out = compare(comfyui, counted, schedules="fewstep_exponential\nlu_lambda")
+    assert counted.asked.calls == 4 and len(out["samples"]) == 1
+    first, second = rows(table)
+    assert first[3:] == second[3:] and [first[1], second[1]] == ["fewstep_exponential", "lu_lambda"]
+
+
 def test_the_demo_model_without_a_vae(comfyui, demo, temp):
     """The sheet has a place for every image, its labels and the reference; its size follows from them."""
     grid, chart, table, out = compare(

@@ -189,6 +189,12 @@ def test_over_http(running_host):
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
     assert status == 200 and "steps" in answer["error"]  # shown in the node
     assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"]["widgets"]
+    levels = {"sigma_min": 0.0292, "sigma_max": 14.6146, "flow": False, "shift": 1.0}
+    kind = {"sampling": "ModelSamplingDiscrete", "prediction": "EPS", "shift": 1.0, "sigma_max": 14.6146}
+    request = {"node": node("FewStepSampler", sampler="amed_dpm_2m"), "sigmas": scheduler(steps=10), "levels": levels}
+    for family, published in (("SD15", True), ("SDXL", False)):  # what a node has told of its model decides
+        status, answer = running_host.post("/fewstep/plan", {**request, "model": {**kind, "family": family}})
+        assert (status, answer["published"], answer["unknown"]) == (200, published, False)
 
 
 def test_what_auto_chooses(comfyui, routes):

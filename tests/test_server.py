@@ -16,6 +16,7 @@ from workflow import to_prompt
 from samplers import SAMPLERS, SCHEDULES
 from samplers.learned import load
 
+BUILT_IN = "built-in: amed_dpm_2m (SD1.5, 10 evaluations)"
 TEXT = 3  # the host's number of a binary message with a line of text: its node's name and the text
 
 
@@ -153,6 +154,23 @@ def test_interrupt_over_http(running_host, prompt):
     assert "execution_interrupted" in messages
     node(prompt, "FewStepScheduler")["steps"] = 2
     assert len(images(running_host, prompt)) == 4
+
+
+def test_a_plan_at_another_guidance_warns_on_the_node_that_samples(running_host, prompt):
+    """As progress text, which the front end shows on the node that is executing."""
+    plan = load(ROOT / "demo" / "plans" / "calibrated-5.safetensors")
+    sampling = next(key for key, n in prompt.items() if n["class_type"] == "SamplerCustom")
+    prompt["load"] = {"class_type": "FewStepLoadPlan", "inputs": {"file": BUILT_IN, "text": plan.text()}}
+    prompt["plan"] = {"class_type": "FewStepPlanSampler", "inputs": {"plan": ["load", 0], "see_bottleneck": True}}
+    prompt[sampling]["inputs"] |= {"sampler": ["plan", 0], "sigmas": ["plan", 1]}
+    shown = {}
+    for cfg in (3.0, 6.0):
+        prompt[sampling]["inputs"]["cfg"] = cfg
+        texts, kinds = asyncio.run(texts_while_running(running_host.url, prompt))
+        assert "execution_success" in kinds
+        shown[cfg] = [text for text in texts if "Warning" in text]
+    assert not shown[3.0] and len(shown[6.0]) == 1
+    assert shown[6.0][0].startswith(f"{sampling}Warning: this plan was made at guidance 3 and runs at 6")
 
 
 def calibration(prompt: dict, **changed) -> dict:

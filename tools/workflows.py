@@ -157,7 +157,7 @@ def sd15_auto(g: Graph) -> None:
         "sampler and the schedule that were the best at that number, and says what it took and why.",
     )
     g.group("3. Choice")
-    sampler, sigmas, _ = g.add("FewStepAuto", model=model, evaluations=8)
+    sampler, sigmas, _ = g.add("FewStepAuto", model=model, evaluations=8, cfg=7.0)
     g.group("4. Sampling")
     guider = g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=7.0)
     save(g, sample(g, guider, sampler, sigmas, empty(g, 512)), vae, "fewstep_auto")

@@ -53,6 +53,7 @@ app.registerExtension({
     after(node, "onConnectionsChange", redrawAll);
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
+      if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
       if (output?.text) makeRoom(node, output.text[0]);
       redrawAll();

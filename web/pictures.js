@@ -18,7 +18,8 @@ export function drawSigmas(pen, area, { sigmas, karras, levels }, log) {
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
-export function drawPlan(pen, area, { label, order, evaluations, guidance, passes, assumed, levels }, log) {
+export function drawPlan(pen, area, answer, log) {
+  const { label, order, evaluations, guidance, passes, at_most } = answer;
   const levelsSeen = evaluations.map(({ sigma }) => sigma);
   const axes = new Axes(pen, area, [0, Math.max(1, evaluations.length - 1)], levelsSeen, log, guidance ? 34 : 0);
   axes.grid();
@@ -28,10 +29,17 @@ export function drawPlan(pen, area, { label, order, evaluations, guidance, passe
     axes.dot(i, sigma, BLUE, noise);
     if (evaluations.length <= MANY) axes.under(i, order);
   });
-  const total = passes === null ? "" : `, ${passes} passes`;
+  const total = passes === null ? "" : `, ${at_most ? "at most " : ""}${passes} passes`;
   axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  const over = assumed ? "levels not known: on karras, 10 steps" : levels ? range(levels) : "levels of the plan";
-  axes.below(`${over}; ${log ? "log" : "linear"}`);
+  axes.below(`${over(answer)}; ${log ? "log" : "linear"}`);
+}
+
+/** What a plan is drawn over. */
+function over({ assumed, published, unknown, levels }) {
+  if (assumed) return `levels not known: ${published ? "on SD1.5" : "on karras"}, 10 steps`;
+  if (published) return levels.known ? "its published plan, on any schedule" : "its published plan, if it is SD1.5";
+  if (unknown) return "a plan may be followed: known after a run";
+  return levels ? range(levels) : "levels of the plan";
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {

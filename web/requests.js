@@ -1,6 +1,7 @@
 /** What the server is asked for a plot: nodes with the values of their widgets, found by following the links. */
 
 const FAR = 50; // links that are followed at most
+const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto"];
 
 /** For POST /fewstep/sigmas. */
 export function sigmasRequest(node) {
@@ -11,10 +12,12 @@ export function sigmasRequest(node) {
 export function planRequest(node) {
   const sampling = takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null;
   const { schedule, sigmas } = sampling ? scheduleOf(sampling) : {};
+  const { levels, model } = schedule?.properties?.levels ? schedule.properties : node.properties;
   return {
     node: described(node),
-    levels: schedule?.properties?.levels ?? node.properties.levels,
-    sigmas: schedule === node ? null : sigmas,
+    levels,
+    model,
+    sigmas,
     guidance: sampling && guidanceOf(sampling),
   };
 }
@@ -29,9 +32,10 @@ function described(node) {
     const from = input.widget ? null : origin(node, input.name);
     if (from?.comfyClass?.startsWith("FewStep")) inputs[input.name] = described(from);
   }
-  if (node.comfyClass === "FewStepAuto") delete inputs.plan; // whether it fits the model is known in a run
-  if (node.fewstepPlan && inputs.plan?.type !== "FewStepLoadPlan") {
-    inputs.plan = { type: "FewStepLoadPlan", inputs: { file: "", text: node.fewstepPlan } }; // that of the last run
+  if (node.fewstepPlan !== undefined && inputs.plan?.type !== "FewStepLoadPlan") {
+    const { fewstepPlan: text } = node; // of the last run; empty if none was followed
+    if (text) inputs.plan = { type: "FewStepLoadPlan", inputs: { file: "", text } };
+    else delete inputs.plan;
   }
   return { type: node.comfyClass, inputs };
 }
@@ -44,8 +48,7 @@ function scheduleOf(node) {
     const step = linkedValue(from, "step") ?? from.widgets.find((widget) => widget.name === "step").value;
     return { schedule, sigmas: sigmas && { type: "SplitSigmas", inputs: { sigmas, step }, output } };
   }
-  const ours = from?.comfyClass === "FewStepScheduler" || from?.comfyClass === "FewStepPlanSampler";
-  return { schedule: from, sigmas: ours ? described(from) : null };
+  return { schedule: from, sigmas: WITH_LEVELS.includes(from?.comfyClass) ? described(from) : null };
 }
 
 /** The guidance of a node that samples: a scale, a FewStepGuidance node, or null where it is not known. */

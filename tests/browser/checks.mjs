@@ -87,6 +87,9 @@ check("the plan plot follows sampler, schedule and guidance", async ({ page }) =
   await set(page, custom, "cfg", 1);
   await page.evaluate(() => app.canvas.draw(true, true));
   assert.equal((await answer(page, sampler)).passes, 11);
+  await set(page, schedule, "steps", 10);
+  await set(page, sampler, "sampler", "amed_dpm_2m");
+  assert.equal((await answer(page, sampler)).published, true); // until a model is known
   await set(page, sampler, "sampler", "dpm_adaptive");
   assert.match((await answer(page, sampler)).error, /as it goes/);
 });
@@ -239,6 +242,11 @@ check("the demo renders from the Run button", async ({ page }) => {
   assert.deepEqual(errors ?? {}, {});
   const { levels } = await answer(page, schedule);
   assert.equal(levels.known, true); // those of the model that ran
+  const [sampler] = await ids(page, "FewStepSampler");
+  await set(page, schedule, "steps", 10);
+  await set(page, sampler, "sampler", "amed_dpm_2m");
+  const { published, unknown } = await answer(page, sampler);
+  assert.deepEqual([published, unknown], [false, false]); // it is no SD1.5
 });
 
 check("a help page opens, with its picture", async ({ page }) => {

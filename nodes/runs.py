@@ -1,0 +1,249 @@
+"""What a sampler does with the levels it is given: one answer for the run, the plot and the comparison."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers import SAMPLERS, SamplerSpec
+from ..samplers.learned import Learned
+from ..samplers.levels import read_sigmas
+from ..samplers.plan import Plan
+from ..samplers.published import PUBLISHED
+
+STEPS = "fewstep_steps"
+"""In the host's model_options: the levels that the steps of a run begin at, and the last, where they are not those that
+the sampler was given."""
+
+NOT_KNOWN = "the model is not known"
+"""Why a published plan is not followed, although it has as many steps and begins and ends where the run does."""
+
+
+class Run:
+    """A sampler on the levels that it was given.
+
+    Args:
+        spec: the sampler, or the base of a plan.
+        given: its levels, as the host has them.
+        options: of the sampler, as they are in this run.
+        learned: the plan that is followed in the place of the sampler.
+        published: whether that is the sampler's published one, which has its own levels whatever the given ones are.
+        predicts: whether the predictor of the plan is asked.
+        why: for a sampler that has a published plan and does not follow it.
+
+    Raises:
+        ValueError: if the plan has no such levels.
+    """
+
+    def __init__(
+        self,
+        spec: SamplerSpec,
+        given: Sequence[float],
+        *,
+        flow: bool = False,
+        options: Mapping[str, Any] | None = None,
+        learned: Learned | None = None,
+        published: bool = False,
+        predicts: bool = False,
+        why: str | None = None,
+    ):
+        self.spec, self.given, self.flow, self.options = spec, tuple(given), flow, dict(options or {})
+        self.learned, self.published, self.predicts, self.why = learned, published, predicts, why
+        self.recipe = learned and (learned.recipe if published else learned.recipe.piece(self.given, in_pairs=predicts))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The stages; for a predictor those of the numbers that it gives without having seen a network.
+
+        Raises:
+            ValueError: as `SamplerSpec.plan`.
+        """
+        if self.recipe is not None:
+            return self.recipe.plan()
+        return self.spec.plan(self.given, flow=self.flow, **self.options)
+
+    def told(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The levels that the model is told, one for each evaluation, rounded as `integrate` does; on the CPU."""
+        return torch.tensor([float(stage.sigma) for stage in self.plan if stage.sigma is not None], dtype=dtype)
+
+    @property
+    def steps(self) -> list[float]:
+        """The levels at which the steps begin, as the model is told them, and the one at which the last one ends."""
+        starts = list(self.recipe.sigmas if self.recipe is not None else self.given)
+        if not self.spec.adaptive:
+            for stage in reversed(self.plan):
+                if stage.sigma is not None:
+                    starts[stage.step] = float(stage.sigma)
+        return starts
+
+    @property
+    def factors(self) -> list[float]:
+        """Of the guidance scale, one for each evaluation."""
+        if self.recipe is None:
+            return [1.0] * len(self.told())
+        return [tuning.guidance for tuning in self.recipe.tunings[self.recipe.afs :]]
+
+
+def resolve(
+    spec: SamplerSpec,
+    options: Mapping[str, Any],
+    sigmas: Tensor | Sequence[float],
+    *,
+    flow: bool,
+    kind: Mapping[str, Any] | None,
+) -> Run:
+    """What a sampler of the registry does.
+
+    Args:
+        options: those that were chosen.
+        sigmas: what the host gives it.
+        flow: levels of a rectified-flow model.
+        kind: what is known of the model (`fingerprint`); None where nothing is.
+
+    Raises:
+        ValueError: naming the option at fault.
+    """
+    given, published, why = read_sigmas(sigmas), PUBLISHED.get(spec.id), None
+    if published is not None:
+        changed = spec.changed_options(options)
+        why = f"{min(changed)} was changed" if changed else _why_not(published, given, kind)
+        if why is None:
+            return Run(spec, given, flow=flow, learned=published, published=True)
+    return Run(spec, given, flow=flow, options=partial_options(spec, given, options), why=why)
+
+
+def follow(learned: Learned, sigmas: Tensor | Sequence[float] | None = None, *, predicts: bool = False) -> Run:
+    """What a learned plan does.
+
+    Args:
+        sigmas: all of its levels, or a part of them; none means all.
+        predicts: whether its predictor, if it has one, is asked.
+
+    Raises:
+        ValueError: if they are not its own.
+    """
+    given = learned.recipe.sigmas if sigmas is None else read_sigmas(sigmas)
+    predicts = predicts and learned.predictor is not None
+    return Run(SAMPLERS[learned.recipe.base], given, flow=learned.recipe.flow, learned=learned, predicts=predicts)
+
+
+def partial_options(spec: SamplerSpec, sigmas: Tensor | Sequence[float], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that may be the first part of one: where noise is left, no step is the final one.
+
+    So the order is not lowered at the end of a part (`lower_order_final`), as it is not in the host's own samplers.
+    """
+    left = len(sigmas) > 0 and float(sigmas[-1]) > 0
+    part = left and any(option.name == "lower_order_final" for option in spec.options)
+    return {**options, "lower_order_final": False} if part else dict(options)
+
+
+def _why_not(published: Learned, sigmas: Sequence[float], kind: Mapping[str, Any] | None) -> str | None:
+    """Why a run cannot follow published numbers; None if it can."""
+    own = published.recipe.sigmas
+    if len(sigmas) != len(own):
+        return f"they are for {len(own) - 1} steps and this run has {len(sigmas) - 1}"
+    if not math.isclose(sigmas[0], own[0], rel_tol=1e-3) or sigmas[-1] != 0:
+        return "they are for a run from pure noise to the clean image"
+    if kind is None:
+        return NOT_KNOWN
+    try:
+        published.check_model(kind)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# The levels of a run, for those who read them
+
+
+def announce(
+    run: Run, model: Callable[..., Tensor], x: Tensor, sigmas: Any, extra_args: Mapping[str, Any] | None
+) -> tuple[Callable[..., Tensor], Mapping[str, Any] | None]:
+    """The model and the arguments of its calls, with the levels of the run in the host's `sample_sigmas`.
+
+    Context windows look there which step an evaluation belongs to, and models of two times which level is next. It
+    holds the levels that the model is told, in order, and the one that the run ends at. Where it holds them already, as
+    for a sampler that evaluates at the levels it is given, all stays as it is. The caller's dicts are not written to.
+
+    Those of a predictor are known once they are told, and are put there evaluation by evaluation: the first image's.
+    """
+    if run.spec.adaptive:
+        return announce_each(model, sigmas, extra_args)
+    if extra_args is None or "model_options" not in extra_args or len(run.given) < 2:
+        return model, extra_args
+    device = sigmas.device if isinstance(sigmas, Tensor) else x.device
+    steps = run.steps
+    told = run.told(torch.promote_types(x.dtype, torch.float32))
+    told = torch.cat([told, told.new_tensor(steps[-1:])])
+    levels = [level for level, _ in itertools.groupby(told.tolist())]
+    announced, options = _copied(extra_args)
+    listed = options.get("sample_sigmas")
+    known = run.given if listed is sigmas else () if listed is None else read_sigmas(listed)
+    if not run.predicts and any(list(known[k : k + len(levels)]) == levels for k in range(len(known))):
+        return model, extra_args
+    if steps != list(run.given):
+        announced["model_options"][STEPS] = steps
+    if run.predicts:
+        return _announcing(model, options, _Predicted(told.to(device))), announced
+    options["sample_sigmas"] = torch.tensor(levels, dtype=told.dtype, device=device)
+    return model, announced
+
+
+def announce_each(
+    model: Callable[..., Tensor], sigmas: Any, extra_args: Mapping[str, Any] | None
+) -> tuple[Callable[..., Tensor], Mapping[str, Any] | None]:
+    """As `announce`, where it is not known beforehand which levels the model will be told, as with steps that are
+    chosen by their error: `sample_sigmas` holds those that were given, and among them, in its place, the one told.
+    """
+    if extra_args is None or "model_options" not in extra_args:
+        return model, extra_args
+    announced, options = _copied(extra_args)
+    given = torch.as_tensor(sigmas)
+    values = given.tolist()
+
+    def with_told(sigma: Tensor) -> Tensor:
+        now = float(sigma)
+        if now in values:
+            return given
+        levels = sorted([*values, now], reverse=values[0] > values[-1])
+        return torch.tensor(levels, dtype=sigma.dtype, device=given.device)
+
+    return _announcing(model, options, with_told), announced
+
+
+def _copied(extra_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a model with dicts of their own, and the innermost of these."""
+    model_options = {**extra_args["model_options"]}
+    options = model_options["transformer_options"] = {**model_options.get("transformer_options", {})}
+    return {**extra_args, "model_options": model_options}, options
+
+
+def _announcing(
+    model: Callable[..., Tensor], options: dict[str, Any], levels: Callable[[Tensor], Tensor]
+) -> Callable[..., Tensor]:
+    """A model whose options hold the levels that `levels` gives for what it is told."""
+
+    def evaluate(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        options["sample_sigmas"] = levels(sigma[0])
+        return model(x, sigma, **extra_args)
+
+    return evaluate
+
+
+class _Predicted:
+    """The levels of a plan, each replaced by that which the first image has once it is told."""
+
+    def __init__(self, levels: Tensor):
+        self._levels, self._made = levels, 0
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        self._levels = self._levels.clone()  # the last may be in use
+        self._levels[self._made] = sigma
+        self._made += 1
+        return self._levels
