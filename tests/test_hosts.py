@@ -423,7 +423,9 @@ class Odd(list):
 
 
 @pytest.mark.parametrize(
-    "kind", [tuple, dict.fromkeys, Odd, frozenset, lambda names: dict.fromkeys(names).keys(), iter], ids=str
+    "kind",
+    [tuple, dict.fromkeys, Odd, frozenset, lambda names: dict.fromkeys(names).keys(), iter],
+    ids=["tuple", "dict", "odd list", "frozenset", "keys", "iterator"],
 )
 def test_dropdowns_of_another_type_get_our_names(comfyui, monkeypatch, kind):
     import comfy.samplers as host
