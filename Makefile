@@ -1,8 +1,21 @@
 # Two commands for a newcomer: `make demo` renders an image in a real ComfyUI, `make test` runs the tests.
 PYTHON ?= python3
-HOST_PYTHON = .host/venv/bin/python
+VENV_PYTHON = .host/venv/bin/python
+HOST_PYTHON = $(VENV_PYTHON)
 PYTEST = TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
   -n 2 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
+
+# Another ComfyUI in the place of ours, for `test`, `serve` and `demo`: HOST is its folder, HOST_PYTHON the Python of its
+# environment, FRONTEND a version of its front end (docs/HOSTS.md). A HOST in the environment may be the machine's name.
+ifeq ($(origin HOST),command line)
+export FEWSTEP_HOST = $(abspath $(HOST))
+endif
+ifeq ($(origin HOST_PYTHON),command line)
+export FEWSTEP_HOST_PYTHON = $(abspath $(HOST_PYTHON))
+endif
+ifeq ($(origin FRONTEND),command line)
+export FEWSTEP_FRONTEND = $(FRONTEND)
+endif
 
 # Networks are rounded in another way on every processor. So the tests that sample with them run on the plainest kernels,
 # too (training takes too long there): see "Tests on any machine" in docs/ARCHITECTURE.md.
@@ -25,9 +38,9 @@ test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and tw
 	TEST_THREADS=2 $(PYTEST) tests
 
 check: setup
-	$(HOST_PYTHON) -m ruff format --check .
-	$(HOST_PYTHON) -m ruff check .
-	$(HOST_PYTHON) -m mypy
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy
 
 serve: setup  ## ComfyUI with the pack and the demo nodes, to open in a browser
 	$(PYTHON) tools/host.py serve

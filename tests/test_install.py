@@ -19,7 +19,7 @@ import pytest
 import tomllib
 from host import COMFYUI, HOST, OLDEST_WHEEL, ROOT, Server, fetch_comfyui, server
 from PIL import Image
-from workflow import to_prompt
+from workflow import refusals, to_prompt
 
 OLDEST = HOST / "comfyui-oldest"
 CONTRACT = json.loads(Path(__file__).with_name("contract.json").read_text())
@@ -80,6 +80,12 @@ def test_all_nodes_and_names_are_there(installed):
         names = {spec["dropdown"] for spec in CONTRACT[kind].values() if spec["dropdown"]}
         assert names <= set(info["KSampler"]["input"]["required"][input][0])
     assert "demo" in installed.get("/api/workflow_templates")["My few steps (1.0)"]
+
+
+def test_the_example_workflows_fit(installed):
+    info = installed.get("/object_info")
+    for path in (ROOT / "tests" / "prompts").glob("*.json"):
+        assert refusals(json.loads(path.read_text()), info) == [], path.stem
 
 
 def test_the_demo_is_the_same_image(installed, images):

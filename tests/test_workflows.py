@@ -16,21 +16,22 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from host import ROOT, Server, server
+from host import GIVEN, ROOT, Server, server
 from PIL import Image
 from standins import write_checkpoint
-from workflow import inputs, to_prompt
+from workflow import inputs, refusals, to_prompt
 
 from workflows import FOLDER, PROMPTS, REFINER, SD15, SDXL, WORKFLOWS, make, written
 
 CHECKPOINTS = {SD15["name"]: "SD15.ckpt", SDXL["name"]: "SDXL.ckpt", REFINER["name"]: "SDXLRefiner.ckpt"}
 
 # What is made smaller: numbers by input, at most so much; nodes that sample many times. Nothing else is changed.
-SMALL = {"width": 64, "height": 64, "megapixels": 0.01, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2}
+SMALL = {"width": 64, "height": 64, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2}
 SHORT = {
     "FewStepCalibrate": {"evaluations": 2, "samples": 1, "teacher_steps": 4, "rounds": 1, "base": "dpmpp_2m"},
     "FewStepCompare": {"samplers": "euler\nfewstep_ipndm_v", "steps": "3", "reference_steps": 6},
     "FewStepDiffEditMask": {"noises": 2},
+    "ImageScale": {"height": 96},
 }
 
 # Sides of the image that comes out, by a part of the name; else 64.
@@ -91,12 +92,39 @@ def test_every_workflow_is_known():
         assert {path.stem for path in folder.glob("*.json")} == set(WORKFLOWS)
 
 
+@pytest.mark.skipif(GIVEN is not None, reason="they are made with the ComfyUI of `make setup`, and name its version")
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_what_the_tool_makes(object_info, host, name):
     """After a change of a node: make workflows."""
     version = host.get("/system_stats")["system"]["comfyui_version"]
     assert (FOLDER / f"{name}.json").read_text() == written(make(name, object_info, version))
-    assert (PROMPTS / f"{name}.json").read_text() == written(to_prompt(saved(name), object_info))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompt_is_that_of_the_workflow_and_fits_this_host(object_info, name):
+    """Every required input is given, none is unknown, and every value is one of those that the node takes."""
+    text = (PROMPTS / f"{name}.json").read_text()
+    assert text == written(to_prompt(saved(name), object_info))
+    assert refusals(json.loads(text), object_info) == []
+
+
+def test_what_a_host_would_refuse_is_found(object_info):
+    prompt = json.loads((PROMPTS / "SD1.5 image to image.json").read_text())
+    ids = {node["class_type"]: id for id, node in prompt.items()}
+    given = {kind: prompt[id]["inputs"] for kind, id in ids.items()}
+    given["ImageScale"] |= {"upscale_method": "best", "more": 1}
+    del given["ImageScale"]["crop"]
+    given["KSampler"] |= {"steps": 0, "cfg": "7", "model": [ids["LoadImage"], 0]}
+    prompt[ids["SaveImage"]]["class_type"] = "NoSuchNode"
+    assert sorted(refusals(prompt, object_info)) == [
+        "ImageScale.crop: required, and not given",
+        "ImageScale.more: no such input",
+        "ImageScale.upscale_method: 'best' is no choice",
+        "KSampler.cfg: '7' is no FLOAT",
+        "KSampler.model: takes MODEL, and LoadImage does not give it",
+        "KSampler.steps: 0 is out of range",
+        "NoSuchNode: no such node",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from host import HOST, ROOT, SetupError, environment
+from host import HOST, ROOT, SetupError, environment, once
 
 SCRIPTS = ROOT / "tests" / "browser"
 
@@ -42,18 +42,18 @@ def playwright() -> Path:
     Raises:
         SetupError: if it cannot be fetched.
     """
-    folder = HOST / "browser"
-    wanted, stamp = (SCRIPTS / "package.json").read_text(), folder / "package.json"
-    if (folder / "node_modules" / "playwright-core").exists() and stamp.read_text() == wanted:
-        return folder
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SetupError("no npm here, which fetches playwright-core (Debian: apt install npm)")
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(wanted)
-    command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
-    cache = {"npm_config_cache": str(HOST / "cache" / "npm")}
-    done = subprocess.run(command, cwd=folder, env=environment() | cache, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        raise SetupError(f"npm could not fetch playwright-core: {done.stderr.strip()[-300:]}")
+    folder, wanted = HOST / "browser", (SCRIPTS / "package.json").read_text()
+    with once(folder, wanted) as todo:
+        if todo:
+            npm = shutil.which("npm")
+            if npm is None:
+                raise SetupError("no npm here, which fetches playwright-core (Debian: apt install npm)")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "package.json").write_text(wanted)
+            command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+            env = environment() | {"npm_config_cache": str(HOST / "cache" / "npm")}
+            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                raise SetupError(f"npm could not fetch playwright-core: {done.stderr.strip()[-300:]}")
     return folder

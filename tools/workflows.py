@@ -66,10 +66,11 @@ def start(g: Graph, model: dict[str, str], text: str, **texts: str) -> list[Outp
     return [network, vae, *prompts(g, clip, **(texts or {"prompt": SCENE, "negative_prompt": POOR}))]
 
 
-def picture(g: Graph, vae: Output, megapixels: float) -> tuple[Output, Output]:
-    """A picture of the user's as (latent, mask); a megapixel of the host's is 1024 x 1024, and 0.25 are 512 x 512."""
+def picture(g: Graph, vae: Output, height: int) -> tuple[Output, Output]:
+    """A picture of the user's, made so high, as (latent, mask). Hosts old and new have this node as it is here."""
     image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
-    pixels = g.add("ImageScaleToTotalPixels", image=image, upscale_method="lanczos", megapixels=megapixels)
+    size = {"upscale_method": "lanczos", "width": 0, "height": height, "crop": "disabled"}
+    pixels = g.add("ImageScale", "Its size: a side of 0 follows", image=image, **size)
     return g.add("VAEEncode", pixels=pixels, vae=vae), mask
 
 
@@ -215,7 +216,7 @@ def sd15_image_to_image(g: Graph) -> None:
         negative_prompt=POOR,
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.25)
+    latent, _ = picture(g, vae, 512)
     g.group("4. Sampling")
     samples = ksample(g, model, positive, negative, latent, 12, 0.6)
     save(g, samples, vae, "fewstep_image_to_image")
@@ -231,7 +232,7 @@ def sdxl_image_to_image(g: Graph) -> None:
         negative_prompt=POOR,
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 1.0)
+    latent, _ = picture(g, vae, 1024)
     g.group("4. Solver")
     sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
     sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=12, denoise=0.6)
@@ -250,7 +251,7 @@ def sd15_inpainting(g: Graph) -> None:
         negative_prompt=POOR,
     )
     g.group("3. Picture and mask")
-    latent, mask = picture(g, vae, 0.25)
+    latent, mask = picture(g, vae, 512)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
     g.group("4. Sampling")
     samples = ksample(g, model, positive, negative, masked, 15, 0.9)
@@ -303,7 +304,7 @@ def sd15_inversion(g: Graph) -> None:
         negative_prompt="",
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.25)
+    latent, _ = picture(g, vae, 512)
     g.group("4. Inversion")
     sigmas = g.add("FewStepScheduler", model=model, schedule="karras", steps=20)
     inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}
@@ -328,7 +329,7 @@ def sd15_diffedit(g: Graph) -> None:
         negative_prompt="",
     )
     g.group("3. Picture")
-    latent, _ = picture(g, vae, 0.25)
+    latent, _ = picture(g, vae, 512)
     g.group("4. Mask")
     mask, _ = g.add("FewStepDiffEditMask", model=model, source=now, target=then, latent_image=latent)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)

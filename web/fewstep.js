@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { addPlot, redrawAll } from "./plot.js";
+import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
@@ -50,19 +50,19 @@ app.registerExtension({
     if (plot) addPlot(node, plot);
     if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
     after(node, "onConfigure", () => own && fitWidgets(node, own));
-    after(node, "onConnectionsChange", redrawAll);
+    after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
       if (output?.text) makeRoom(node, output.text[0]);
-      redrawAll();
+      refreshAll();
     });
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
         if (own && widget.name === own.choice) fitWidgets(node, own);
         delete node.fewstepPlan; // of a run with other values
-        redrawAll();
+        refreshAll();
       });
     }
   },

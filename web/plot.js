@@ -1,12 +1,14 @@
 /** A plot as a widget of a node: asks the server again whenever its request changes, and draws the answer. */
 
-import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const HEIGHT = 170;
 const PATIENCE = 80; // ms without a change before the server is asked
 
+const OFTEN = 300; // ms: Vue nodes draw a plot anew only when their own node changes, not with the canvas
+
 const plots = new Set();
+setInterval(() => LiteGraph.vueNodesMode && refreshAll(), OFTEN);
 
 /**
  * Adds a plot at the end of a node. It is not saved: values of widgets are saved by position.
@@ -89,9 +91,8 @@ export function addPlot(node, { route, request, draw }) {
 }
 
 /** For changes that no canvas is redrawn for. */
-export function redrawAll() {
+export function refreshAll() {
   for (const plot of plots) plot.refresh();
-  app.graph?.setDirtyCanvas(true, false);
 }
 
 /** Vue nodes have a canvas for each such widget, which takes no room and lies over the widget above it (1.32.9). */

@@ -1,7 +1,7 @@
 /** What the server is asked for a plot: nodes with the values of their widgets, found by following the links. */
 
 const FAR = 50; // links that are followed at most
-const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto"];
+const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto", "ManualSigmas"];
 
 /** For POST /fewstep/sigmas. */
 export function sigmasRequest(node) {
@@ -40,12 +40,12 @@ function described(node) {
   return { type: node.comfyClass, inputs };
 }
 
-/** The schedule node of ours that a node takes its levels from, and how: as it is, or the part of SplitSigmas. */
+/** The node that a node takes its levels from, and how: as it is, or the part of SplitSigmas. */
 function scheduleOf(node) {
   const { from, output } = source(node, "sigmas") ?? {};
   if (from?.comfyClass === "SplitSigmas") {
     const { schedule, sigmas } = scheduleOf(from);
-    const step = linkedValue(from, "step") ?? from.widgets.find((widget) => widget.name === "step").value;
+    const step = valueOf(from, "step");
     return { schedule, sigmas: sigmas && { type: "SplitSigmas", inputs: { sigmas, step }, output } };
   }
   return { schedule: from, sigmas: WITH_LEVELS.includes(from?.comfyClass) ? described(from) : null };
@@ -54,26 +54,38 @@ function scheduleOf(node) {
 /** The guidance of a node that samples: a scale, a FewStepGuidance node, or null where it is not known. */
 function guidanceOf(sampling) {
   const guider = origin(sampling, "guider") ?? sampling;
-  const schedule = guidanceNode(guider);
-  if (schedule) return described(schedule);
+  const nearest = guidanceNode(guider);
+  if (nearest?.comfyClass === "CFGOverride") return overriding(nearest);
+  if (nearest) return described(nearest);
   if (guider.comfyClass === "BasicGuider") return 1;
-  return linkedValue(guider, "cfg") ?? guider.widgets?.find((widget) => widget.name === "cfg")?.value ?? null;
+  return valueOf(guider, "cfg") ?? null;
 }
 
-/** The FewStepGuidance that a guider is given, or that its model was patched with. */
+/** The FewStepGuidance that a guider is given or its model was patched with, or a CFGOverride that is nearer. */
 function guidanceNode(guider) {
   for (let at = guider, i = 0; at && i < FAR; i++) {
     const found = origin(at, "guidance");
     if (found?.comfyClass === "FewStepGuidance") return found;
+    if (at.comfyClass === "CFGOverride") return at;
     const model = at.inputs?.find((input) => input.type === "MODEL");
     at = model && origin(at, model.name);
   }
 }
 
+/** The scale of a CFGOverride over the whole run; that of a part is not known, since its ends are levels of the model. */
+function overriding(node) {
+  return valueOf(node, "start_percent") === 0 && valueOf(node, "end_percent") === 1 ? valueOf(node, "cfg") : null;
+}
+
+/** The value of a widget, or of the link that feeds it. */
+function valueOf(node, name) {
+  return linkedValue(node, name) ?? node.widgets?.find((widget) => widget.name === name)?.value;
+}
+
 /** The value that a link feeds into a widget, where a node with nothing but a value is at its other end. */
 function linkedValue(node, name) {
   const from = origin(node, name);
-  const simple = from && !from.inputs?.some((input) => input.link != null);
+  const simple = from && !from.inputs?.some((_, i) => from.isInputConnected(i));
   return simple ? from.widgets?.[0]?.value : undefined;
 }
 
@@ -88,22 +100,20 @@ function origin(node, name) {
 
 /** That node, and which of its outputs it is. */
 function source(node, name) {
-  let id = slot(node, name)?.link;
-  for (let i = 0; id != null && i < FAR; i++) {
-    const link = node.graph.getLink(id);
-    const from = node.graph.getNodeById(link?.origin_id);
-    if (from?.type !== "Reroute") return { from, output: link?.origin_slot };
-    id = from.inputs[0].link;
+  let [at, i] = [node, node.inputs?.findIndex((input) => input.name === name) ?? -1];
+  for (let links = 0; i >= 0 && links < FAR; links++) {
+    if (at.isSubgraphNode?.()) return null; // gives the links inside
+    const link = at.getInputLink(i);
+    const from = link && at.graph.getNodeById(link.origin_id);
+    if (from?.type !== "Reroute") return from ? { from, output: link.origin_slot } : null;
+    [at, i] = [from, 0];
   }
   return null;
 }
 
 /** The nodes that take an output of a type, through reroutes. */
 function takers(node, type) {
-  const outputs = (node.outputs ?? []).filter((output) => output.type === type || node.type === "Reroute");
-  return outputs
-    .flatMap((output) => output.links ?? [])
-    .map((id) => node.graph.getNodeById(node.graph.getLink(id)?.target_id))
-    .filter(Boolean)
+  return (node.outputs ?? [])
+    .flatMap((output, i) => (output.type === type || node.type === "Reroute" ? (node.getOutputNodes(i) ?? []) : []))
     .flatMap((to) => (to.type === "Reroute" ? takers(to, type) : [to]));
 }

@@ -1,4 +1,7 @@
-/** Words that find a node beside its name. The search box of ComfyUI reads names only, and of these the first 30 letters. */
+/**
+ * Words that find a node beside its name. The search box of older front ends reads names only, and of these the first 30
+ * letters; newer ones know `search_aliases`, and take the name from locales/ for another language.
+ */
 
 const WORDS = {
   FewStepSampler: "dpm++ 2m, amed",
@@ -16,7 +19,8 @@ const WORDS = {
 export function addSearchWords(definitions) {
   definitions.forEach((definition, i) => {
     if (!WORDS[definition.name] || definition.search_aliases) return;
-    definitions[i] = { ...definition, display_name: definition.display_name + spoken(definition.name) };
+    const search_aliases = WORDS[definition.name].split(", ");
+    definitions[i] = { ...definition, display_name: definition.display_name + spoken(definition.name), search_aliases };
   });
 }
 

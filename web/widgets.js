@@ -30,7 +30,8 @@ function lookAgain(node) {
 }
 
 function isLinked(node, widget) {
-  return node.inputs.some((input) => input.widget?.name === widget.name && input.link != null);
+  const slot = node.inputs.findIndex((input) => input.widget?.name === widget.name);
+  return Boolean(node.graph) && slot >= 0 && node.isInputConnected(slot);
 }
 
 /** Shows what "default" means for the choice, "default: midpoint" in the place of "default" or -1, and "auto" for 0. */

@@ -58,6 +58,7 @@ export async function open(url, { chromium, modules }) {
       locale = language;
       await page.goto(url);
       await page.waitForFunction(READY, null, { timeout: 60000 });
+      await page.evaluate(blame);
     };
     await load("en");
     return { page, complaints, load, close };
@@ -65,6 +66,22 @@ export async function open(url, { chromium, modules }) {
     await close();
     throw error;
   }
+}
+
+/** Has it complained of each time that a script of ours does what the front end says is deprecated. */
+function blame() {
+  LiteGraph.alwaysRepeatWarnings = true;
+  LiteGraph.onDeprecationWarning = [
+    (message) => {
+      const { stack } = new Error(message);
+      if (/extensions\/fewstep/.test(stack)) console.error(stack);
+    },
+  ];
+}
+
+/** Switches between nodes drawn on the canvas and those made of elements ("Nodes 2.0"). */
+export async function design(page, vue) {
+  await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), vue);
 }
 
 /** Empties the graph and puts the view where nodes at [0, 0] are seen. */
@@ -117,8 +134,14 @@ export async function answer(page, id) {
   return handle.jsonValue();
 }
 
-/** The picture of a node, cut out of the canvas. */
+/** The plot of a node made of elements. */
+export function plotElement(page, id) {
+  return page.locator(`[data-node-id="${id}"] canvas`);
+}
+
+/** The picture of a node, cut out of the canvas; of one made of elements, that of its plot. */
 export async function picture(page, id, path) {
+  if (await page.evaluate(() => LiteGraph.vueNodesMode)) return plotElement(page, id).screenshot({ path });
   await page.evaluate(() => app.canvas.deselectAll?.());
   await page.waitForTimeout(150);
   const clip = await page.evaluate((id) => {
