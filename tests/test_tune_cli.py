@@ -103,6 +103,16 @@ def test_ctrl_c_keeps_the_best(folder):
     assert load(folder / "stopped.safetensors").about["iterations"] < 100000
 
 
+def test_a_plan_that_cannot_be_written_is_not_lost(folder):
+    """Below a file there can be no folder: it goes to another one, and the last line says where."""
+    (folder / "file").write_text("")
+    arguments = ("--rounds", "1", "--base", "euler", "--base-directory", str(folder))
+    code, _, complaints = tune(folder, "calibrate", "file/plan.safetensors", *arguments)
+    assert code == 1 and "error: the plan could not be saved" in complaints
+    (rescued,) = (folder / "models" / "fewstep").glob("rescued*")
+    assert str(rescued) in complaints.splitlines()[-1] and load(rescued).text() in complaints
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
