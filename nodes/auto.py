@@ -17,6 +17,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.checks import shortened
 from ..samplers.learned import FileError, Learned, load
 from .host import LevelRange, fingerprint, learned_function, level_range, sampler_function, sigmas_over
 from .plans import BUILT_IN, FOLDER, PLAN, find, summary
@@ -68,13 +69,15 @@ class Pick(NamedTuple):
 @functools.cache
 def picks(flow: bool, variety: str) -> list[Pick]:
     """The table for a kind of model, by rising budget."""
+    if variety not in (EXACT, VARIED):
+        raise ValueError(f"variety = {shortened(variety)} must be {EXACT} or {VARIED}")
     table = json.loads(PICKS.read_text())["flow" if flow else "noise prediction"][variety]
     return [Pick(**row) for row in table]
 
 
 def pick(flow: bool, variety: str, budget: int) -> Pick:
     """The last row that begins at the budget or below it."""
-    rows = picks(flow, variety)
+    rows = picks(bool(flow), variety)
     return rows[max(bisect.bisect_right(rows, budget, key=lambda row: row.start) - 1, 0)]
 
 
@@ -113,17 +116,11 @@ def best_plan(model: Mapping[str, Any], budget: int) -> tuple[str, Learned] | No
         for name, plan in saved_plans()
         if plan.about.get("model")
         and plan.about.get("improved", True)
+        and plan.gain <= 1
         and plan.recipe.nfe >= budget - 1
         and why_not(plan, model, budget) is None
     ]
-    return min(fitting, key=lambda found: (-found[1].recipe.nfe, _gain(found[1])), default=None)
-
-
-def _gain(plan: Learned) -> float:
-    """The error of a plan, as a share of that of the sampler it began with. 1 if it is not known."""
-    before, after = plan.about.get("error_before"), plan.about.get("error_after")
-    known = isinstance(before, int | float) and isinstance(after, int | float) and before > 0
-    return after / before if known else 1.0
+    return min(fitting, key=lambda found: (-found[1].recipe.nfe, found[1].gain), default=None)
 
 
 # The node
@@ -192,8 +189,7 @@ class FewStepAuto(io.ComfyNode):
         """Another when plans come, change or go."""
         if not use_plans:
             return None
-        files = {file: folder_paths.get_full_path(FOLDER, file) for file in folder_paths.get_filename_list(FOLDER)}
-        return tuple((file, Path(path).stat().st_mtime_ns) for file, path in files.items() if path)
+        return tuple((file, _changed(file)) for file in folder_paths.get_filename_list(FOLDER))
 
     @classmethod
     def execute(
@@ -227,6 +223,15 @@ class FewStepAuto(io.ComfyNode):
         text = "\n".join([told, *notes])
         say(text)
         return io.NodeOutput(sampler, sigmas, text, ui=ui.PreviewText(text).as_dict() | drawn)
+
+
+def _changed(file: str) -> int | None:
+    """When a plan was written; None if it is gone since the list was made."""
+    path = folder_paths.get_full_path(FOLDER, file)
+    try:
+        return Path(path).stat().st_mtime_ns if path else None
+    except OSError:
+        return None
 
 
 def described(row: Pick) -> str:

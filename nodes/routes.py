@@ -5,22 +5,21 @@
     POST /fewstep/plan      {node, levels, sigmas, guidance}: the evaluations of a sampler node
 
 A node travels as {"type": its id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside
-them. What cannot be drawn is answered with {"error": text}, which the node shows in the place of its plot.
+them. What cannot be drawn is answered with {"error": text}, which the node shows in the place of its plot. What may be
+asked, and within which limits, is in `requests`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
-from aiohttp import web
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
 from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.checks import shortened
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
@@ -29,6 +28,8 @@ from .guidance import read_values
 from .host import LevelRange, partial_options, progress, sigmas_over
 from .options import chosen_options
 from .plans import FewStepLoadPlan
+from .requests import RequestError, read_request
+from .requests import answer as _answer
 from .sampling import FewStepScheduler
 
 Node = Mapping[str, Any]
@@ -48,22 +49,6 @@ def register_routes() -> None:
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))
     server.routes.post("/fewstep/plan")(_answer(plan))
-
-
-def _answer(draw: Callable[[Any], dict[str, Any]]) -> Callable[[web.Request], Any]:
-    """A handler that works beside the event loop, and says in words what is wrong with the widgets."""
-
-    async def handler(request: web.Request) -> web.Response:
-        try:
-            given = await request.json() if request.can_read_body else None
-        except json.JSONDecodeError as error:
-            return web.json_response({"error": f"not JSON: {error}"}, status=400)
-        try:
-            return web.json_response(await asyncio.to_thread(draw, given))
-        except (ValueError, TypeError, KeyError) as error:
-            return web.json_response({"error": str(error.args[0] if error.args else error)})
-
-    return handler
 
 
 # Widgets
@@ -95,6 +80,7 @@ def options() -> dict[str, Any]:
 
 def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
     """The levels of a schedule node and those of the host's karras in the same steps."""
+    request = read_request(request)
     node, levels = request["node"], _levels(request)
     found = _sigmas(node, levels)
     compared: list[float] = []
@@ -179,6 +165,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     in it, whether fresh `noise` is added, and its `guidance` if that is known. `passes` counts runs of the network:
     two with guidance, one at scale 1.
     """
+    request = read_request(request)
     levels = _levels(request)
     run = _run(request["node"], request.get("sigmas"), levels)
     scales = _scales(request.get("guidance"), run, levels)
@@ -225,6 +212,8 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange) -> _Run:
         steps = row.steps(levels, inputs["evaluations"])
         spec, options = SAMPLERS[row.sampler], dict(row.options)
         found = row.sigmas(levels, _drawn(steps, inputs["denoise"]), inputs["denoise"]).tolist()
+    elif node["type"] != "FewStepSampler":
+        raise RequestError(f"node: {shortened(node['type'])} is no node that samples")
     else:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)
