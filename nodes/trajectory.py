@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import comfy.samplers
 import latent_preview
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
@@ -17,6 +17,7 @@ from .host import sampler_function, schedule_sigmas
 from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
+from .progress import preview_image
 from .sampling import CATEGORY
 from .session import Guider, fitting, sample
 
@@ -188,4 +189,4 @@ class FewStepFilmStrip(io.ComfyNode):
         ]
         strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
         out = {name: part for name, part in latent_image.items() if name != "samples"}
-        return io.NodeOutput(strip, frames, {**out, "samples": result}, ui=ui.PreviewImage(strip))
+        return io.NodeOutput(strip, frames, {**out, "samples": result}, ui=preview_image(strip))
