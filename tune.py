@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         set_up_host(options)
         if processes > 1:
             share_work()
-        work, path = begin(options, prompts)
+        work, save = begin(options, prompts)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    code = carry_out(work, path, quiet=rank > 0)
+    code = carry_out(work, save, quiet=rank > 0)
     if processes > 1:
         leave_work(code)
     return code
@@ -194,8 +194,8 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Callable[[str], Any]]:
     return getattr(importlib.import_module(module), function)()
 
 
-def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
-    """The work that is asked for, and where its plan goes."""
+def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Callable[[Any], Path]]:
+    """The work that is asked for, and what saves its plan and says where."""
     import torch
 
     package = __package__ or _import_package()
@@ -203,8 +203,13 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
     plans = importlib.import_module(f"{package}.nodes.plans")
     plans.register_folder()
     is_path = len(Path(options.out).parts) > 1 or options.out.endswith(plans.EXTENSION)
-    path = Path(options.out.removesuffix(plans.EXTENSION) + plans.EXTENSION)
-    path = path.resolve() if is_path else plans.free_path(options.out)
+    path = Path(options.out.removesuffix(plans.EXTENSION) + plans.EXTENSION).resolve()
+    if not is_path:
+        plans.free_path(options.out)  # complains now, not after the work
+
+    def save(plan: Any) -> Path:
+        return plans.keep(plan, lambda: plan.save(path) if is_path else plans.save(plan, options.out))
+
     with torch.inference_mode():
         patcher, encode = load_model(options)
         positive = [entry for prompt in prompts for entry in encode(prompt)]
@@ -221,12 +226,12 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Path]:
         if options.command == "calibrate":
             bases = tuning.DEFAULT_BASES if options.base == "auto" else (options.base,)
             own = {"bases": bases, "rounds": options.rounds, "derivatives": options.derivatives}
-            return tuning.Calibration(session, **common, **own), path
+            return tuning.Calibration(session, **common, **own), save
         names = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
         names += ("teacher_extra", "learning_rate", "goal")
         own = {name: getattr(options, name) for name in names}
         start = plans.load(options.start) if options.start else None
-        return tuning.Training(session, start=start, **common, **own), path
+        return tuning.Training(session, start=start, **common, **own), save
 
 
 def _import_package() -> str:
@@ -249,7 +254,7 @@ def _stop(*_: Any) -> None:
     raise Stopped
 
 
-def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
+def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) -> int:
     """Do it, and write the plan; also what there is when it is stopped. Gives the exit code."""
     import torch
 
@@ -269,13 +274,21 @@ def carry_out(work: Any, path: Path, *, quiet: bool = False) -> int:
         except Exception as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
-        learned = None if quiet else work.learned
-        if learned is not None:
-            learned.save(path)
-            print(tuning.report(learned))
-            print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
-        elif code == 130 and not quiet:
-            print("stopped; there is nothing to keep yet")
+        for stop in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the writing
+            signal.signal(stop, signal.SIG_IGN)
+        try:
+            learned = None if quiet else work.learned
+            if learned is not None:
+                path = save(tuning.unfinished(learned) if code else learned)
+                print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
+                print(tuning.report(learned), flush=True)
+            elif code == 130 and not quiet:
+                print("stopped; there is nothing to keep yet")
+        except Exception as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = code or 1
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     return code
 
 

@@ -52,7 +52,8 @@ class Learning:
         from demo.model import load
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
-        self.tuning, self.files, self.options = pack.nodes.tuning, pack.samplers.learned, options
+        self.tuning, self.plans, self.options = pack.nodes.tuning, pack.nodes.plans, options
+        self.files = pack.samplers.learned
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
         self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
@@ -64,6 +65,9 @@ class Learning:
 
     def path(self, name: str) -> Path:
         return self.options.out / f"{name}.safetensors"
+
+    def save(self, learned: Any, name: str) -> None:
+        self.plans.keep(learned, lambda: learned.save(self.path(name)))
 
     def calibrated(self, evaluations: int, **options: Any) -> Any:
         calibration = self.tuning.Calibration(
@@ -147,7 +151,7 @@ def main() -> None:
         learned = learning.learn(name)
         if learned is None:
             continue
-        learned.save(learning.path(name))
+        learning.save(learned, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"{name}: {told(learned.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
 

@@ -18,6 +18,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
+from ..samplers.checks import shortened
 from ..samplers.learned import FileError, Learned, load
 from .host import (
     LevelRange,
@@ -79,13 +80,15 @@ class Pick(NamedTuple):
 @functools.cache
 def picks(flow: bool, variety: str) -> list[Pick]:
     """The table for a kind of model, by rising budget."""
+    if variety not in (EXACT, VARIED):
+        raise ValueError(f"variety = {shortened(variety)} must be {EXACT} or {VARIED}")
     table = json.loads(PICKS.read_text())["flow" if flow else "noise prediction"][variety]
     return [Pick(**row) for row in table]
 
 
 def pick(flow: bool, variety: str, budget: int) -> Pick:
     """The last row that begins at the budget or below it."""
-    rows = picks(flow, variety)
+    rows = picks(bool(flow), variety)
     return rows[max(bisect.bisect_right(rows, budget, key=lambda row: row.start) - 1, 0)]
 
 
@@ -135,25 +138,16 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
         if plan.about.get("model")
         and plan.about.get("improved", True)
         and not _unfinished(name, plan)
+        and (plan.gain < 1 or "error_after" not in plan.about)
         and plan.recipe.nfe >= budget - 1
         and why_not(plan, model, budget, cfg) is None
     ]
-    gains = [(-plan.recipe.nfe, gain, (name, plan)) for name, plan in fitting if (gain := _gain(plan)) is not None]
-    return min(gains, key=lambda found: found[:2])[2] if gains else None
+    return min(fitting, key=lambda found: (-found[1].recipe.nfe, found[1].gain), default=None)
 
 
 def _unfinished(name: str, plan: Learned) -> bool:
     """Files from before the field was written are told by their name."""
     return bool(plan.about.get(INTERRUPTED)) or PurePath(name).name.startswith(f"{INTERRUPTED}_")
-
-
-def _gain(plan: Learned) -> float | None:
-    """The error of a plan, as a share of that of the sampler it began with: 1 if it is not known, None without gain."""
-    errors = [plan.about.get(name) for name in ("error_before", "error_after")]
-    if not all(isinstance(error, int | float) and math.isfinite(error) for error in errors):
-        return 1.0
-    before, after = errors
-    return after / before if 0 <= after < before else None
 
 
 # The choice
@@ -279,8 +273,7 @@ class FewStepAuto(io.ComfyNode):
         """Another when plans come, change or go."""
         if not use_plans:
             return None
-        files = {file: folder_paths.get_full_path(FOLDER, file) for file in folder_paths.get_filename_list(FOLDER)}
-        return tuple((file, Path(path).stat().st_mtime_ns) for file, path in files.items() if path)
+        return tuple((file, _changed(file)) for file in folder_paths.get_filename_list(FOLDER))
 
     @classmethod
     def execute(
@@ -304,6 +297,15 @@ class FewStepAuto(io.ComfyNode):
         say(choice.text)
         drawn = {**told_of(model), "fewstep_plan": ["" if choice.plan is None else choice.plan.text()]}
         return io.NodeOutput(sampler, choice.sigmas, choice.text, ui=ui.PreviewText(choice.text).as_dict() | drawn)
+
+
+def _changed(file: str) -> int | None:
+    """When a plan was written; None if it is gone since the list was made."""
+    path = folder_paths.get_full_path(FOLDER, file)
+    try:
+        return Path(path).stat().st_mtime_ns if path else None
+    except OSError:
+        return None
 
 
 def described(row: Pick) -> str:

@@ -11,20 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_management
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
 from ..samplers.calibrate import rmse
+from ..samplers.checks import shortened
 from ..samplers.levels import SAME_LEVEL
 from .host import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over
-from .names import SYNTAX, Named, make_sampler, make_sigmas, read_samplers, read_schedules
+from .names import SYNTAX, Named, checked_length, make_sampler, make_sigmas, read_samplers, read_schedules
 from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plans import text_table
 from .plots import Panel, line_plot
-from .progress import Display, show
+from .progress import Display, preview_image, show, telling
 from .runs import resolve
 from .sampling import CATEGORY
 from .search import search_words
@@ -67,15 +69,19 @@ class Outcome(NamedTuple):
 class Content:
     """What was connected, to be recognised: tensors and numbers by their content, all else by being the same object.
 
-    Objects are not kept alive by it.
+    Objects are not kept alive by it, but for the few that know no weak references.
     """
 
     def __init__(self, *inputs: Any):
-        self._objects: list[Any] = []
+        self._objects: list[Callable[[], Any]] = []
+        self._met: dict[int, int] = {}
+        self._kept: list[Any] = []  # an id is of use while its object is there
         digest = hashlib.sha256()
         for part in self._parts(inputs):
+            digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         self._digest = digest.digest()
+        del self._met, self._kept
 
     def same(self, other: Content | None) -> bool:
         """Whether both were made from the same inputs."""
@@ -84,23 +90,46 @@ class Content:
         return all(reference() is not None for reference in other._objects)  # else an id may be another's now
 
     def _parts(self, value: Any) -> Iterator[bytes]:
+        """What tells a value from others. What is met again is told by its number: it may hold itself."""
+        if id(value) in self._met:
+            yield f"met {self._met[id(value)]}".encode()
+            return
         yield type(value).__name__.encode()
-        if isinstance(value, Tensor):
-            yield repr((value.shape, value.dtype)).encode()
-            yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        elif isinstance(value, Mapping):
-            for key in value:
-                yield repr(key).encode()
-                yield from self._parts(value[key])
-        elif isinstance(value, list | tuple):
-            yield str(len(value)).encode()
-            for entry in value:
-                yield from self._parts(entry)
-        elif value is None or isinstance(value, bool | int | float | str):
+        if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype | torch.device):
             yield repr(value).encode()
+        elif isinstance(value, bytes | bytearray):
+            yield bytes(value)
+        elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+            yield repr((value.shape, value.dtype)).encode()
+            yield value.tobytes()
+        elif isinstance(value, Tensor) and (content := _bytes_of(value)) is not None:
+            yield repr((value.shape, value.dtype)).encode()
+            yield content
+        elif isinstance(value, Mapping | list | tuple):
+            self._met[id(value)] = len(self._met)
+            self._kept.append(value)
+            yield str(len(value)).encode()
+            for entry in value.items() if isinstance(value, Mapping) else value:
+                yield from self._parts(entry)
         else:
-            self._objects.append(weakref.ref(value))
+            self._objects.append(_weakly(value))
             yield str(id(value)).encode()
+
+
+def _bytes_of(tensor: Tensor) -> bytes | None:
+    """Its numbers; None for kinds that cannot be read so (sparse, quantised, without memory)."""
+    try:
+        return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+
+
+def _weakly(value: Any) -> Callable[[], Any]:
+    """A weak reference, or one that keeps what knows no weak ones: its id must not become another's."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 class Finished:
@@ -458,7 +487,8 @@ class FewStepCompare(io.ComfyNode):
         try:
             work.run(Display(model))
         except comfy.model_management.InterruptProcessingException:
-            show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
+            with telling("the images that are finished cannot be shown"):
+                show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
             logging.info("Few-Step Compare was stopped: queue it again with the same inputs and it goes on from there")
             raise
         sheet = grid(work, tile, vae)
@@ -467,7 +497,7 @@ class FewStepCompare(io.ComfyNode):
         if not latents:
             raise ValueError("nothing came out: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items()))
         out = {"samples": torch.cat(latents)}
-        return io.NodeOutput(sheet, chart(work), table(work), out, ui=ui.PreviewImage(sheet))
+        return io.NodeOutput(sheet, chart(work), table(work), out, ui=preview_image(sheet))
 
 
 def read_steps(text: str) -> list[int]:
@@ -477,8 +507,8 @@ def read_steps(text: str) -> list[int]:
         ValueError: naming the one at fault.
     """
     found = []
-    for part in re.split(r"[\s,;]+", text.strip()):
-        if not part.isdecimal() or not 1 <= int(part) <= 1000:
-            raise ValueError(f"steps: {part!r} must be a whole number from 1 to 1000; write them as 5, 8, 12")
+    for part in re.split(r"[\s,;]+", checked_length("steps", text).strip()):
+        if not (part.isdecimal() and len(part) <= 9 and 1 <= int(part) <= 1000):
+            raise ValueError(f"steps: {shortened(part)} must be a whole number from 1 to 1000; write them as 5, 8, 12")
         found.append(int(part))
     return list(dict.fromkeys(found))

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..samplers.checks import shortened
 from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
 from .host import guidance_scale, is_flow, progress
 from .runs import STEPS
@@ -258,7 +259,7 @@ def read_values(text: str) -> tuple[float, ...]:
             numbers.append(float(word))
         except ValueError:
             raise ValueError(
-                f"values: {word!r} is no number; write the scale of each step, as 7.5, 7.5, 5, 1"
+                f"values: {shortened(word)} is no number; write the scale of each step, as 7.5, 7.5, 5, 1"
             ) from None
     return tuple(numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import logging
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
+import scipy.optimize
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from comfy.patcher_extension import WrappersMP
@@ -50,17 +52,39 @@ def time_shift(model_sampling: Any) -> float:
 
 
 def progress(model_sampling: Any) -> Callable[[float], float]:
-    """How much of sampling is over at a level, 0 to 1: the host's percent, as in its start_percent and end_percent."""
+    """How much of sampling is over at a level, 0 to 1: the host's percent, as in its start_percent and end_percent.
+
+    The host has the function from percent to sigma alone, which falls, and of one number at a time. It is asked for the
+    values of a table, each once, between which log sigma is nearly a line, and for about three more for a level.
+    """
+
+    table = [k / 999 for k in range(1000)]  # the time steps of Stable Diffusion, between which it is a line
+    table[0], table[-1] = _END, 1 - _END  # at 0 and 1 themselves the host says 1e9 and 0
+
+    @functools.cache
+    def log_sigma(percent: float) -> float:
+        return _log(float(model_sampling.percent_to_sigma(percent)))
 
     @functools.cache
     def percent(sigma: float) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(24):  # to a step of float32
-            middle = (low + high) / 2
-            low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
-        return (low + high) / 2
+        wanted = _log(sigma)
+        after = bisect.bisect_left(table, True, key=lambda percent: log_sigma(percent) <= wanted)
+        if after in (0, len(table)):
+            return table[after and -1]
+
+        def beyond(percent: float) -> float:
+            return log_sigma(percent) - wanted or -1e-12  # of percents with one level the first
+
+        return float(scipy.optimize.brentq(beyond, table[after - 1], table[after], xtol=_END))
 
     return percent
+
+
+_END = 2.0**-25  # half a step of float32 below 1
+
+
+def _log(sigma: float) -> float:
+    return math.log(min(max(sigma, 1e-30), 1e30))
 
 
 def noise_scale(model_sampling: Any) -> float:

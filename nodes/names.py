@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
+from ..samplers.checks import read_number, shortened
 from .host import PREFIX, sampler_function, schedule_sigmas
 
 SpecT = TypeVar("SpecT", SamplerSpec, ScheduleSpec)
@@ -97,14 +99,14 @@ def _read(
     ours = {PREFIX + id: spec for id, spec in registry.items()}
     ours |= {id: spec for id, spec in registry.items() if id not in theirs}
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        plain = re.sub(r"\s*=\s*", "=", line.replace("*", " discard_penultimate=on "))
-        name, *parts = re.split(r"[\s,()]+", plain.strip())
+    for number, line in enumerate(checked_length(input, text).splitlines(), 1):
+        words = " ".join(line.replace("*", " discard_penultimate=on ").split())
+        name, *parts = re.split(r"[ ,()]+", re.sub(" ?= ?", "=", words))
         if not name or name.startswith("#"):
             continue
         where = f"{input}, line {number}"
         if name not in ours and name not in theirs:
-            raise ValueError(f"{where}: there is no {kind} {name!r}; {_near(name, [*theirs, *ours])}")
+            raise ValueError(f"{where}: there is no {kind} {shortened(name)}; {_near(name, [*theirs, *ours])}")
         spec = ours.get(name)
         known = {o.name: o.default for o in spec.options} if spec is not None else host_options(name)
         options = dict(_option(where, name, part, known) for part in parts if part)
@@ -119,6 +121,20 @@ def _read(
     return found
 
 
+def checked_length(input: str, text: str) -> str:
+    """A text that is read in the server's event loop.
+
+    Raises:
+        ValueError: if it is longer than anybody writes.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: leave some out")
+    return text
+
+
+_LONGEST = 20_000
+
+
 def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else "the names are those of KSampler's list"
@@ -128,27 +144,29 @@ def _option(where: str, name: str, part: str, known: Mapping[str, Any]) -> tuple
     """`key=value`, of the type of the option's default."""
     key, equals, value = part.partition("=")
     if not equals:
-        raise ValueError(f"{where}: {part!r} after {name} is no option: write it as option=value")
+        raise ValueError(f"{where}: {shortened(part)} after {name} is no option: write it as option=value")
     if key not in known:
         has = f"its options are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{where}: {name} has no option {key!r}; {has}")
+        raise ValueError(f"{where}: {name} has no option {shortened(key)}; {has}")
     default = known[key]
     if isinstance(default, bool):
         switch = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}.get(value.lower())
         if switch is None:
-            raise ValueError(f"{where}: option {key} = {value!r} must be on or off")
+            raise ValueError(f"{where}: option {key} = {shortened(value)} must be on or off")
         return key, switch
     if isinstance(default, int | float):
+        whole = re.fullmatch(r"-?\d{1,18}", value) is not None
         try:
-            return key, int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+            return key, int(value) if whole else read_number(key, float(value))
         except ValueError:
-            raise ValueError(f"{where}: option {key} = {value!r} must be a number") from None
+            raise ValueError(f"{where}: option {key} = {shortened(value)} must be a number") from None
     return key, value
 
 
 _SIGNATURE = ("model", "x", "sigmas", "extra_args", "callback", "disable")
 
 
+@functools.cache
 def _host_options(name: str) -> dict[str, Any]:
     """Options of a sampler of the host that are numbers, switches or words, with their defaults."""
     parameters = inspect.signature(comfy.samplers.sampler_object(name).sampler_function).parameters

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
+import logging
 import math
-from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..samplers.checks import shortened
 from ..samplers.learned import FileError, Learned, load, parse
 from ..samplers.plan import DENOISED, START, P, Plan, X
 from ..samplers.published import PUBLISHED
@@ -55,28 +63,119 @@ def find(file: str) -> Path:
     path = folder_paths.get_full_path(FOLDER, file) if file in folder_paths.get_filename_list(FOLDER) else None
     if path is None:
         raise FileError(
-            f"file: {file!r} is not in models/{FOLDER}: put it there, choose another, or paste a plan into `text`"
+            f"file: {shortened(file)} is not in models/{FOLDER}: put it there, choose another, or paste a plan into "
+            "`text`"
         )
     return Path(path)
 
 
-def free_path(filename: str) -> Path:
-    """A file in models/fewstep that does not exist yet, numbered as the host does.
+def check_filename(filename: str) -> PurePosixPath:
+    """The name of a plan without its extension, with subfolders or without.
 
     Raises:
-        ValueError: if `filename` is no name inside that folder.
+        ValueError: if it is no name inside models/fewstep, or none that every system takes: plans are handed on.
     """
     parts = PureWindowsPath(filename.strip())  # takes / and \ for separators
-    if parts.anchor or ".." in parts.parts or not parts.name:
-        raise ValueError(
-            f"filename = {filename!r} must be a name, with subfolders or without, inside models/{FOLDER}, such as plan"
-        )
     if parts.suffix == EXTENSION:
         parts = parts.with_suffix("")
-    folder, name, counter, *_ = folder_paths.get_save_image_path(
-        parts.as_posix(), folder_paths.get_folder_paths(FOLDER)[0]
-    )
-    return Path(folder, f"{name}_{counter:05}_{EXTENSION}")
+    fault = None
+    if parts.anchor or ".." in parts.parts or not parts.name:
+        fault = f"must be a name, with subfolders or without, inside models/{FOLDER}, such as plan"
+    for part in parts.parts if fault is None else ():
+        if (found := _UNUSABLE.search(part)) is not None:
+            fault = f"holds {found[0]!r}, which not every system takes in the name of a file: leave it out"
+        elif _RESERVED.fullmatch(part) or part.endswith((".", " ")):
+            fault = f"holds {shortened(part)}, which cannot be the name of a file on Windows: choose another"
+        elif len(part.encode()) > _LONGEST_NAME:
+            fault = f"is too long: a name may have {_LONGEST_NAME} bytes, of which some letters take several"
+    if fault is not None:
+        raise ValueError(f"filename = {shortened(filename)} {fault}")
+    return PurePosixPath(*parts.parts)
+
+
+_UNUSABLE = re.compile(r'[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff<>:"|?*]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])(\..*)?", re.IGNORECASE)
+_LONGEST_NAME = 200  # bytes, of the 255 of most systems: the number and the extension are added
+
+
+@contextlib.contextmanager
+def _naming(filename: str) -> Iterator[None]:
+    """A path that is too long is the fault of `filename`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"filename = {shortened(filename)} makes a path that is too long: shorten it") from None
+
+
+def free_paths(filename: str, folder: str | None = None) -> Iterator[Path]:
+    """Files of a name in models/fewstep, or in another folder, that do not exist yet: numbered as the host does.
+
+    Raises:
+        ValueError: if `filename` is no name inside that folder, or makes a path that is too long.
+    """
+    name = check_filename(filename)
+    root = os.path.abspath(folder or folder_paths.get_folder_paths(FOLDER)[0])
+    with _naming(filename):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(Path(root, f"{name}_00001_{EXTENSION}"))  # too long? before folders are made
+        into, stem, first, *_ = folder_paths.get_save_image_path(str(name), root)
+    return (Path(into, f"{stem}_{number:05}_{EXTENSION}") for number in itertools.count(first))
+
+
+def save(plan: Learned, filename: str, folder: str | None = None) -> Path:
+    """Write a plan to a file that was not there before, and say which one it is.
+
+    Raises:
+        ValueError: as `free_paths`.
+        OSError: if it cannot be written.
+    """
+    with _naming(filename):
+        return plan.save_new(free_paths(filename, folder))
+
+
+def keep(plan: Learned, save_it: Callable[[], Path], filename: str = "rescued") -> Path:
+    """Save a plan that took long to make. Where that fails it goes to another folder, and its text into the log.
+
+    Raises:
+        ValueError, OSError: if it failed; the message says where the plan is instead.
+    """
+    try:
+        return save_it()
+    except Exception as error:
+        where = _rescued(plan, filename)
+        told = (
+            f"the plan could not be saved ({error}); it is {f'in {where}' if where else 'as text in the log'} instead"
+        )
+        logging.warning("%s. As text, for Few-Step Load Plan:\n%s", told, plan.text())
+        if where is None and plan.predictor is not None:
+            logging.warning(
+                "its predictor is lost: the text is the fixed plan that it follows where it sees no network"
+            )
+        raise (ValueError if isinstance(error, ValueError) else OSError)(told) from error
+
+
+def _rescued(plan: Learned, filename: str) -> Path | None:
+    """The file of a plan in the first folder that takes it; None if none does."""
+    elsewhere = folder_paths.get_output_directory(), folder_paths.get_user_directory(), tempfile.gettempdir()
+    for folder in (*folder_paths.get_folder_paths(FOLDER), *elsewhere):
+        with contextlib.suppress(Exception):
+            return save(plan, filename, folder)
+    return None
+
+
+def keep_newest(plan: Learned, filename: str) -> Path:
+    """`keep` under a name of which one file stays: those before it are removed once the new one is there."""
+    path = keep(plan, lambda: save(plan, filename), filename)
+    numbered = re.compile(rf"(.*)_(\d{{5,}})_{re.escape(EXTENSION)}")
+    if (new := numbered.fullmatch(path.name)) is not None:
+        for other in path.parent.iterdir():
+            old = numbered.fullmatch(other.name)
+            if old is not None and old[1] == new[1] and int(old[2]) < int(new[2]):
+                with contextlib.suppress(OSError):
+                    other.unlink()
+    return path
 
 
 # The nodes
@@ -182,9 +281,19 @@ class FewStepSavePlan(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        """Before the run: a plan may take hours to make."""
+        if filename is not None:  # else another node gives it
+            try:
+                check_filename(filename)
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
     def execute(cls, plan: Learned, filename: str) -> io.NodeOutput:
-        path = free_path(filename)
-        plan.save(path)
+        check_filename(filename)
+        path = keep(plan, lambda: save(plan, filename))
         told = f"saved as {path}"
         say(told)
         return io.NodeOutput(plan, plan.text(), ui=ui.PreviewText(told))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.utils
 import latent_preview
+from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
@@ -48,6 +51,22 @@ def show(output: Mapping[str, Any]) -> None:
     if host is not None and context is not None:
         about = {"node": context.node_id, "display_node": context.node_id, "prompt_id": context.prompt_id}
         host.send_sync("executed", {**about, "output": output}, host.client_id)
+
+
+@contextlib.contextmanager
+def telling(fault: str) -> Iterator[None]:
+    """An error in what only shows is a line in the log: the work itself must not be lost by it."""
+    try:
+        yield
+    except Exception as error:
+        logging.warning("%s: %s", fault, error)
+
+
+def preview_image(images: Tensor) -> ui.PreviewImage | None:
+    """The images to be shown on a node; None, and a line in the log, where the host cannot write them."""
+    with telling("the images cannot be shown on the node"):
+        return ui.PreviewImage(images)
+    return None
 
 
 def _server() -> Any:

@@ -6,22 +6,21 @@
 
 `levels` and `model` are what a node has told of its model in the last run (`told_of`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
-answered with {"error": text}, which the node shows in the place of its plot.
+answered with {"error": text}, which the node shows in the place of its plot. What may be asked, and within which limits,
+is in `requests`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_sampling
-from aiohttp import web
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
 from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.checks import shortened
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.learned import Learned
 from ..samplers.plan import DENOISED, Plan
@@ -30,6 +29,8 @@ from .guidance import read_values
 from .host import LevelRange, host_node, progress, sigmas_over, with_factor
 from .options import chosen_options
 from .plans import FewStepLoadPlan
+from .requests import RequestError, read_request
+from .requests import answer as _answer
 from .runs import NOT_KNOWN, Run, follow, resolve
 from .sampling import FewStepScheduler
 
@@ -52,22 +53,6 @@ def register_routes() -> None:
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))
     server.routes.post("/fewstep/plan")(_answer(plan))
-
-
-def _answer(draw: Callable[[Any], dict[str, Any]]) -> Callable[[web.Request], Any]:
-    """A handler that works beside the event loop, and says in words what is wrong with the widgets."""
-
-    async def handler(request: web.Request) -> web.Response:
-        try:
-            given = await request.json() if request.can_read_body else None
-        except json.JSONDecodeError as error:
-            return web.json_response({"error": f"not JSON: {error}"}, status=400)
-        try:
-            return web.json_response(await asyncio.to_thread(draw, given))
-        except (ValueError, TypeError, KeyError) as error:
-            return web.json_response({"error": str(error.args[0] if error.args else error)})
-
-    return handler
 
 
 # Widgets
@@ -99,6 +84,7 @@ def options() -> dict[str, Any]:
 
 def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
     """The levels of a schedule node and those of the host's karras in the same steps."""
+    request = read_request(request)
     node, levels = request["node"], _levels(request)
     found = _sigmas(node, levels)
     compared: list[float] = []
@@ -188,6 +174,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     `published`: the published plan of the sampler is followed, whatever the schedule. `unknown`: a plan may be followed
     instead, by what the model is, which is not known.
     """
+    request = read_request(request)
     levels, node = _levels(request), request["node"]
     model = request.get("model") if request.get("levels") else SD15
     run = _run(node, request.get("sigmas"), levels, model)
@@ -244,6 +231,8 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         spec, options, found = choice.spec, choice.options, found or choice.sigmas.tolist()
         if choice.plan is not None:
             return follow(choice.plan, found, predicts=True)
+    elif node["type"] != "FewStepSampler":
+        raise RequestError(f"node: {shortened(node['type'])} is no node that samples")
     else:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)

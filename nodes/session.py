@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ import comfy.samplers
 import comfy.utils
 import torch
 from torch import Tensor
+
+from ..samplers.checks import read_number
 
 Conditioning = list[Any]
 """The host's: entries [tensor, settings]."""
@@ -140,11 +141,9 @@ class Session:
     ):
         if not positive:
             raise ValueError("positive holds no prompt: connect a text, or several with Conditioning (Combine)")
-        if not math.isfinite(guidance):
-            raise ValueError(f"cfg = {guidance} must be a finite number")
         if batch < 0:
             raise ValueError(f"batch = {batch} must be at least 1, or 0 for as many images as fit")
-        self.patcher, self.guidance = patcher, float(guidance)
+        self.patcher, self.guidance = patcher, read_number("cfg", guidance, -1e6, 1e6)
         self.shape = tuple(fitting(patcher, latent)["samples"].shape[1:])
         self._positive, self._negative = list(positive), list(negative)
         self._batch, self.texts = batch, tuple(texts)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import comfy.samplers
 import latent_preview
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
@@ -17,6 +17,7 @@ from .host import sampler_function, schedule_sigmas
 from .options import cfg_input, seed_input
 from .pictures import Tile, decode, sheet
 from .plots import Panel, line_plot
+from .progress import preview_image
 from .sampling import CATEGORY
 from .search import search_words
 from .session import Guider, check_single, fitting, sample
@@ -196,4 +197,4 @@ class FewStepFilmStrip(io.ComfyNode):
         ]
         strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
         out = {**fitting(model, latent_image), "samples": result}
-        return io.NodeOutput(strip, frames, out, ui=ui.PreviewImage(strip))
+        return io.NodeOutput(strip, frames, out, ui=preview_image(strip))

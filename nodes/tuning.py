@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SCHEDULES, NonFiniteError
+from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.calibrate import (
     DEFAULT_BASES,
     DEFAULT_FREE,
@@ -44,7 +45,7 @@ from .host import (
     sampler_function,
     schedule_sigmas,
 )
-from .plans import INTERRUPTED, PLAN, free_path
+from .plans import INTERRUPTED, PLAN, keep_newest
 from .plots import Panel, line_plot
 from .progress import Display
 from .runs import announce_each
@@ -166,8 +167,7 @@ class Calibration:
                 **_about(self.session, [*self.fitted, *self.held]),
                 "teacher": self._teacher.about,
                 "baseline": self._starts[self._baseline],
-                "error_before": progress.before,
-                "error_after": progress.after,
+                **_known(error_before=progress.before, error_after=progress.after),
                 "improved": self.improved,
             },
         )
@@ -201,7 +201,7 @@ class Gradients:
         """As that of `DifferentiableGoal`.
 
         Raises:
-            ValueError: if no gradient goes through the model.
+            ValueError: if no gradient goes through the model. Any other error of the run is raised as it is.
         """
         count = len(self.samples)
         squares, slope = torch.zeros(count, dtype=torch.float64), torch.zeros_like(by)
@@ -239,13 +239,28 @@ class Gradients:
 
         try:
             self.session.run(follow, recipe.sigmas, [self.samples[k] for k in group], together=True)
-        except (NonFiniteError, torch.cuda.OutOfMemoryError):
-            raise
-        except (ValueError, RuntimeError) as error:
+        except (NoGradientError, RuntimeError) as error:
+            if not _of_autograd(error):
+                raise
             raise ValueError(
                 f"derivatives: backpropagation does not go through this model ({error}); choose differences"
             ) from error
         return found[0]
+
+
+class NoGradientError(ValueError):
+    """The network lets no gradient through."""
+
+
+def _of_autograd(error: Exception) -> bool:
+    """Whether autograd complains. It raises plain RuntimeErrors, as all of torch does for anything."""
+    return isinstance(error, NoGradientError) or _AUTOGRAD.search(str(error)) is not None
+
+
+_AUTOGRAD = re.compile(
+    r"\b(autograd|backward|derivatives?|gradients?|grad|grad_fn|requires?_grad|inference[ _](tensors?|mode))\b",
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
@@ -277,7 +292,7 @@ def checked(model: Any, network: torch.nn.Module) -> Iterator[Any]:
         found.clear()
         denoised = model(x, *arguments, **options)
         if x.requires_grad and not all(found):
-            raise ValueError("the network lets no gradient through")
+            raise NoGradientError("the network lets no gradient through")
         return denoised
 
     try:
@@ -415,14 +430,12 @@ class Training:
         if not self._done:
             return None
         found = self._best or self._current()
-        errors = {"error_before": self.before, "error_after": self.after}
-        known = {name: error for name, error in errors.items() if math.isfinite(error)}
         about = {
             **_about(self.session, [*self.trained, *self.held]),
             "teacher": self._teacher.about,
             "baseline": self._baseline,
             "iterations": self._done,
-            **known,
+            **_known(error_before=self.before, error_after=self.after),
             "improved": self.improved,
         }
         return Learned(found.recipe, found.predictor, about)
@@ -541,6 +554,11 @@ def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def _known(**errors: float) -> dict[str, float]:
+    """Those that were measured; a file holds no other numbers."""
+    return {name: error for name, error in errors.items() if math.isfinite(error)}
+
+
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
@@ -580,16 +598,23 @@ def _total(number: float) -> float:
 # The nodes
 
 
+def unfinished(learned: Learned) -> Learned:
+    """The same, marked as what was there when the work was stopped: Few-Step Auto never takes it."""
+    return replace(learned, about={**learned.about, INTERRUPTED: True})
+
+
 @contextlib.contextmanager
 def kept(work: Work) -> Iterator[None]:
     """Whatever stops the work, the best so far is written to models/fewstep."""
     try:
         yield
     except BaseException:
-        if (learned := work.learned) is not None:
-            path = free_path(INTERRUPTED)
-            replace(learned, about={**learned.about, INTERRUPTED: True}).save(path)
-            logging.warning("stopped; the best plan so far is in %s", path)
+        try:
+            if (learned := work.learned) is not None:
+                path = keep_newest(unfinished(learned), INTERRUPTED)
+                logging.warning("stopped; the best plan so far is in %s, the only one of this name that is kept", path)
+        except Exception as error:  # what stopped the work is what the host must hear of
+            logging.warning("stopped; %s", error)
         raise
 
 
@@ -762,13 +787,13 @@ class FewStepCalibrate(io.ComfyNode):
             for progress in work:
                 seen.append(progress)
                 display.show(progress.runs, progress.expected, told(progress.before, progress.after))
-        learned = work.learned
-        series = {
-            "fitted": _points([(p.runs, p.error) for p in seen]),
-            "kept apart, best": _points([(p.runs, p.after) for p in seen]),
-        }
-        plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
-        return io.NodeOutput(learned, plot, report(learned))
+            learned = work.learned
+            series = {
+                "fitted": _points([(p.runs, p.error) for p in seen]),
+                "kept apart, best": _points([(p.runs, p.after) for p in seen]),
+            }
+            plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
+            return io.NodeOutput(learned, plot, report(learned))
 
 
 class FewStepTrainAMED(io.ComfyNode):
@@ -874,20 +899,24 @@ class FewStepTrainAMED(io.ComfyNode):
             for step in work:
                 seen.append(step)
                 display.show(step.iteration, step.iterations, f"loss {step.loss:.4g}; {told(step.before, step.after)}")
-        learned = work.learned
-        panels = [
-            Panel(
-                "Training", "iterations", "loss", {"loss": _points([(s.iteration, s.loss) for s in seen])}, log_y=True
-            ),
-            Panel(
-                "Images kept apart",
-                "iterations",
-                "error",
-                {
-                    "base": _points([(s.iteration, s.before) for s in seen]),
-                    "AMED, best": _points([(s.iteration, s.after) for s in seen]),
-                },
-                log_y=True,
-            ),
-        ]
-        return io.NodeOutput(learned, line_plot(panels), report(learned))
+            learned = work.learned
+            panels = [
+                Panel(
+                    "Training",
+                    "iterations",
+                    "loss",
+                    {"loss": _points([(s.iteration, s.loss) for s in seen])},
+                    log_y=True,
+                ),
+                Panel(
+                    "Images kept apart",
+                    "iterations",
+                    "error",
+                    {
+                        "base": _points([(s.iteration, s.before) for s in seen]),
+                        "AMED, best": _points([(s.iteration, s.after) for s in seen]),
+                    },
+                    log_y=True,
+                ),
+            ]
+            return io.NodeOutput(learned, line_plot(panels), report(learned))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import read_number, shortened
 from .integrate import per_image
 from .levels import SAME_LEVEL
 
@@ -103,16 +104,13 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise ValueError(f"shape = {self.shape!r} must be one of {', '.join(SHAPES)}")
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if not (low <= value <= high and math.isfinite(value)):
-                raise ValueError(f"{name} = {value} must be a finite number between {low:g} and {high:g}")
+            raise ValueError(f"shape = {shortened(self.shape)} must be one of {', '.join(SHAPES)}")
+        for name, bounds in _BOUNDS.items():
+            read_number(name, getattr(self, name), *bounds)
         if self.shape == "list" and not self.values:
             raise ValueError("values must hold at least one number for the shape list: one for each step, as 7.5, 5, 1")
         for k, value in enumerate(self.values):
-            if not math.isfinite(value):
-                raise ValueError(f"values[{k}] = {value} must be a finite number")
+            read_number(f"values[{k}]", value, -1e6, 1e6)
         if 0 < self.sigma_start <= self.sigma_end:
             raise ValueError(f"sigma_start = {self.sigma_start:g} must be above sigma_end = {self.sigma_end:g}")
 

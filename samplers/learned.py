@@ -5,17 +5,21 @@ A file is safetensors with JSON in its metadata; a recipe alone can also be a te
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from .amed import Middle, predicted
+from .checks import read_number, shortened
 from .integrate import Model, State, integrate
 from .levels import Level, read_levels
 from .phi import value
@@ -25,6 +29,14 @@ from .recipe import Recipe
 FORMAT, VERSION = "fewstep-plan", 1
 KINDS = ("plan", "amed")
 LIMIT = 50_000_000  # bytes; a predictor has 36 kB
+CHECKSUM = "sha256"  # of the fields and tensors, in the metadata beside the fields; versions without it pass it over
+
+_WEIGHTS = {"F16", "BF16", "F32", "F64"}  # types of safetensors that a predictor's weights may have
+_LARGEST_WEIGHT = 1e6  # beyond it activations could overflow in float32
+_ERRORS = (0.0, 1e9)
+_ABOUT = {"guidance": (-1e6, 1e6), "error_before": _ERRORS, "error_after": _ERRORS}
+_LARGEST = 2.0**64  # of all other numbers in `about`: a seed
+_DEPTH = 8  # of objects and lists within each other there
 
 
 class FileError(ValueError):
@@ -48,6 +60,12 @@ class Learned:
     @property
     def kind(self) -> str:
         return KINDS[self.predictor is not None]
+
+    @property
+    def gain(self) -> float:
+        """The error on samples that nothing was fitted to, as a share of what it was before. 1 if it is not known."""
+        before, after = self.about.get("error_before"), self.about.get("error_after")
+        return after / before if before and after is not None else 1.0
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Check that this is the kind of model it was made for. A field that one of both does not know is left out.
@@ -104,19 +122,91 @@ class Learned:
         """One line of JSON, which `parse` reads. A predictor does not fit into it: the recipe alone is written."""
         return json.dumps(Learned(self.recipe, about=self.about).as_dict())
 
-    def save(self, path: Path) -> None:
-        """Write a file, whole or not at all."""
+    def save(self, path: Path) -> Path:
+        """Write a file, whole or not at all. One of that name is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        with self._part(path.parent) as part:
+            os.replace(part, path)
+        return path
+
+    def save_new(self, paths: Iterable[Path]) -> Path:
+        """Write a file, whole or not at all, under the first of some names in a folder that no file has.
+
+        Others may be writing there at the same time, in this process or another: none is replaced.
+
+        Returns:
+            The path that was taken.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        paths = iter(paths)
+        path = next(paths)
+        with self._part(path.parent) as part:
+            while not _moved(part, path):
+                path = next(paths)
+        return path
+
+    @contextmanager
+    def _part(self, folder: Path) -> Iterator[Path]:
+        """A finished file under a name that only this call knows; gone afterwards, unless it was moved."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {} if self.predictor is None else {k: t.contiguous() for k, t in self.predictor.state_dict().items()}
         metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.as_dict().items()}
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata[CHECKSUM] = json.dumps(_checksum(metadata, tensors))
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{uuid4().hex[:16]}.part"
         try:
             save_file(tensors, part, metadata)
-            os.replace(part, path)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())  # some drives say only now that they are full
+            yield part
+        except SafetensorError as error:
+            raise OSError(f"{folder}: {error}") from None
         finally:
             part.unlink(missing_ok=True)
+
+
+def _moved(part: Path, path: Path) -> bool:
+    """Give a finished file its name; False, and nothing is done, if another file has it."""
+    try:
+        os.link(part, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a drive without hard links: take the name with an empty file first
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        try:
+            os.replace(part, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return True
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of our fields, as they are written, and of the tensors. Fields that other programs added do not count."""
+    digest = hashlib.sha256()
+    for key in sorted(_FIELDS & metadata.keys()):
+        digest.update(json.dumps([key, metadata[key]]).encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+_FIELDS = {"format", "version", "kind", "recipe", "predictor", "about"}
 
 
 def prediction(
@@ -134,25 +224,83 @@ def load(path: Path) -> Learned:
     """Read a file.
 
     Raises:
-        FileError: naming the field at fault and what to do.
+        FileError: naming the field at fault and what to do; no other error, whatever the file holds.
     """
-    from safetensors import SafetensorError, safe_open
+    with _telling(path.name):
+        content = _content(path)
+        header = _header(content)
+        metadata = header.pop("__metadata__", None) or {}
+        check_format(metadata.get("format"))  # before the rest is taken for ours: a LoRA has metadata, too
+        fields = {key: _decoded(key, entry) for key, entry in metadata.items() if key in _FIELDS}
+        check_version(fields.get("version"))
+        tensors = _tensors(header, content)
+        learned = _read(fields, tensors)
+        if CHECKSUM in metadata and metadata[CHECKSUM] != json.dumps(_checksum(metadata, tensors)):
+            raise _Damaged("its checksum is that of other contents")  # files of earlier versions have none
+        return learned
 
-    if path.exists() and path.stat().st_size > LIMIT:
-        raise FileError(f"{path.name} is too large for a plan ({path.stat().st_size:,} bytes): is it a checkpoint?")
+
+def _content(path: Path) -> bytes:
+    """All of a file, read at once: one that is mapped into memory must not be cut off meanwhile."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        if path.exists() and not path.is_file():
+            raise _Damaged("it is no plain file")
+        with path.open("rb") as file:
+            content = file.read(LIMIT + 1)
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise FileError(f"{path.name} is not there: choose another file, or put it back") from None
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path.name} is damaged or was cut off ({error}): copy or download it again") from None
+    except OSError as error:  # without the path, which is nobody's business who only sees the message
+        raise _Damaged(error.strerror or type(error).__name__) from None
+    if len(content) > LIMIT:
+        raise FileError(f"{path.name} is too large for a plan ({size:,} bytes): is it a checkpoint?")
+    return content
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """The JSON in front of the tensors: their types, shapes and places by their names, and `__metadata__`."""
     try:
-        check_format(metadata.get("format"))  # before the rest is taken for ours: a LoRA has metadata, too
-        return _read({key: _decoded(key, entry) for key, entry in metadata.items()}, tensors)
+        found = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (ValueError, RecursionError):
+        raise _Damaged("its header is no JSON") from None
+    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+        raise _Damaged("its header is no list of tensors")
+    return found
+
+
+def _tensors(header: Mapping[str, Any], content: bytes) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    for key, entry in header.items():
+        if entry.get("dtype") not in _WEIGHTS:
+            raise ValueError(
+                f"tensor {key} is of type {shortened(entry.get('dtype'))}, and weights are floating-point numbers of "
+                f"16 to 64 bits ({', '.join(sorted(_WEIGHTS))}): download the file again"
+            )
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise _Damaged(str(error)) from None
+
+
+class _Damaged(ValueError):
+    """Bytes that are no file of this kind; the message says why."""
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Whatever is raised while a file or text is read becomes a FileError that begins with its name."""
+    try:
+        yield
+    except FileError:
+        raise
+    except _Damaged as error:
+        raise FileError(f"{name} is damaged or was cut off ({error}): copy or download it again") from None
     except ValueError as error:
-        raise FileError(f"{path.name}: {error}") from None
+        raise FileError(f"{name}: {error}") from None
+    except Exception as error:
+        raise FileError(f"{name}: it holds what no plan does ({type(error).__name__}: {error})") from error
 
 
 def parse(text: str) -> Learned:
@@ -170,44 +318,49 @@ def parse(text: str) -> Learned:
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
         raise FileError(f"the text is no plan: {error}") from None
-    try:
+    with _telling("the text is no plan"):
         if isinstance(fields, dict) and "recipe" not in fields and "format" not in fields:
             return Learned(Recipe.from_dict(fields))
         return _read(fields, {})
-    except ValueError as error:
-        raise FileError(f"the text is no plan: {error}") from None
 
 
 def check_format(found: Any) -> None:
     """Raise ValueError unless it is ours."""
     if found != FORMAT:
-        raise ValueError(f"field format is {found!r}, not {FORMAT!r}: this is no file of Few-Step")
+        raise ValueError(f"field format is {shortened(found)}, not {FORMAT!r}: this is no file of Few-Step")
 
 
-def _decoded(key: str, entry: str) -> Any:
+def _decoded(key: str, entry: Any) -> Any:
     """An entry of a file's metadata, of which all but the format and the kind are JSON."""
     if key in ("format", "kind"):
         return entry
     try:
         return json.loads(entry)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"field {key} is no JSON ({error}): copy or download it again") from None
+
+
+def check_version(found: Any) -> None:
+    """Raise ValueError unless it is one that is read here."""
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"field version is {shortened(found)}: it must be a whole number from 1 on")
+    if found > VERSION:
+        raise ValueError(
+            f"field version is {shortened(found)} and this Few-Step reads up to {VERSION}: update Few-Step"
+        )
 
 
 def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
     """What the fields of a file or text hold. Raises ValueError, naming the field at fault."""
     fields = fields if isinstance(fields, dict) else {}
     check_format(fields.get("format"))
-    version = fields.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"field version is {version!r}: it must be a whole number from 1 on")
-    if version > VERSION:
-        raise ValueError(f"field version is {version} and this Few-Step reads up to {VERSION}: update Few-Step")
+    check_version(fields.get("version"))
     if fields.get("kind") not in KINDS:
-        raise ValueError(f"field kind is {fields.get('kind')!r}: it must be {' or '.join(KINDS)}")
+        raise ValueError(f"field kind is {shortened(fields.get('kind'))}: it must be {' or '.join(KINDS)}")
     about = fields.get("about", {})
     if not isinstance(about, dict) or not isinstance(about.get("model", {}), dict):
         raise ValueError("field about must be an object, and its field model too")
+    _check_about(about)
     try:
         recipe = Recipe.from_dict(fields.get("recipe", {}))
     except ValueError as error:
@@ -216,10 +369,31 @@ def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
     return Learned(recipe, predictor, about)
 
 
+def _check_about(about: Mapping[str, Any]) -> None:
+    """Raise ValueError for what could not be compared, or shown."""
+    for name, bounds in _ABOUT.items():
+        if name in about:
+            read_number(f"field about: {name}", about[name], *bounds)
+    if not isinstance(about.get("improved", False), bool):
+        raise ValueError(f"field about: improved = {shortened(about['improved'])} must be true or false")
+    _check_numbers("about", about, _DEPTH)
+
+
+def _check_numbers(name: str, given: Any, depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"field {name} is nested too deeply")
+    if isinstance(given, dict | list):
+        named = given.items() if isinstance(given, dict) else ((None, part) for part in given)
+        for key, part in named:
+            _check_numbers(name if key is None else f"{name}: {key[:40]}", part, depth - 1)
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        read_number(f"field {name}", given, -_LARGEST, _LARGEST)
+
+
 def _read_predictor(bounds: Any, tensors: Mapping[str, Tensor]) -> Predictor:
     try:
-        predictor = Predictor(float(bounds["scale_dir"]), float(bounds["scale_time"]))
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        predictor = Predictor(*(read_number(name, bounds[name]) for name in ("scale_dir", "scale_time")))
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"field predictor must give scale_dir and scale_time ({error!r})") from None
     wanted = {key: list(tensor.shape) for key, tensor in predictor.state_dict().items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
@@ -235,6 +409,8 @@ def _read_predictor(bounds: Any, tensors: Mapping[str, Tensor]) -> Predictor:
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"tensor {key} holds NaN or infinity: train the predictor again")
+        if tensor.abs().max() > _LARGEST_WEIGHT:
+            raise ValueError(f"tensor {key} holds numbers above {_LARGEST_WEIGHT:g}: train the predictor again")
     predictor.load_state_dict(dict(tensors))
     return predictor.eval().requires_grad_(False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import shortened
 from .integrate import Model, integrate
 from .levels import SAME_LEVEL, Levels, read_levels, read_sigmas
+from .phi import value
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
 from .spec import NOISE_DEVICE, S_NOISE
@@ -21,6 +22,11 @@ from .tuned import PLAIN, Tuning, analytical_first_step, tuned
 
 PAIRED = ("amed", "amed_dpm_2s")
 """Bases whose steps have two evaluations, at a level and at the next one."""
+
+MOST_LEVELS = 1000
+"""Of a recipe. Every reader of a file or text makes its plan."""
+
+_SIGMA = (1e-6, 1e6)  # above 0; models have 2e-4 to 5e3
 
 _NOT_SOLVER = {S_NOISE.name, NOISE_DEVICE.name}  # options of every sampler that can add noise
 
@@ -59,13 +65,22 @@ class Recipe:
     afs: bool = False
     """Whether the first evaluation is left out (`analytical_first_step`)."""
 
+    _plan: Plan = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
+        if len(self.sigmas) > MOST_LEVELS:
+            raise ValueError(f"sigmas: {len(self.sigmas):,} levels, and a recipe has at most {MOST_LEVELS:,}")
         levels = _reading("sigmas", lambda: read_levels(self.sigmas, self.flow))
         if levels[1].sigma > levels[0].sigma:
             raise ValueError("sigmas must descend: a recipe is for sampling")
+        for k, sigma in enumerate(levels.sigmas):
+            if sigma and not _SIGMA[0] <= sigma <= _SIGMA[1]:
+                raise ValueError(f"sigmas[{k}] = {sigma:g} must be 0 or lie between {_SIGMA[0]:g} and {_SIGMA[1]:g}")
         object.__setattr__(self, "sigmas", levels.sigmas)
         if self.base not in SAMPLERS:
-            raise ValueError(f"base = {self.base!r} is no sampler of this version; known: {', '.join(SAMPLERS)}")
+            raise ValueError(
+                f"base = {shortened(self.base)} is no sampler of this version; known: {', '.join(SAMPLERS)}"
+            )
         options = dict(self.options)
         if "middle" in {option.name for option in SAMPLERS[self.base].options}:
             options["middle"] = "given"
@@ -82,31 +97,45 @@ class Recipe:
                 low, high = _BOUNDS[name]
                 if not low <= number <= high:  # NaN as well
                     raise ValueError(f"{name}[{k}] = {number} must lie between {low:g} and {high:g}")
-        self._check_base(levels)
-        self.plan()
-
-    def _check_base(self, levels: Levels) -> None:
-        spec = SAMPLERS[self.base]
-        plan = () if spec.adaptive else spec.plan(self.sigmas, flow=self.flow, **self.options)
-        if [stage.sigma for stage in plan] != list(levels.sigmas[:-1]) or any(stage.noise for stage in plan):
-            raise ValueError(
-                f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level and add "
-                "no noise, as dpmpp_2m or ipndm_v"
-            )
+        try:
+            plan = self.plan_on(levels, tunings)
+        except ArithmeticError as error:
+            raise ValueError(f"sigmas: no plan of {self.base} can be made on these levels ({error})") from None
+        object.__setattr__(self, "_plan", plan)
 
     def plan(self) -> Plan:
         """The stages of the run."""
-        return self.plan_on(read_levels(self.sigmas, self.flow), self.tunings)
+        return self._plan
 
     def plan_on(self, levels: Levels, tunings: Sequence[Tuning]) -> Plan:
         """The stages with other levels and tunings. Where these are scalars of torch, so are the coefficients."""
-        stages = tuned(SAMPLERS[self.base].solver(levels, **self._solver_options), levels, tunings)
+        stages = tuned(self._base_stages(levels), levels, tunings)
         return economical(analytical_first_step(stages, levels) if self.afs else stages)
 
     def stages(self, levels: Levels) -> Iterator[Stage]:
         """Those of the base solver on other levels, without the tunings."""
-        stages = SAMPLERS[self.base].solver(levels, **self._solver_options)
+        stages = self._base_stages(levels)
         return analytical_first_step(stages, levels) if self.afs else stages
+
+    def _base_stages(self, levels: Levels) -> Iterator[Stage]:
+        """Those of the base solver as it is.
+
+        Raises:
+            ValueError: at the first stage by which it is none that can follow a recipe.
+        """
+        spec, expected = SAMPLERS[self.base], iter(levels.sigmas[:-1])
+        for stage in () if spec.adaptive else spec.solver(levels, **self._solver_options):
+            sigma = next(expected, None)
+            if stage.noise or stage.sigma is None or sigma is None or value(stage.sigma) != value(sigma):
+                break
+            yield stage
+        else:
+            if next(expected, None) is None:
+                return
+        raise ValueError(
+            f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level and add no "
+            "noise, as dpmpp_2m or ipndm_v"
+        )
 
     @property
     def _solver_options(self) -> dict[str, Any]:
@@ -237,11 +266,11 @@ class Recipe:
             ValueError: naming the field that is missing or does not fit.
         """
         if not isinstance(fields, Mapping):
-            raise ValueError(f"a plan is an object with fields base, sigmas and others; got {json.dumps(fields)[:40]}")
+            raise ValueError(f"a plan is an object with fields base, sigmas and others; got {shortened(fields)}")
         known = {"base", "options", "flow", "afs", "sigmas", *Tuning._fields}
         unknown = fields.keys() - known
         if unknown:
-            raise ValueError(f"unknown field {min(unknown)!r}; this version knows {', '.join(sorted(known))}")
+            raise ValueError(f"unknown field {shortened(min(unknown))}; this version knows {', '.join(sorted(known))}")
         for name in ("base", "sigmas"):
             if name not in fields:
                 raise ValueError(f"field {name!r} is missing")
@@ -255,7 +284,7 @@ class Recipe:
         tunings = [Tuning(**{name: c[k] for name, c in columns.items()}) for k in range(len(sigmas) - 1)]
         options = fields.get("options", {})
         if not isinstance(options, Mapping):
-            raise ValueError(f"options = {options!r} must be an object")
+            raise ValueError(f"options = {shortened(options)} must be an object")
         flow, afs = (_switch(name, fields.get(name, False)) for name in ("flow", "afs"))
         return cls(str(fields["base"]), sigmas, flow, options, tuple(tunings), afs)
 
@@ -284,7 +313,7 @@ def _numbers(name: str, given: Any) -> tuple[float, ...]:
 
 def _switch(name: str, given: Any) -> bool:
     if not isinstance(given, bool):
-        raise ValueError(f"{name} = {given!r} must be true or false")
+        raise ValueError(f"{name} = {shortened(given)} must be true or false")
     return given
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_models import conditioning, small_model
 from tables import PICKS, QUALITY, picks, picks_text
 
@@ -266,6 +269,36 @@ def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, mon
     sample(2.0)
     assert len(shown) == 1 and "Warning: this plan was made at guidance 7.5 and runs at 2" in shown[0]
     assert "set cfg to 7.5" in shown[0] and shown[0][len("Warning: ") : -1] in caplog.text
+
+
+def test_no_file_breaks_the_choice_and_no_claim_wins_it(comfyui, folder, caplog):
+    """What cannot be read is left out with a warning; an error after that is above the one before is no gain."""
+    model = small_model("EPS")
+    kind = module(comfyui, "host").fingerprint(model)
+    wanted = plan(comfyui, model, 8, error_before=1.0, error_after=0.5)
+    odd = {
+        "least": {"error_before": 1.0, "error_after": -1e9},
+        "nan": {"error_before": 1.0, "error_after": math.nan},
+        "text": {"error_before": 1.0, "error_after": "0"},
+        "worse": {"error_before": 1.0, "error_after": 2.0},
+        "digits": {"model": {**kind, "sigma_min": 10**400}},
+    }
+    for name, about in odd.items():
+        Learned(wanted.recipe, about={"model": kind, **about}).save(folder / f"{name}.safetensors")
+    metadata = {key: part if isinstance(part, str) else json.dumps(part) for key, part in wanted.as_dict().items()}
+    save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, folder / "float8.safetensors", metadata)
+    assert "safetensors" not in choose(comfyui, model, 8)[2]
+    assert all(f"{name}.safetensors" in caplog.text for name in (*odd, "float8") if name != "worse")
+    wanted.save(folder / "wanted.safetensors")
+    module(comfyui, "auto").folder_paths.filename_list_cache.clear()
+    assert choose(comfyui, model, 8)[2].startswith("wanted")
+
+
+def test_a_plan_that_goes_while_the_list_is_read(comfyui, folder, monkeypatch):
+    node, model = comfyui.nodes["FewStepAuto"], small_model("EPS")
+    plan(comfyui, model).save(folder / "gone.safetensors")
+    monkeypatch.setattr(module(comfyui, "auto").folder_paths, "get_full_path", lambda *_: str(folder / "nowhere"))
+    assert node.fingerprint_inputs(evaluations=8) == (("gone.safetensors", None),)
 
 
 def test_new_plans_are_seen_without_a_restart(comfyui, folder):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_models import conditioning, small_model
@@ -232,6 +234,11 @@ def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
         ({"steps": "4, five"}, "steps: 'five' must be a whole number"),
         ({"steps": ""}, "steps: '' must be a whole number"),
         ({"steps": "0"}, "steps: '0' must be a whole number from 1"),
+        ({"steps": "9" * 5000}, "must be a whole number from 1 to 1000"),
+        ({"samplers": "dpmpp_2m_sde eta=" + "9" * 400}, "must be a number"),
+        ({"samplers": "dpmpp_2m_sde eta=nan"}, "option eta = 'nan' must be a number"),
+        ({"samplers": "euler\n" * 5000}, "samplers: 30,000 characters, and at most 20,000 are read"),
+        ({"steps": "4, " * 10_000}, "steps: 30,000 characters, and at most 20,000 are read"),
         ({"denoise": 0.0}, "denoise = 0 must be above 0"),
         ({"latent_image": {"samples": torch.ones(1, 7, 8, 8)}}, "latent_image has 7 channels and this model has 4"),
     ],
@@ -252,6 +259,83 @@ def test_options_of_both_are_taken(comfyui):
     assert bare.spec.id == "dpm_3m" and theirs.spec is None
     star, plain = names.read_schedules("fewstep_karras*\nkarras")
     assert star.options == {"discard_penultimate": True} and plain.spec is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "=", " =", "*", ",", "(", "\t", "a=", "eta=1 ", "#", "9", "\n", "euler\n", "dpmpp_2m_sde eta=1\n", "x"],
+)
+@pytest.mark.parametrize("before", ["", "dpmpp_2m", "dpmpp_2m_sde eta=", "fewstep_unipc "])
+def test_texts_are_read_in_time_that_grows_with_their_length(comfyui, before, piece):
+    """They are read in the event loop of the server: the longest in less than a second, whatever is repeated."""
+    text = before + piece * ((20_000 - len(before) - 1) // len(piece)) + "x"
+    start = time.process_time()
+    told = comfyui.nodes["FewStepCompare"].validate_inputs(text, text, text)
+    assert time.process_time() - start < 1
+    assert told is True or len(told) < 2000
+
+
+# What is recognised
+
+
+def test_content_takes_whatever_a_conditioning_holds(comfyui):
+    """Equal numbers in other objects are the same; what cannot be read is the same while it is that object."""
+    content = module(comfyui, "compare").Content
+
+    class Slots:
+        __slots__ = ()
+
+    slots, own = Slots(), object()
+    itself: list = [1]
+    itself.append(itself)
+    deep: list = []
+    for _ in range(300):
+        deep = [deep]
+    wide = [0]
+    for _ in range(100):
+        wide = [wide, wide]
+
+    def parts() -> list:
+        return [
+            np.float32(1), np.int64(2), np.bool_(True), np.arange(3), np.array("text"), b"bytes", bytearray(b"more"),
+            torch.float16, torch.device("cpu"), 1 + 2j, None, True, "\ud800", 10**400, torch.zeros(2).bool(),
+            torch.zeros(2, dtype=torch.complex64), torch.zeros(2).to(torch.float8_e4m3fn), torch.zeros(()),
+            torch.Size([2]), {1: {"a": (2,)}}, {np.float32(1): 2},
+        ]  # fmt: skip
+
+    for first, second in zip(parts(), parts(), strict=True):
+        assert content(first).same(content(second)), repr(first)
+    everything = [content(part) for part in parts()]
+    for k, one in enumerate(everything):
+        assert not any(one.same(other) for other in everything[k + 1 :])
+    sparse = torch.eye(3).to_sparse()
+    for same in (slots, own, object, len, {1, 2}, itself, deep, wide, sparse, np.array([object()]), torch.Generator()):
+        assert content(same).same(content(same)), repr(same)[:50]
+    assert not content([slots]).same(content([own]))
+    assert not content(np.float32(1)).same(content(np.float64(1)))
+    assert not content([b"ab", b"c"]).same(content([b"a", b"bc"]))
+
+
+def test_a_conditioning_with_numbers_of_numpy_is_compared(comfyui, small, temp):
+    positive = conditioning(1)
+    positive[0][1].update(strength=np.float32(1), kind=torch.float16, tag=b"tag")
+    of = SimpleNamespace(model=small.model, positive=positive, negative=small.negative)
+    assert compare(comfyui, of)[3]["samples"].isfinite().all()
+
+
+def test_pictures_that_cannot_be_written_lose_nothing(comfyui, counted, monkeypatch, tmp_path, caplog):
+    """Neither the images of a run nor the interruption of one."""
+    import comfy.model_management
+    import folder_paths
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file" / "temp"))
+    assert len(compare(comfyui, counted)[3]["samples"]) == 1
+    assert "the images cannot be shown" in caplog.text
+    counted.asked.calls, counted.asked.stop_at = 0, 6
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        compare(comfyui, counted, samplers="euler\nheun", seed=11)
+    assert "the images that are finished cannot be shown" in caplog.text
 
 
 # Stopping and going on

@@ -192,6 +192,9 @@ def test_agreement_is_a_cosine_for_each_image():
         ({"threshold_floor": 0}, "threshold_floor = 0 must be a finite number between 0.01 and inf"),
         ({"shape": "list"}, "values must hold at least one number"),
         ({"shape": "list", "values": (1.0, math.nan)}, r"values\[1\] = nan"),
+        ({"shape": "list", "values": (1.0, 10**400)}, r"values\[1\] = a whole number of more than"),
+        ({"cfg": 10**400}, "cfg = a whole number of more than"),
+        ({"sigma_start": "5"}, "sigma_start = '5' must be a number"),
     ],
 )
 def test_errors_name_the_field(fields, complaint):

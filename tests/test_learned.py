@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 from mixture import X1, denoiser
 from safetensors.torch import load_file, save_file
 
+from samplers import recipe as recipes
 from samplers.learned import LIMIT, FileError, Learned, load, parse
 from samplers.predictor import Predictor
 from samplers.published import AMED_SD15, PUBLISHED, stable_diffusion_sigma
@@ -115,6 +125,52 @@ def test_saving_that_fails_leaves_what_was_there(files, monkeypatch, fault):
         learned.save(path)
     assert path.read_bytes() == before
     assert sorted(path.parent.iterdir()) == sorted(files.values())
+
+
+def numbered(folder: Path):
+    return (folder / f"plan_{number:05}_.safetensors" for number in count(1))
+
+
+def save_many(folder: Path, copies: int) -> list[Path]:
+    return [PLAN.save_new(numbered(folder)) for _ in range(copies)]
+
+
+def test_writers_in_threads_and_processes_overwrite_nothing(tmp_path):
+    """Every file that was reported is there, and is one of its own."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+from pathlib import Path
+from test_learned import save_many
+print(*save_many(Path({str(tmp_path)!r}), 25), sep="\\n")
+"""
+    command = [sys.executable, "-c", code]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    reported: list[Path] = []
+    threads = [threading.Thread(target=lambda: reported.extend(save_many(tmp_path, 25))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in others:
+        written, _ = other.communicate(timeout=120)
+        assert other.returncode == 0
+        reported += map(Path, written.splitlines())
+    assert len(set(reported)) == 100
+    assert set(tmp_path.iterdir()) == set(reported)
+    assert all(load(path).recipe == PLAN.recipe for path in reported)
+
+
+def test_without_hard_links_nothing_is_overwritten_either(tmp_path, monkeypatch):
+    def no_links(*paths):
+        raise PermissionError("this drive has no hard links")
+
+    monkeypatch.setattr("os.link", no_links)
+    assert save_many(tmp_path, 2) == [tmp_path / "plan_00001_.safetensors", tmp_path / "plan_00002_.safetensors"]
+    monkeypatch.setattr("os.replace", no_links)
+    with pytest.raises(PermissionError):
+        save_many(tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Files at fault
@@ -259,6 +315,201 @@ def test_a_tensor_at_fault_is_named(files, tensors, message):
 def test_a_text_at_fault(text, message):
     with pytest.raises(FileError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_every_floating_type_are_read(files, dtype):
+    weights = load_file(files["amed"])
+    back = load(rewritten(files["amed"], {key: t.to(dtype) for key, t in weights.items()}, sha256=None))
+    for key, tensor in back.predictor.state_dict().items():
+        torch.testing.assert_close(tensor, weights[key].to(dtype).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2],
+    ids=str,
+)
+def test_other_weights_are_refused_by_name(files, dtype):
+    changed = {"level.weight": torch.ones(8, 8).to(dtype)}
+    with pytest.raises(FileError, match=r"amed\.safetensors: tensor level.weight is of type .*floating-point"):
+        load(rewritten(files["amed"], changed, sha256=None))
+
+
+def test_weights_beyond_float32_are_refused(files):
+    changed = {"level.weight": torch.full((8, 8), 1e300, dtype=torch.float64)}
+    with pytest.raises(FileError, match=r"tensor level\.weight holds numbers above"):
+        load(rewritten(files["amed"], changed, sha256=None))
+
+
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [
+        ({"error_after": -1e9}, "field about: error_after = -1000000000.0 must be a finite number between 0 and"),
+        ({"error_before": math.nan}, "field about: error_before = nan"),
+        ({"error_after": math.inf}, "field about: error_after = inf"),
+        ({"error_after": "0.1"}, "field about: error_after = '0.1' must be a number"),
+        ({"error_after": True}, "field about: error_after = True must be a number"),
+        ({"error_before": 10**400}, "field about: error_before = a whole number of more than"),
+        ({"guidance": [7.5]}, "field about: guidance"),
+        ({"improved": 1}, "field about: improved = 1 must be true or false"),
+        ({"model": {"sigma_min": 10**400}}, "field about: model: sigma_min = a whole number"),
+        ({"model": {"sigma_max": math.nan}}, "field about: model: sigma_max = nan"),
+        ({"seeds": [1, -(10**30)]}, "field about: seeds"),
+        ({"teacher": [[[[[[[[[[1]]]]]]]]]]}, "field about: teacher is nested too deeply"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_a_plan_says_of_itself_is_checked(tmp_path, about, named):
+    """In files, with a checksum that is right, and in texts."""
+    learned, path = Learned(PLAN.recipe, about={**ABOUT, **about}), tmp_path / "plan.safetensors"
+    learned.save(path)
+    with pytest.raises(FileError, match=named):
+        load(path)
+    with pytest.raises(FileError, match=named):
+        parse(learned.text())
+
+
+def test_a_recipe_has_at_most_a_thousand_levels():
+    levels = [1000.0 - k for k in range(1000)]
+    assert len(parse(json.dumps({"base": "euler", "sigmas": levels})).recipe.sigmas) == 1000
+    with pytest.raises(FileError, match="sigmas: 1,001 levels, and a recipe has at most 1,000"):
+        parse(json.dumps({"base": "euler", "sigmas": [1001.0, *levels]}))
+    with pytest.raises(FileError, match=r"sigmas\[1\] = 1e-300 must be 0 or lie between"):
+        parse(json.dumps({"base": "euler", "sigmas": [1.0, 1e-300, 0.0]}))
+
+
+def test_a_plan_is_made_once(monkeypatch):
+    made = []
+    spec = recipes.SAMPLERS["euler"]
+
+    def counted(*arguments, **options):
+        made.append(1)
+        return spec.solver(*arguments, **options)
+
+    monkeypatch.setattr(recipes, "SAMPLERS", {"euler": dataclasses.replace(spec, solver=counted, options=())})
+    recipe = parse('{"base": "euler", "sigmas": [3, 2, 1, 0]}').recipe
+    assert recipe.plan() is recipe.plan() and len(made) == 1
+
+
+# Checksums
+
+
+def test_a_file_with_other_contents_than_were_written_is_damaged(files):
+    for path, changed in (
+        (files["plan"], {"recipe": json.dumps(Recipe("euler", SIGMAS).as_dict())}),
+        (files["amed"], {"about": "{}"}),
+    ):
+        with pytest.raises(FileError, match=rf"{path.name} is damaged or was cut off \(its checksum"):
+            load(rewritten(path, **changed))
+    other = {"level.weight": load_file(files["amed"])["level.weight"] + 1e-3}
+    amed().save(files["amed"])
+    with pytest.raises(FileError, match=r"amed\.safetensors is damaged"):
+        load(rewritten(files["amed"], other))
+
+
+def test_files_without_a_checksum_and_with_fields_of_other_programs_are_read(files):
+    for path in files.values():
+        recipe = load(path).recipe
+        assert load(rewritten(path, **{"modelspec.title": "mine"})).recipe == recipe
+        assert load(rewritten(path, sha256=None)).recipe == recipe
+    for path in (Path(__file__).parents[1] / "demo" / "plans").glob("*.safetensors"):
+        assert load(path).recipe.nfe > 0  # written by earlier versions
+
+
+def test_the_fields_are_those_that_earlier_versions_read(files):
+    """They take every entry but the format and the kind for JSON, and pass over what they do not know."""
+    from safetensors import safe_open
+
+    with safe_open(files["amed"], "pt") as file:
+        metadata = file.metadata()
+    known = {"format", "version", "kind", "recipe", "predictor", "about"}
+    assert metadata.keys() == known | {"sha256"}
+    assert metadata["format"] == "fewstep-plan" and metadata["version"] == "1"
+    assert len(json.loads(metadata["sha256"])) == 64
+
+
+# Fuzz
+
+
+ODD = (
+    None, True, [], {}, "", "1", -1, 0, 0.5, 1e-320, 1e308, -1e9, math.nan, math.inf, 10**400, "x" * 5000, "\ud800",
+    [[[[[[]]]]]], {"a": {"b": {}}}, [1] * 2000, [math.nan], ["a"],
+)  # fmt: skip
+
+
+def mutated(given, random: random.Random):
+    """A copy of some JSON with one part of it replaced, left out, or written twice."""
+    if not isinstance(given, dict | list) or not given or random.random() < 0.15:
+        return random.choice(ODD)
+    copied = dict(given) if isinstance(given, dict) else list(given)
+    key = random.choice(list(copied)) if isinstance(copied, dict) else random.randrange(len(copied))
+    chance = random.random()
+    if chance < 0.1:
+        del copied[key]
+    elif chance < 0.2 and isinstance(copied, dict):
+        copied[random.choice(["x", "slope", "guidance", "options", "afs"])] = random.choice(ODD)
+    else:
+        copied[key] = mutated(copied[key], random)
+    return copied
+
+
+def read_or_refused(read, given) -> Learned | None:
+    """What is read, which a sampler can follow; None if it was refused in words."""
+    start, found, refused = time.process_time(), None, ""
+    try:
+        found = read(given)
+    except FileError as error:
+        refused = str(error)
+    assert len(refused) < 2000 and time.process_time() - start < 5
+    if found is not None:
+        assert all(math.isfinite(float(c)) for stage in found.recipe.plan() for c in stage.update.terms.values())
+        assert 0 <= found.gain < math.inf and json.loads(found.text())
+    return found
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_odd_texts_are_plans_or_refused(seed):
+    source = random.Random(seed)
+    fields = (PLAN if seed % 2 else amed()).as_dict()
+    for _ in range(source.randint(1, 3)):
+        fields = mutated(fields, source)
+    read_or_refused(parse, json.dumps(fields))
+    if isinstance(fields, dict) and isinstance(fields.get("recipe"), dict):
+        read_or_refused(parse, json.dumps(fields["recipe"]))
+    text = PLAN.text()
+    cut = source.randrange(len(text))
+    read_or_refused(parse, text[:cut] + source.choice(["", "[", "}", "9" * 5000, "\0", "é"]) + text[cut + 1 :])
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_odd_files_are_plans_or_refused(files, seed):
+    """Cut off, with other bytes or with odd fields; with the checksum no other plan than the one that was written."""
+    source = random.Random(seed)
+    kind = source.choice(["plan", "amed"])
+    path, written = files[kind], load(files[kind])
+    content = bytearray(path.read_bytes())
+    for _ in range(source.randint(1, 4)):
+        place = source.randrange(min(len(content), 3000) if source.random() < 0.7 else len(content))
+        content[place] = source.randrange(256)
+    path.write_bytes(content[: source.randrange(len(content))] if source.random() < 0.2 else content)
+    found = read_or_refused(load, path)
+    if found is not None and b"sha256" in content:
+        assert found.recipe == written.recipe and found.about == written.about
+    written.save(path)
+    field = source.choice(["recipe", "about", "predictor", "version"])
+    changed = mutated(json.loads(json.dumps(written.as_dict().get(field))), source)
+    read_or_refused(load, rewritten(path, sha256=None, **{field: json.dumps(changed)}))
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for odd in (tmp_path, tmp_path / "a\0b", tmp_path / "\ud800", tmp_path / ("x" * 300), tmp_path / "x" / "y"):
+        with pytest.raises(FileError):
+            load(odd)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(FileError, match="no plain file"):
+            load(tmp_path / "pipe")
 
 
 # The model it was made for

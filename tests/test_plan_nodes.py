@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from small_models import conditioning, small_model
 from samplers import SCHEDULES, read_levels
 from samplers.amed import with_midpoints
 from samplers.learned import Learned
+from samplers.learned import load as load_file
 from samplers.predictor import Predictor, pool
 from samplers.published import AMED_SD15, PUBLISHED
 from samplers.recipe import Recipe
@@ -147,6 +149,59 @@ def test_nothing_is_written_outside_the_folder(comfyui, folder, name):
     with pytest.raises(ValueError, match=r"^filename = .* must be a name.*inside models/fewstep"):
         comfyui.nodes["FewStepSavePlan"].execute(small_plan(), name)
     assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\0b", r"filename = 'a\\x00b' holds '\\x00', which not every system takes"),
+        ("plan\n2", r"filename = 'plan\\n2' holds '\\n'"),
+        ("a\u2028b", "filename = .* holds"),
+        ("\ud800", r"filename = '\\ud800' holds '\\ud800'"),
+        ("a*b?", r"filename = .* holds '\*'"),
+        ("CON", "filename = 'CON' holds 'CON', which cannot be the name of a file on Windows: choose another"),
+        ("sub/lpt1.old/plan", "filename = .* holds 'lpt1.old'"),
+        ("name.", "filename = 'name.' holds 'name.'"),
+        ("x" * 300, "filename = .* is too long: a name may have 200 bytes"),
+        ("計" * 100, "filename = .* is too long"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_name_that_no_file_can_have_is_told_when_queued(comfyui, folder, name, message):
+    """And in a run, where another node may have given it."""
+    node = comfyui.nodes["FewStepSavePlan"]
+    assert re.search(message, node.validate_inputs(name))
+    with pytest.raises(ValueError, match=message):
+        node.execute(small_plan(), name)
+    assert not list(folder.parent.iterdir())
+
+
+def test_a_path_that_is_too_long_is_the_fault_of_the_name(comfyui, folder):
+    """No folders are made for it, and the plan is there under another name."""
+    with pytest.raises(ValueError, match=r"filename = .* makes a path that is too long: shorten it"):
+        comfyui.nodes["FewStepSavePlan"].execute(small_plan(), "/".join(["x" * 100] * 60))
+    assert [path.name for path in folder.iterdir()] == ["rescued_00001_.safetensors"]
+
+
+def test_names_of_other_languages_are_names(comfyui, folder):
+    for name in ("Pläne/größe 計画 😀", "a.b.c", ".hidden", " plan "):
+        assert comfyui.nodes["FewStepSavePlan"].validate_inputs(name) is True
+        comfyui.nodes["FewStepSavePlan"].execute(small_plan(), name)
+    assert len(list(folder.rglob("*_00001_.safetensors"))) == 4
+    assert comfyui.nodes["FewStepSavePlan"].validate_inputs() is True  # another node gives it
+
+
+def test_a_plan_that_cannot_be_saved_is_not_lost(comfyui, folder, monkeypatch, tmp_path, caplog):
+    """Other folders are tried; the error says where it is."""
+    import folder_paths
+
+    folder.write_text("a file where the folder should be")
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    plan = small_predictor()
+    with pytest.raises(OSError, match=r"the plan could not be saved .*; it is in .*rescued_00001_.safetensors instead"):
+        comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
+    (path,) = (tmp_path / "output").iterdir()
+    assert load_file(path).recipe == plan.recipe and plan.text() in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "secret.safetensors", "a/../../secret.safetensors"])

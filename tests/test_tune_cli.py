@@ -160,3 +160,13 @@ def test_errors_are_said_in_a_line(folder):
     for (message, code), (_, named) in zip(said, cases, strict=True):
         assert re.match(named, message) and code == "1"
     assert not (folder / "none.safetensors").exists()
+
+
+def test_a_plan_that_cannot_be_written_is_not_lost(folder):
+    """Below a file there can be no folder: it goes to another one, and the last line says where."""
+    (folder / "file").write_text("")
+    arguments = ("--rounds", "1", "--base", "euler", "--base-directory", str(folder))
+    code, _, complaints = tune(folder, "calibrate", "file/plan.safetensors", *arguments)
+    assert code == 1 and "error: the plan could not be saved" in complaints
+    (rescued,) = (folder / "models" / "fewstep").glob("rescued*")
+    assert str(rescued) in complaints.splitlines()[-1] and load(rescued).text() in complaints

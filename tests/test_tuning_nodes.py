@@ -354,6 +354,135 @@ def test_a_model_without_gradients_is_said(comfyui):
         execute(comfyui, "FewStepCalibrate", model, evaluations=2, base="euler", derivatives="backpropagation")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("this patch wants another latent"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        ZeroDivisionError("division by zero"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_of_a_run_by_backpropagation_stay_what_they_are(comfyui, error):
+    model = small_model("FLOW").clone()
+
+    def broken(network, given):
+        if torch.is_grad_enabled() and given["input"].requires_grad:
+            raise error
+        return network(given["input"], given["timestep"], **given["c"])
+
+    model.set_model_unet_function_wrapper(broken)
+    with pytest.raises(type(error), match=str(error)) as raised:
+        execute(
+            comfyui, "FewStepCalibrate", model, evaluations=2, base="euler", derivatives="backpropagation", samples=1
+        )
+    assert raised.value is error
+
+
+def test_a_model_that_leaves_torch_is_said(comfyui):
+    model = small_model("FLOW").clone()
+
+    def elsewhere(network, given):
+        return torch.from_numpy(network(given["input"], given["timestep"], **given["c"]).numpy())
+
+    model.set_model_unet_function_wrapper(elsewhere)
+    named = r"derivatives: backpropagation does not go through this model \(.*grad.*\); choose differences"
+    with pytest.raises(ValueError, match=named):
+        execute(comfyui, "FewStepCalibrate", model, evaluations=2, base="euler", derivatives="backpropagation")
+
+
+# What is stopped
+
+
+class Stopped:
+    """Some work that has come to a plan."""
+
+    def __init__(self, learned):
+        self._learned = learned
+
+    @property
+    def learned(self):
+        if isinstance(self._learned, Exception):
+            raise self._learned
+        return self._learned
+
+
+def predictor_plan(comfyui):
+    tuning = module(comfyui, "tuning")
+    with torch.inference_mode(False):
+        return tuning.Learned(tuning.Recipe("amed", (14.0, 5.0, 2.0, 0.5, 0.0)), tuning.Predictor())
+
+
+def stop(comfyui, work, error: BaseException) -> None:
+    """As the host's interruption stops a node; the error that comes out is the one that went in."""
+    with pytest.raises(type(error)) as raised, module(comfyui, "tuning").kept(work):
+        raise error
+    assert raised.value is error
+
+
+def stops() -> list[BaseException]:
+    import comfy.model_management as management
+
+    return [
+        management.InterruptProcessingException(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        KeyboardInterrupt(),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_plan_that_cannot_be_saved_goes_elsewhere_and_into_the_log(comfyui, monkeypatch, tmp_path, caplog, kind):
+    """Below a file there can be no folder, for root neither."""
+    import folder_paths
+
+    (tmp_path / "file").write_text("")
+    nowhere, elsewhere = tmp_path / "file" / "fewstep", tmp_path / "output"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(nowhere)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "output_directory", str(elsewhere))
+    plan = predictor_plan(comfyui)
+    stop(comfyui, Stopped(plan), stops()[kind])
+    (path,) = elsewhere.iterdir()
+    back = module(comfyui, "plans").load(path)
+    assert back.recipe == plan.recipe and back.predictor is not None
+    assert str(path) in caplog.text and plan.text() in caplog.text
+
+
+def test_a_plan_that_no_folder_takes_is_in_the_log(comfyui, monkeypatch, folder, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    plan = predictor_plan(comfyui)
+    stop(comfyui, Stopped(plan), stops()[0])
+    assert plan.text() in caplog.text and "No space left" in caplog.text and "its predictor is lost" in caplog.text
+    assert not list(folder.iterdir())
+
+
+def test_what_stopped_the_work_is_told_though_nothing_can_be_kept(comfyui, folder, caplog):
+    stop(comfyui, Stopped(RuntimeError("the device is lost")), stops()[1])
+    stop(comfyui, Stopped(None), stops()[0])
+    assert "the device is lost" in caplog.text and not list(folder.iterdir())
+
+
+def test_the_newest_interrupted_plan_is_kept(comfyui, folder):
+    """Others of the user's stay."""
+    plan = predictor_plan(comfyui)
+    others = [folder / name for name in ("interrupted_of_mine_00001_.safetensors", "interrupted.safetensors")]
+    for path in others:
+        plan.save(path)
+    for number in (1, 2, 3):
+        stop(comfyui, Stopped(plan), stops()[0])
+        assert set(folder.iterdir()) == {*others, folder / f"interrupted_{number:05}_.safetensors"}
+
+
+def test_an_error_after_the_work_loses_nothing(comfyui, folder, monkeypatch):
+    monkeypatch.setattr(module(comfyui, "tuning"), "line_plot", lambda panels: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        execute(comfyui, "FewStepTrainAMED", iterations=1, samples=1, batch=1)
+    assert len(list(folder.glob("interrupted*"))) == 1
+
+
 # Both
 
 
