@@ -6,7 +6,6 @@ import bisect
 import functools
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple

@@ -6,8 +6,7 @@
 
 `levels` and `model` are what a node has told of its model in the last run (`told_of`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
-answered with {"error": text}, which the node shows in the place of its plot. What may be asked, and within which limits,
-is in `requests`.
+answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
 """
 
 from __future__ import annotations
