@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .integrate import Model, integrate
-from .levels import SAME_LEVEL, Levels, read_levels, read_sigmas
+from .levels import REPEATS, SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
+from .phi import value
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
 from .spec import NOISE_DEVICE, S_NOISE
@@ -45,7 +47,7 @@ class Recipe:
     """Id of a sampler without noise that evaluates the model once at each level; `amed` and `amed_dpm_2s` are two."""
 
     sigmas: tuple[float, ...]
-    """Descending levels, n + 1 for n evaluations."""
+    """Descending levels, n + 1 for n evaluations; one alone is a part without a step."""
 
     flow: bool = False
     """Levels of a rectified-flow model."""
@@ -60,8 +62,8 @@ class Recipe:
     """Whether the first evaluation is left out (`analytical_first_step`)."""
 
     def __post_init__(self) -> None:
-        levels = _reading("sigmas", lambda: read_levels(self.sigmas, self.flow))
-        if levels[1].sigma > levels[0].sigma:
+        levels = _reading("sigmas", lambda: _levels_of(self.sigmas, self.flow))
+        if len(levels) > 1 and levels[1].sigma > levels[0].sigma:
             raise ValueError("sigmas must descend: a recipe is for sampling")
         object.__setattr__(self, "sigmas", levels.sigmas)
         if self.base not in SAMPLERS:
@@ -82,7 +84,8 @@ class Recipe:
                 low, high = _BOUNDS[name]
                 if not low <= number <= high:  # NaN as well
                     raise ValueError(f"{name}[{k}] = {number} must lie between {low:g} and {high:g}")
-        self._check_base(levels)
+        if self.nfe + self.afs:
+            self._check_base(levels)
         self.plan()
 
     def _check_base(self, levels: Levels) -> None:
@@ -96,10 +99,12 @@ class Recipe:
 
     def plan(self) -> Plan:
         """The stages of the run."""
-        return self.plan_on(read_levels(self.sigmas, self.flow), self.tunings)
+        return self.plan_on(_levels_of(self.sigmas, self.flow), self.tunings)
 
     def plan_on(self, levels: Levels, tunings: Sequence[Tuning]) -> Plan:
         """The stages with other levels and tunings. Where these are scalars of torch, so are the coefficients."""
+        if len(levels) < 2:
+            return ()
         stages = tuned(SAMPLERS[self.base].solver(levels, **self._solver_options), levels, tunings)
         return economical(analytical_first_step(stages, levels) if self.afs else stages)
 
@@ -120,13 +125,18 @@ class Recipe:
     def piece(self, sigmas: Tensor | Sequence[float], *, in_pairs: bool = False) -> Recipe:
         """The recipe for a part of its levels: image to image, or a run that is split in two.
 
+        A level that repeats the one before is left out. A part without a step has one level, and no evaluations.
+
         Args:
             in_pairs: whether every second level was inserted by a predictor, so that a part cannot begin with one.
 
         Raises:
             ValueError: if they are no part of the recipe's own, or begin with an inserted level.
         """
-        given = read_sigmas(sigmas)
+        run = read_run(read_sigmas(sigmas), self.flow)
+        given = [value(level.sigma) for level in run.levels]
+        if not given:
+            return replace(self, sigmas=self.sigmas[-1:], tunings=(), afs=False)
         for first in range(len(self.sigmas) - len(given) + 1):
             last = first + len(given)
             if all(math.isclose(a, b, rel_tol=SAME_LEVEL) for a, b in zip(given, self.sigmas[first:last], strict=True)):
@@ -138,7 +148,7 @@ class Recipe:
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
-        if first % 2 and (in_pairs or self.base in PAIRED):
+        if last - first > 1 and first % 2 and (in_pairs or self.base in PAIRED):
             raise ValueError(
                 f"sigmas: this part of the plan begins at its level {first}, in the middle of a step: begin one level "
                 "earlier or later"
@@ -176,10 +186,14 @@ class Recipe:
             ValueError: naming the argument at fault.
         """
         recipe = self if sigmas is None else self.piece(sigmas)
+        plan = recipe.plan()
+        if sigmas is not None and (run := read_run(read_sigmas(sigmas), self.flow)).repeats:
+            logging.warning(REPEATS)
+            plan = tuple(stage._replace(step=run.numbers[stage.step]) for stage in plan)
         return integrate(
             recipe.guided(model, set_guidance),
             x,
-            recipe.plan(),
+            plan,
             extra_args=extra_args,
             callback=callback,
             disable=disable,
@@ -246,6 +260,8 @@ class Recipe:
             if name not in fields:
                 raise ValueError(f"field {name!r} is missing")
         sigmas = _numbers("sigmas", fields["sigmas"])
+        if len(sigmas) < 2:
+            raise ValueError(f"sigmas must hold at least two levels (one step), got {list(sigmas)}")
         columns = {name: _numbers(name, fields[name]) for name in Tuning._fields if name in fields}
         for name, column in columns.items():
             if len(column) != len(sigmas) - 1:
@@ -270,6 +286,12 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
         return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _levels_of(sigmas: Sequence[float], flow: bool) -> Levels:
+    """Those of a recipe: one alone, or two and more that all differ."""
+    run = read_run(sigmas, flow)
+    return run.levels if run.numbers == (0,) else read_levels(sigmas, flow)
 
 
 def _numbers(name: str, given: Any) -> tuple[float, ...]:
