@@ -105,14 +105,13 @@ def integrate(
         for stage in stages(plan, state, info):
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
-                before = None if evaluated else x.detach().clone()
+                before = conduct.before(x)
                 answer = model(x, sigma, **extra_args)
                 check_like(answer, x, "model must return the denoised sample")
                 denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
                 checksums.append(checksum(denoised, wide))
                 evaluated.append((stage.step, stage.sigma))
-                if before is not None:
-                    conduct.left(x, before)
+                conduct.after(x, before)
                 if stage.step != step or (state is not None and x is start):  # at START: a new try of the step
                     step = stage.step
                     bar.update(step - bar.n)
@@ -139,7 +138,7 @@ def integrate(
     checksums.append(checksum(x, wide))
     info["nfe"] = len(evaluated)
     found = torch.stack([*checksums, *conduct.seen]).tolist()  # the one read-back
-    check_finite(found[: len(checksums)], evaluated, total or step + 1)
+    check_finite(found[: len(checksums)], evaluated, total or step + 1, x.dtype)
     conduct.check(found[len(checksums) :])
     return x
 
@@ -158,23 +157,44 @@ def stages(plan: Sequence[Stage] | Decisions, state: State | None, info: dict[st
         info.update(end.value or {})
 
 
-class Conduct:
-    """What a model must not do, noted without a read-back: write into x, or over an answer that is still needed.
+_WRITTEN = (
+    "the model wrote into the sample x that it was given, from which the sampler goes on: look for an operation in "
+    "place in the model or in what wraps it, and let it work on a copy"
+)
 
-    Inference tensors do not count how often they were written to, so x is compared with a copy, and an answer in the
-    memory of an earlier one by their checksums. A model that always returns one and the same stored tensor is none that
-    writes.
+
+class Conduct:
+    """What a model must not do: write into x, or over an answer that is still needed.
+
+    A tensor counts how often it was written to, but for those of inference mode, as the host has them. There x is
+    compared with a copy, in the first evaluation of a run. An answer in the memory of an earlier one is told from that
+    by their checksums: a model may always return one and the same stored tensor. Nothing is read back before the end.
     """
 
     def __init__(self, needed: int, dtype: torch.dtype):
         self.seen: list[Tensor] = []
-        """Numbers that are 0 if all is well; the first one is about x."""
+        """Numbers that are 0 if all is well: first `compared` of them about x, the others about answers."""
+        self.compared = 0
         self._dtype = dtype
         self._answers: deque[tuple[int, Tensor]] = deque(maxlen=needed)
 
-    def left(self, x: Tensor, before: Tensor) -> None:
-        """Note whether x is what it was."""
-        self.seen.append((x.detach() != before).sum(dtype=self._dtype))
+    def before(self, x: Tensor) -> int | Tensor | None:
+        """What to know of x before an evaluation."""
+        if not (x.is_inference() or torch.is_inference_mode_enabled()):
+            return x._version
+        return None if self.compared else x.clone()
+
+    def after(self, x: Tensor, before: int | Tensor | None) -> None:
+        """Look whether x is what it was.
+
+        Raises:
+            ValueError: if it is known not to be.
+        """
+        if isinstance(before, Tensor):
+            self.seen.append((x != before).sum(dtype=self._dtype))
+            self.compared = 1
+        elif before is not None and before != x._version:
+            raise ValueError(_WRITTEN)
 
     def answered(self, answer: Tensor | None, checksum: Tensor) -> None:
         """Note an answer that is remembered as it is; None for one that is remembered as something else."""
@@ -186,12 +206,9 @@ class Conduct:
 
     def check(self, seen: Sequence[float]) -> None:
         """Raise ValueError if something was written to. `seen` are the numbers of the attribute, read back."""
-        if seen and seen[0]:
-            raise ValueError(
-                "the model wrote into the sample x that it was given, from which the sampler goes on: look for an "
-                "operation in place in the model or in what wraps it, and let it work on a copy"
-            )
-        if any(seen[1:]):
+        if any(seen[: self.compared]):
+            raise ValueError(_WRITTEN)
+        if any(seen[self.compared :]):
             raise ValueError(
                 "the model wrote over a prediction that it had returned and that the sampler still needs: let it "
                 "return a new tensor each time, or a copy of its buffer"
@@ -303,23 +320,29 @@ def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 _BROKEN_START = "x holds NaN or infinity: the latent or the noise that the run starts from is broken"
 
 
-def non_finite(step: int, steps: int, sigma: Scalar) -> NonFiniteError:
-    """The error that names the step and what to try."""
+def non_finite(step: int, steps: int, sigma: Scalar, dtype: torch.dtype = torch.float32) -> NonFiniteError:
+    """The error that names the step and what to try; `dtype` is that of the sample."""
+    narrow = "; the sample is in fp16 and may have gone beyond it: use a wider dtype for it"
     return NonFiniteError(
         f"the model returned NaN or infinity at step {step + 1} of {steps} "
         f"(sigma = {value(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
-        "guidance scale, or look for a broken LoRA or checkpoint"
+        "guidance scale, or look for a broken LoRA or checkpoint" + (narrow if dtype == torch.float16 else "")
     )
 
 
-def check_finite(checksums: Sequence[float], evaluated: Sequence[tuple[int, Scalar]], steps: int) -> None:
+def check_finite(
+    checksums: Sequence[float],
+    evaluated: Sequence[tuple[int, Scalar]],
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Were the first sample, all predictions and the last sample finite? Raises NonFiniteError, naming what was not."""
     first, *predictions, last = checksums
     if not math.isfinite(first):
         raise NonFiniteError(_BROKEN_START)
     for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
         if not math.isfinite(checked):
-            raise non_finite(step, steps, sigma)
+            raise non_finite(step, steps, sigma, dtype)
     if not math.isfinite(last):
         raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .integrate import Model, integrate
-from .levels import REPEATS, SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
-from .phi import value
+from .levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
 from .spec import NOISE_DEVICE, S_NOISE
@@ -125,7 +123,7 @@ class Recipe:
     def piece(self, sigmas: Tensor | Sequence[float], *, in_pairs: bool = False) -> Recipe:
         """The recipe for a part of its levels: image to image, or a run that is split in two.
 
-        A level that repeats the one before is left out. A part without a step has one level, and no evaluations.
+        A part without a step has one level, and no evaluations.
 
         Args:
             in_pairs: whether every second level was inserted by a predictor, so that a part cannot begin with one.
@@ -133,8 +131,7 @@ class Recipe:
         Raises:
             ValueError: if they are no part of the recipe's own, or begin with an inserted level.
         """
-        run = read_run(read_sigmas(sigmas), self.flow)
-        given = [value(level.sigma) for level in run.levels]
+        given = read_sigmas(sigmas)
         if not given:
             return replace(self, sigmas=self.sigmas[-1:], tunings=(), afs=False)
         for first in range(len(self.sigmas) - len(given) + 1):
@@ -186,14 +183,10 @@ class Recipe:
             ValueError: naming the argument at fault.
         """
         recipe = self if sigmas is None else self.piece(sigmas)
-        plan = recipe.plan()
-        if sigmas is not None and (run := read_run(read_sigmas(sigmas), self.flow)).repeats:
-            logging.warning(REPEATS)
-            plan = tuple(stage._replace(step=run.numbers[stage.step]) for stage in plan)
         return integrate(
             recipe.guided(model, set_guidance),
             x,
-            plan,
+            recipe.plan(),
             extra_args=extra_args,
             callback=callback,
             disable=disable,

@@ -151,7 +151,6 @@ def test_non_finite_error_is_a_value_error():
         ([inf, 1.0, 0.0], r"sigmas\[0\] = inf"),
         ([14.0, 1.0, -0.5], r"sigmas\[2\] = -0.5"),
         ([14.0, 1.0, 3.0, 0.0], r"sigmas\[1\] = 1 and sigmas\[2\] = 3"),
-        ([1e39, 1.0, 0.0], r"sigmas\[0\] = 1e\+39: noise levels must be finite"),
         ([nan], r"sigmas\[0\] = nan"),
         ([1.0, 3.0, 2.0], r"sigmas\[1\] = 3 and sigmas\[2\] = 2"),
         ([0.0, 1.0, 3.0], "cannot start at 0"),
@@ -172,7 +171,9 @@ def test_sigmas_of_another_rank(shape):
         sample(SAMPLERS["ddim"], sigmas=torch.ones(shape))
 
 
-@pytest.mark.parametrize("sigmas", [None, 3.0, [[2.0, 1.0], [1.0, 0.0]], ["a", "b"], [10**400, 1.0]], ids=str)
+@pytest.mark.parametrize(
+    "sigmas", [None, 3.0, [[2.0, 1.0], [1.0, 0.0]], ["a", "b"], [10**400, 1.0], [1e39, 1.0]], ids=str
+)
 def test_sigmas_that_are_no_numbers(sigmas):
     with pytest.raises(ValueError, match="sigmas"):
         sample(SAMPLERS["ddim"], sigmas=sigmas)
@@ -378,18 +379,22 @@ def test_hardly_any_noise_is_hardly_any(id, eta):
     for k in range(20):
         sigmas = sorted((0.01 + 80 * math.sin(7.1 * k + 1.3 * i) ** 2 for i in range(12)), reverse=True)
         noises = [stage.noise for stage in spec.plan([*sigmas, 0.0], eta=eta) if stage.noise is not None]
-        assert all(0 <= noise.scale <= 2 * 80 * max(eta, 1e-7) for noise in noises)
+        most = (20 * eta) ** 0.5 if id == "dpmpp_2m_sde" else 2 * eta  # 1 - e^(-2 eta h), or eta^2 times that
+        assert all(0 <= noise.scale <= 80 * max(most, 1e-7) for noise in noises)
 
 
 def test_a_coefficient_beyond_fp16():
-    """Ascending levels over a wide range: the result fits into fp16, or is an error that says what to do."""
+    """It is no error in itself: what it leads to fits into fp16, or the error says that a wider dtype is needed."""
+    x = torch.full((1, 4, 4, 4), 1e-4, dtype=torch.float16)
+    plan = [Stage(0, 1.0, 1e5 * X - 1e5 * DENOISED)]
+    found = integrate(lambda x, sigma: x / 2, x, plan, disable=True)
+    torch.testing.assert_close(found, torch.full_like(x, 5.0), rtol=1e-2, atol=0)
+    noisy = [Stage(0, 1.0, DENOISED, noise=Noise(1e5, 1.0, 0.5))]
+    found = integrate(lambda x, sigma: x, x, noisy, disable=True, noise_sampler=lambda sigma, sigma_next: x)
+    torch.testing.assert_close(found, torch.full_like(x, 10.0), rtol=1e-2, atol=0)
     sigmas = SCHEDULES["karras"].function(4, 0.002, 700.0).flip(0)[1:]
     with pytest.raises(NonFiniteError, match="use a wider dtype"):
-        sample(SAMPLERS["ipndm_v"], torch.full((1, 4, 4, 4), 100.0).half(), sigmas)
-    x = torch.full((1, 4, 4, 4), 0.01)
-    wide = sample(SAMPLERS["ipndm_v"], x, sigmas)
-    if wide.abs().max() < 1e4:
-        torch.testing.assert_close(sample(SAMPLERS["ipndm_v"], x.half(), sigmas).float(), wide, rtol=0.05, atol=1.0)
+        sample(SAMPLERS["ipndm_v"], torch.ones(1, 4, 4, 4).half(), sigmas)
 
 
 @pytest.mark.parametrize(
