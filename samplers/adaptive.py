@@ -19,6 +19,8 @@ from .plan import START, Combination, P, Stage, X
 
 _CLOSE = 1e-5  # of lambda: nearer than this to the end is there
 _MOST_TRIES = 1000
+_SETTLED = 40  # tries after which the step is what the tolerances ask for, and no longer what the run began with
+_UNEVEN = 5  # how many times longer than now the steps may become yet
 
 
 def dpm_adaptive(
@@ -46,7 +48,7 @@ def dpm_adaptive(
     `n_reject`. Lu et al. 2022, arXiv 2206.00927, appendix C; k-diffusion.
 
     Raises:
-        ValueError: if the tolerances ask for more than 1000 tries.
+        ValueError: if the tolerances ask for more than 1000 tries, as soon as that can be seen from the steps.
         NonFiniteError: if the model returned NaN or infinity.
     """
     n = len(levels) - 1
@@ -80,10 +82,12 @@ def dpm_adaptive(
         yield Stage(step, None, X if accepted else START)
         if accepted:
             s, x_prev = t, x_low
-        if sum(tries.values()) >= _MOST_TRIES:
+        made, left = sum(tries.values()), abs(distance(s, end))
+        hopeless = made >= _SETTLED and left / controller.h > _UNEVEN * _MOST_TRIES
+        if hopeless or made >= _MOST_TRIES:
             raise ValueError(
                 f"dpm_adaptive cannot meet rtol = {rtol:g} and atol = {atol:g} in {_MOST_TRIES} steps, it has come to "
-                f"sigma = {value(s.sigma):g}: raise them, or take a sampler with fixed steps"
+                f"sigma = {value(s.sigma):g} in {made}: raise them, or take a sampler with fixed steps"
             )
 
     if first <= last < n:
@@ -132,7 +136,7 @@ class StepSize:
 
     def accepts(self, error: float) -> bool:
         """Whether a try with this error is good enough; sets the next step."""
-        inverse = 1 / (error + 1e-8)
+        inverse = 1 / (min(error, 1e12) + 1e-8)  # so that no power of it overflows
         past = self._accepted or (inverse, inverse)
         factor = math.prod(e**b for e, b in zip((inverse, *past), self._exponents, strict=True))
         factor = 1 + math.atan(factor - 1)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .classic import derivative, euler_step
+from .classic import derivative, euler_step, slope_corrects
 from .dpm_solver import NOISE, dpm_2m, finite_step, step_1s
 from .integrate import Decisions, State
 from .levels import Level, Levels
@@ -106,8 +106,8 @@ def amed(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iter
         x_m = x_s + (sigma_m - sigma_s) d_s,    x_t = x_s + scale_dir (sigma_t - sigma_s) d_m,    d = (x - D) / sigma
 
     The levels are s, m, t, and so on; see `with_midpoints` for `middle` and `analytical_first_step` for `afs`. The
-    scales come with `tuned`. To sigma_t = 0 the way leads over m in two Euler steps, so that the sample is the last
-    prediction; an odd last step is one. Zhou et al. 2024, arXiv 2312.00094, Algorithm 2.
+    scales come with `tuned`. To sigma_t = 0, or where the way is too long for one direction, it leads over m in two
+    Euler steps; an odd last step is one. Zhou et al. 2024, arXiv 2312.00094, Algorithm 2.
     """
     return _on_levels(_amed, levels, middle, afs)
 
@@ -119,8 +119,11 @@ def _amed(levels: Levels) -> Iterator[Stage]:
             yield from euler_step(i, s, m)
             yield from euler_step(i + 1, m, t)
             continue
+        way = (t.sigma - s.sigma) * derivative(m)
+        if not slope_corrects(s, m, 1.0):
+            way = (m.sigma - s.sigma) * P[1] + (t.sigma - m.sigma) * derivative(m)
         yield Stage(i, s.sigma, X + (m.sigma - s.sigma) * derivative(s), derivative(s), completes=False)
-        yield Stage(i + 1, m.sigma, START + (t.sigma - s.sigma) * derivative(m), derivative(m))
+        yield Stage(i + 1, m.sigma, START + way, derivative(m))
     if len(levels) % 2 == 0:
         yield from euler_step(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1])
 
@@ -130,7 +133,7 @@ def amed_dpm_2s(levels: Levels, *, middle: str = "midpoint", afs: bool = False) 
 
         x_t = (alpha_t / alpha_s) x_s - scale_dir sigma_t (e^h - 1) ((1 - 1/(2r)) eps_s + 1/(2r) eps_m)
 
-    Levels and options as in `amed`. Steps that are infinite in lambda are two of order 1.
+    Levels and options as in `amed`. Steps that are too long for it are two of order 1, each with its own direction.
     """
     return _on_levels(_amed_dpm_2s, levels, middle, afs)
 
@@ -144,7 +147,11 @@ def _amed_dpm_2s(levels: Levels) -> Iterator[Stage]:
             continue
         r = (m.lam - s.lam) / (t.lam - s.lam)
         yield Stage(i, s.sigma, NOISE.taylor(X, s, m, P[0]), NOISE.of(s), completes=False)
-        yield Stage(i + 1, m.sigma, NOISE.taylor(START, s, t, P[1] + (P[0] - P[1]) / (2 * r)), NOISE.of(m))
+        if NOISE.corrects(s, m, t):
+            x_t = NOISE.taylor(START, s, t, P[1] + (P[0] - P[1]) / (2 * r))
+        else:
+            x_t = NOISE.taylor(NOISE.taylor(START, s, m, P[1]), m, t, P[0])
+        yield Stage(i + 1, m.sigma, x_t, NOISE.of(m))
     if len(levels) % 2 == 0:
         yield from step_1s(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1], NOISE)
 

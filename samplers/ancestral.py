@@ -25,7 +25,7 @@ Below = Callable[[Level, Level], Level]
 
 
 def fresh_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
-    """Noise of this variance for the step from s to t; None where there is none to add.
+    """Noise of this variance for the step from s to t; None where there is none to add, but for rounding.
 
     Raises:
         ValueError: if the step ascends: an inversion is deterministic.
@@ -37,6 +37,8 @@ def fresh_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
             f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot take fresh noise: to invert an "
             "image set the option for it (eta, gamma, s_churn) to 0, or take a sampler without noise"
         )
+    if value(variance) < 0:  # a difference of squares that are nearly equal
+        return None
     return Noise(sqrt(variance), s.sigma, t.sigma)
 
 

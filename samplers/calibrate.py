@@ -78,11 +78,13 @@ def unknowns(recipe: Recipe, kinds: Sequence[str], *, inserted: bool = False) ->
     """The numbers of a recipe that can be fitted, of these kinds; with `inserted` those of every second level alone.
 
     Raises:
-        ValueError: for a kind that there is not.
+        ValueError: for a kind that there is not, or a recipe without a step.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"free = {kind!r}: what can be fitted is {', '.join(KINDS)}")
+    if not recipe.tunings:
+        raise ValueError("sigmas hold no step: raise the number of steps")
     levels, stages = read_levels(recipe.sigmas, recipe.flow), list(recipe.plan())
     found = []
     for kind in kinds:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 
 from .ancestral import fresh_noise
+from .dpm_solver import LARGEST_CORRECTION
 from .levels import Level, Levels
 from .phi import value
 from .plan import DENOISED, START, Combination, P, Stage, X
@@ -22,6 +23,18 @@ from .plan import DENOISED, START, Combination, P, Stage, X
 def derivative(s: Level) -> Combination:
     """d = (x - D) / sigma."""
     return (X - DENOISED) / s.sigma
+
+
+def slope_corrects(s: Level, u: Level, share: float = 0.5) -> bool:
+    """Whether the derivative at u can correct an Euler step from s. If not, the step is too long for it.
+
+    As `noise_corrects` of dpm_solver.py: by a step that gives the derivative at u this share, an image is moved by
+
+        share sigma_s / (alpha_u^2 + sigma_u^2)
+
+    standard deviations of the data. In rectified flow, with sigma_s at most 1, that is never much.
+    """
+    return share * value(s.sigma / (u.alpha**2 + u.sigma**2)) <= LARGEST_CORRECTION
 
 
 def euler_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
@@ -43,7 +56,8 @@ def heun(levels: Levels) -> Iterator[Stage]:
 
         x' = x_s + (sigma_t - sigma_s) d_s,    x_t = x_s + (sigma_t - sigma_s) (d_s + d(x', sigma_t)) / 2
 
-    Karras et al. 2022, arXiv 2206.00364, Algorithm 1. Two evaluations a step, one in the step to 0.
+    Karras et al. 2022, arXiv 2206.00364, Algorithm 1. Two evaluations a step, one in the step to 0 and in
+    one that is too long.
     """
     for i in range(len(levels) - 1):
         yield from heun_step(i, levels[i], levels[i + 1])
@@ -51,7 +65,7 @@ def heun(levels: Levels) -> Iterator[Stage]:
 
 def heun_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
     """Step i of `heun`, from s to t."""
-    if t.sigma == 0:
+    if t.sigma == 0 or not slope_corrects(s, t):
         yield from euler_step(i, s, t)
         return
     h = t.sigma - s.sigma
@@ -86,7 +100,7 @@ def rk4(levels: Levels) -> Iterator[Stage]:
 
         x_t = x_s + (sigma_t - sigma_s) (d_1 + 2 d_2 + 2 d_3 + d_4) / 6
 
-    W. Kutta 1901. One evaluation in the step to 0.
+    W. Kutta 1901. One evaluation in the step to 0 and in one that is too long.
     """
     for i in range(len(levels) - 1):
         yield from rk4_step(levels, i)
@@ -95,7 +109,7 @@ def rk4(levels: Levels) -> Iterator[Stage]:
 def rk4_step(levels: Levels, i: int) -> Iterator[Stage]:
     """Step i of `rk4`."""
     s, t = levels[i], levels[i + 1]
-    if t.sigma == 0:
+    if t.sigma == 0 or not slope_corrects(s, t):
         yield from euler_step(i, s, t)
         return
     h, m = t.sigma - s.sigma, levels.at_sigma((s.sigma + t.sigma) / 2)

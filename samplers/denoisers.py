@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .checks import shortened
 from .integrate import Model, check_like, per_image
 
 TO_DATA: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -426,8 +427,12 @@ def _check_sigma(sigma: Any, x: Tensor) -> None:
 
 
 def _finite_scale(scale: float) -> float:
-    if not math.isfinite(scale):
-        raise ValueError(f"scale = {scale} must be a finite number")
+    try:
+        finite = math.isfinite(scale)
+    except OverflowError:  # a whole number of more digits than a float holds
+        finite = False
+    if not finite:
+        raise ValueError(f"scale = {shortened(scale)} must be a finite number")
     return scale
 
 

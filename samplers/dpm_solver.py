@@ -17,8 +17,9 @@ set of functions, told apart by `DATA` and `NOISE`; solvers differ in which pred
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from .levels import Level, Levels
@@ -59,6 +60,42 @@ def taylor_noise(x: Combination, s: Level, t: Level, e0: Combination, *derivativ
     return x_t
 
 
+def finite_step(s: Level, t: Level) -> bool:
+    """Whether the step has a finite length in lambda: neither into sigma = 0 nor out of alpha = 0."""
+    return math.isfinite(value(t.lam)) and math.isfinite(value(s.lam))
+
+
+LARGEST_CORRECTION = 3.5
+"""Of a step of order 1 by a step of higher order, in standard deviations of the data (see `noise_corrects`). At 4 steps
+from the sigma_max of Stable Diffusion it comes to 3.3 at most; in a pair that spans the range, to 10."""
+
+NOISIEST = 2.0**10
+"""sigma / alpha above which a level is all noise to the noise prediction. D is there what it is at pure noise, to 2^-10
+standard deviations, so that order 1 is exact but for what changes towards the end of the step, and float32, whose
+rounding by 2^-24 a step magnifies by sigma / alpha, leaves no more digits than that."""
+
+
+def noise_corrects(s: Level, u: Level, t: Level) -> bool:
+    """Whether the noise predicted at u can correct a step of order 1 from s to t. If not, the step is too long for it.
+
+    An order above 1 moves x_t by (1/2r) sigma_t (e^h - 1) (eps_s - eps_u), with r = (lambda_u - lambda_s) / h. Since
+    x_u comes from a step of order 1, eps_s - eps_u = (alpha_u / sigma_u) (D_u - D_s). In units of alpha_t (1 - e^-h)
+    it is therefore e^(rh) / (2r) times D_u - D_s: what the data prediction takes as it is, the noise prediction takes
+    times an exponential of the step. For Gaussian data of unit variance, and s far out in the noise, D_u - D_s is
+    alpha_u sigma_u / (alpha_u^2 + sigma_u^2) standard deviations. The product,
+
+        (sigma_s / alpha_s) alpha_u^2 / (alpha_u^2 + sigma_u^2) / (2r),
+
+    must not exceed `LARGEST_CORRECTION`. It is small for a short step, for one that starts near the image, and for one
+    that ends in the noise; it grows like e^h for one that leads from the noise to the image.
+    """
+    if not finite_step(s, t) or (noise_at_s := value(s.sigma / s.alpha)) > NOISIEST:
+        return False
+    signal_at_u = value(u.alpha**2 / (u.alpha**2 + u.sigma**2))
+    r = value((u.lam - s.lam) / (t.lam - s.lam))
+    return noise_at_s * signal_at_u / (2 * r) <= LARGEST_CORRECTION
+
+
 class Prediction(NamedTuple):
     """What a solver takes for a polynomial in lambda."""
 
@@ -72,14 +109,12 @@ class Prediction(NamedTuple):
     """The step for a constant, in terms of the denoised sample: the same for both kinds, and exact where the step is
     infinite in lambda."""
 
+    corrects: Callable[[Level, Level, Level], bool] = lambda s, u, t: finite_step(s, t)
+    """Whether a prediction at u can correct a step of order 1 from s to t."""
+
 
 DATA = Prediction(taylor_data, lambda s: DENOISED)
-NOISE = Prediction(taylor_noise, lambda s: (X - s.alpha * DENOISED) / s.sigma)
-
-
-def finite_step(s: Level, t: Level) -> bool:
-    """Whether the step has a finite length in lambda: neither into sigma = 0 nor out of alpha = 0."""
-    return math.isfinite(value(t.lam)) and math.isfinite(value(s.lam))
+NOISE = Prediction(taylor_noise, lambda s: (X - s.alpha * DENOISED) / s.sigma, corrects=noise_corrects)
 
 
 def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
@@ -96,11 +131,19 @@ def multistep_order(levels: Levels, i: int, order: int, lower_order_final: bool)
     return min(order, len(levels) - 1 - i) if lower_order_final else order
 
 
-def singlestep_order(levels: Levels, i: int, order: int, lower_order_final: bool) -> int:
-    """Order of step i: as asked, falling 3, 2, 1 at the end if asked, 1 where the step is infinite in lambda."""
-    if not finite_step(levels[i], levels[i + 1]):
+def singlestep_order(
+    levels: Levels, i: int, order: int, lower_order_final: bool, kind: Prediction, last: Mapping[int, float]
+) -> int:
+    """Order of step i: as asked, falling 3, 2, 1 at the end if asked, 1 where the step is too long for the prediction.
+
+    `last` says for each order where in the step its last evaluation lies.
+    """
+    s, t = levels[i], levels[i + 1]
+    if lower_order_final:
+        order = min(order, len(levels) - 1 - i)
+    if not finite_step(s, t) or (order > 1 and not kind.corrects(s, levels.between(s, t, last[order]), t)):
         return 1
-    return min(order, len(levels) - 1 - i) if lower_order_final else order
+    return order
 
 
 def step_1s(i: int, s: Level, t: Level, kind: Prediction) -> Iterator[Stage]:
@@ -172,7 +215,7 @@ def _singlestep_2(
 ) -> Iterator[Stage]:
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        if singlestep_order(levels, i, 2, lower_order_final) == 2:
+        if singlestep_order(levels, i, 2, lower_order_final, kind, {2: r}) == 2:
             yield from step_2s(levels, i, s, t, kind, r, solver_type)
         else:
             yield from step_1s(i, s, t, kind)
@@ -226,7 +269,7 @@ def _singlestep_3(
     if r1 >= r2:
         raise ValueError(f"r1 = {r1:g} must be smaller than r2 = {r2:g}")
     for i in range(len(levels) - 1):
-        order = singlestep_order(levels, i, 3, lower_order_final)
+        order = singlestep_order(levels, i, 3, lower_order_final, kind, {2: 0.5, 3: r2})
         s, t = levels[i], levels[i + 1]
         if order == 3:
             yield from step_3s(levels, i, s, t, kind, r1, r2, solver_type)
@@ -241,8 +284,9 @@ def dpm_fast(levels: Levels) -> Iterator[Stage]:
 
     It makes levels of its own: m + 1 of them, uniform in lambda between the first and the last of those given, where
     m = floor(n / 3) + 1, with orders 3 ... 3, 2, 1 if 3 divides n and 3 ... 3, (n mod 3) if not. A step that is
-    infinite in lambda (to sigma = 0, out of pure noise) stays as it is and takes one evaluation of the n. Each
-    evaluation counts as a step, for the callback and the progress bar.
+    infinite in lambda (to sigma = 0, out of pure noise) stays as it is and takes one evaluation of the n. One that is
+    too long for its order is as many steps of order 1. Each evaluation counts as a step, for the callback and the
+    progress bar.
     Lu et al. 2022, arXiv 2206.00927, section 3.4 and appendix D.3; k-diffusion, which leaves out the step to 0.
     """
     n, first = len(levels) - 1, 0
@@ -257,7 +301,12 @@ def dpm_fast(levels: Levels) -> Iterator[Stage]:
         start, end = levels[first], levels[last]
         ends = [start, *(levels.between(start, end, k / count) for k in range(1, count)), end]
         for order, s, t in zip(orders, ends[:-1], ends[1:], strict=True):
-            if order == 3:
+            stages: Iterator[Stage]
+            inner = [levels.between(s, t, k / order) for k in range(1, order)]
+            if inner and not noise_corrects(s, inner[-1], t):
+                substeps = itertools.pairwise([s, *inner, t])
+                stages = itertools.chain.from_iterable(step_1s(0, a, b, DATA) for a, b in substeps)
+            elif order == 3:
                 stages = step_3s(levels, 0, s, t, NOISE, 1 / 3, 2 / 3, "midpoint")
             elif order == 2:
                 stages = step_2s(levels, 0, s, t, NOISE, 0.5, "midpoint")
@@ -387,7 +436,7 @@ def multistep(
     Zhao et al. 2023, arXiv 2302.04867, used once).
     """
     steps = len(levels) - 1
-    corrected_start = corrected_start and steps > 1 and finite_step(levels[0], levels[1])
+    corrected_start = corrected_start and steps > 1 and kind.corrects(levels[0], levels[1], levels[1])
     for i in range(steps):
         s, t = levels[i], levels[i + 1]
         x = kind.taylor(START, levels[0], s, P[1], P[0] - P[1]) if corrected_start and i == 1 else X

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checks import read_number, shortened
 from .integrate import per_image
-from .levels import SAME_LEVEL
+from .levels import SAME_LEVEL, pure_noise
 
 NONE = 1.0
 """The scale at which there is no guidance."""
@@ -136,11 +136,11 @@ class Guidance:
                 ramps run. Without it the share of the run's own way in sigma / (1 + sigma) (in rectified flow sigma).
 
         Raises:
-            ValueError: if there is no step, or an interval ends before it begins.
+            ValueError: if an interval ends before it begins.
         """
         steps = list(itertools.pairwise(sigmas))
-        if not steps:
-            raise ValueError("sigmas must hold at least two levels (one step)")
+        if not steps:  # and no evaluation either
+            return lambda sigma: self.strongest
         done = progress or _progress_of_run(sigmas, flow)
         start, end = _interval(flow) if self.shape == "interval" else (math.inf, 0.0)
         start, end = self.sigma_start or start, self.sigma_end or end
@@ -228,7 +228,7 @@ def _step(sigma: float, sigmas: Sequence[float]) -> int:
 
 def _share(s: float, t: float, flow: bool) -> float:
     """1 - e^-h for the step from s to t: the share of the prediction in a first-order step."""
-    alpha_s, alpha_t = (1 - s, 1 - t) if flow else (1.0, 1.0)
+    alpha_s, alpha_t = (1 - pure_noise(s), 1 - pure_noise(t)) if flow else (1.0, 1.0)
     left = t * alpha_s / (s * alpha_t) if s and alpha_t else math.inf  # e^-h; inf on the way up to pure noise
     return 1 - left if left != 1 else 1.0  # a step of no length changes nothing
 

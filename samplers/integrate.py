@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .noise import BrownianNoise
 from .phi import Scalar, value
 from .plan import DENOISED, Combination, Noise, P, Stage
 
 Model = Callable[..., Tensor]
 """A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
 
-NoiseSampler = Callable[[float, float], Tensor]
-"""noise_sampler(sigma, sigma_next) -> unit noise shaped like x."""
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+"""noise_sampler(sigma, sigma_next) -> unit noise shaped like x. The levels are tensors without dimensions on the device
+of x, as those of k-diffusion's samplers are; `BrownianNoise`, which would have to read them back, is given numbers."""
 
 
 class State:
@@ -46,7 +48,7 @@ def integrate(
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
-    noise_sampler: NoiseSampler | None = None,
+    noise_sampler: NoiseSampler | BrownianNoise | None = None,
     history: Sequence[Tensor] = (),
     info: dict[str, int] | None = None,
 ) -> Tensor:
@@ -55,7 +57,10 @@ def integrate(
     A stage costs one evaluation (unless its sigma is None) and at most one pass over memory per operand. Nothing is
     read back from the device until the end, where the predictions are checked to have been finite. `x` is not
     written to, and neither is a tensor that was handed to the model or to the callback. After a step to sigma = 0
-    the result is the model's last prediction itself: copy it before writing to it.
+    the result is the model's last prediction itself: copy it before writing to it. A plan without stages leaves x.
+
+    The model must leave x as it is and answer in memory of its own, not in that of an earlier answer. It is checked,
+    also at the end: x in the first evaluation, the memory wherever the plan still needs the earlier answer.
 
     Args:
         model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
@@ -71,8 +76,8 @@ def integrate(
         info: is given `nfe`, the number of evaluations, and what a generator reports.
 
     Raises:
-        ValueError: if x has the wrong rank or dtype, or the noise sampler or the history that the plan needs is
-            missing.
+        ValueError: if x has the wrong rank or dtype, the noise sampler or the history that the plan needs is missing,
+            or the model or the noise sampler answers with something else than such a tensor.
         NonFiniteError: if x or a prediction held NaN or infinity, naming the step and the sigma, or the sample
             overflowed.
     """
@@ -92,6 +97,7 @@ def integrate(
     wide = torch.promote_types(x.dtype, torch.float32)
     checksums = [checksum(x, wide)]
     evaluated: list[tuple[int, Scalar]] = []
+    conduct = Conduct(keep - 1, wide)
     denoised = start = x  # denoised: until there is one
     step, churned = -1, None
 
@@ -99,11 +105,13 @@ def integrate(
         for stage in stages(plan, state, info):
             if stage.sigma is not None:
                 sigma = level_tensor(stage.sigma, x, wide)
+                before = conduct.before(x)
                 answer = model(x, sigma, **extra_args)
                 check_like(answer, x, "model must return the denoised sample")
                 denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
                 checksums.append(checksum(denoised, wide))
                 evaluated.append((stage.step, stage.sigma))
+                conduct.after(x, before)
                 if stage.step != step or (state is not None and x is start):  # at START: a new try of the step
                     step = stage.step
                     bar.update(step - bar.n)
@@ -113,6 +121,7 @@ def integrate(
                     churned = None
             if stage.remembers:
                 remember = stage.prediction
+                conduct.answered(denoised if remember is DENOISED else None, checksums[-1])
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
             x = combine(stage.update, (*predictions, denoised, start, x))
@@ -128,7 +137,9 @@ def integrate(
 
     checksums.append(checksum(x, wide))
     info["nfe"] = len(evaluated)
-    check_finite(checksums, evaluated, total or step + 1)
+    found = torch.stack([*checksums, *conduct.seen]).tolist()  # the one read-back
+    check_finite(found[: len(checksums)], evaluated, total or step + 1, x.dtype)
+    conduct.check(found[len(checksums) :])
     return x
 
 
@@ -146,14 +157,77 @@ def stages(plan: Sequence[Stage] | Decisions, state: State | None, info: dict[st
         info.update(end.value or {})
 
 
-def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler | None) -> Tensor:
+_WRITTEN = (
+    "the model wrote into the sample x that it was given, from which the sampler goes on: look for an operation in "
+    "place in the model or in what wraps it, and let it work on a copy"
+)
+
+
+class Conduct:
+    """What a model must not do: write into x, or over an answer that is still needed.
+
+    A tensor counts how often it was written to, but for those of inference mode, as the host has them. There x is
+    compared with a copy, in the first evaluation of a run. An answer in the memory of an earlier one is told from that
+    by their checksums: a model may always return one and the same stored tensor. Nothing is read back before the end.
+    """
+
+    def __init__(self, needed: int, dtype: torch.dtype):
+        self.seen: list[Tensor] = []
+        """Numbers that are 0 if all is well: first `compared` of them about x, the others about answers."""
+        self.compared = 0
+        self._dtype = dtype
+        self._answers: deque[tuple[int, Tensor]] = deque(maxlen=needed)
+
+    def before(self, x: Tensor) -> int | Tensor | None:
+        """What to know of x before an evaluation."""
+        if not (x.is_inference() or torch.is_inference_mode_enabled()):
+            return x._version
+        return None if self.compared else x.clone()
+
+    def after(self, x: Tensor, before: int | Tensor | None) -> None:
+        """Look whether x is what it was.
+
+        Raises:
+            ValueError: if it is known not to be.
+        """
+        if isinstance(before, Tensor):
+            self.seen.append((x != before).sum(dtype=self._dtype))
+            self.compared = 1
+        elif before is not None and before != x._version:
+            raise ValueError(_WRITTEN)
+
+    def answered(self, answer: Tensor | None, checksum: Tensor) -> None:
+        """Note an answer that is remembered as it is; None for one that is remembered as something else."""
+        place = 0 if answer is None else answer.data_ptr()
+        for earlier, as_it_was in self._answers if place else ():
+            if earlier == place:
+                self.seen.append((as_it_was != checksum).to(self._dtype))
+        self._answers.appendleft((place, checksum))
+
+    def check(self, seen: Sequence[float]) -> None:
+        """Raise ValueError if something was written to. `seen` are the numbers of the attribute, read back."""
+        if any(seen[: self.compared]):
+            raise ValueError(_WRITTEN)
+        if any(seen[self.compared :]):
+            raise ValueError(
+                "the model wrote over a prediction that it had returned and that the sampler still needs: let it "
+                "return a new tensor each time, or a copy of its buffer"
+            )
+
+
+def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler | BrownianNoise | None) -> Tensor:
     """x + scale * noise, in one pass over memory."""
     if noise_sampler is None:
         raise ValueError("this plan adds noise: a noise_sampler is needed")
-    drawn = noise_sampler(value(noise.sigma), value(noise.sigma_next))
+    interval = value(noise.sigma), value(noise.sigma_next)
+    if isinstance(noise_sampler, BrownianNoise):
+        drawn = noise_sampler(*interval)
+    else:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        drawn = noise_sampler(*(x.new_full((), sigma, dtype=wide) for sigma in interval))
     check_like(drawn, x, "noise_sampler must return noise")
     drawn = drawn.to(x)
-    if isinstance(noise.scale, Tensor):  # a plan with gradients
+    if isinstance(noise.scale, Tensor) or noise.scale > _LARGE:
         return x + noise.scale * drawn
     return x.add(drawn, alpha=noise.scale)
 
@@ -175,11 +249,14 @@ def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
     (key, c), *rest = [(key, c) for key, c in update.terms.items() if isinstance(c, Tensor) or c]
     total = operands[key] * c
     for key, c in rest:
-        if isinstance(c, Tensor):  # a plan with gradients
+        if isinstance(c, Tensor) or abs(c) > _LARGE:
             total = total + c * operands[key]
         else:
             total.add_(operands[key], alpha=c)
     return total
+
+
+_LARGE = 6e4  # from which a number may not fit into fp16, and so not be an `alpha` of torch
 
 
 def history_length(plan: Sequence[Stage], given: int) -> int:
@@ -209,9 +286,13 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of samples and predictions. Those of 8 bits are for weights: torch does not even add them."""
+
+
 def check_sample(x: Tensor) -> None:
     """Raise ValueError unless x is a floating-point tensor of 3 to 5 dimensions with something in it."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
         raise ValueError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if not 3 <= x.ndim <= 5:
         raise ValueError(
@@ -222,10 +303,13 @@ def check_sample(x: Tensor) -> None:
 
 
 def check_like(answer: Any, x: Tensor, what: str) -> None:
-    """Raise ValueError unless an answer is a tensor shaped like x."""
+    """Raise ValueError unless an answer is a floating-point tensor shaped like x."""
     if not isinstance(answer, Tensor) or answer.shape != x.shape:
         got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ValueError(f"the {what}, shaped like x, {list(x.shape)}; it returned {got}")
+    if answer.dtype not in FLOATS:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise ValueError(f"the {what} in one of {known}; it returned a tensor of {answer.dtype}")
 
 
 def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -236,23 +320,29 @@ def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 _BROKEN_START = "x holds NaN or infinity: the latent or the noise that the run starts from is broken"
 
 
-def non_finite(step: int, steps: int, sigma: Scalar) -> NonFiniteError:
-    """The error that names the step and what to try."""
+def non_finite(step: int, steps: int, sigma: Scalar, dtype: torch.dtype = torch.float32) -> NonFiniteError:
+    """The error that names the step and what to try; `dtype` is that of the sample."""
+    narrow = "; the sample is in fp16 and may have gone beyond it: use a wider dtype for it"
     return NonFiniteError(
         f"the model returned NaN or infinity at step {step + 1} of {steps} "
         f"(sigma = {value(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
-        "guidance scale, or look for a broken LoRA or checkpoint"
+        "guidance scale, or look for a broken LoRA or checkpoint" + (narrow if dtype == torch.float16 else "")
     )
 
 
-def check_finite(checksums: list[Tensor], evaluated: Sequence[tuple[int, Scalar]], steps: int) -> None:
-    """The one read-back: were the first sample, all predictions and the last sample finite? Names what was not."""
-    first, *predictions, last = torch.stack(checksums).tolist()
+def check_finite(
+    checksums: Sequence[float],
+    evaluated: Sequence[tuple[int, Scalar]],
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Were the first sample, all predictions and the last sample finite? Raises NonFiniteError, naming what was not."""
+    first, *predictions, last = checksums
     if not math.isfinite(first):
         raise NonFiniteError(_BROKEN_START)
     for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
         if not math.isfinite(checked):
-            raise non_finite(step, steps, sigma)
+            raise non_finite(step, steps, sigma, dtype)
     if not math.isfinite(last):
         raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
 

@@ -13,6 +13,7 @@ it at each level (`solve_backward`), and then, if asked, corrects the whole way 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +34,9 @@ from .integrate import (
     per_image,
     progress_bar,
 )
-from .levels import Level, Levels, read_levels
+from .levels import REPEATS, Level, Levels, Run, read_run
 from .phi import Scalar, value
-from .plan import DENOISED, START, Combination, Stage, X
+from .plan import DENOISED, START, Combination, Stage, X, as_given
 from .spec import NOISE_DEVICE, S_NOISE, SamplerSpec
 
 Callback = Callable[[dict[str, Any]], None]
@@ -48,7 +49,7 @@ class Inversion(NamedTuple):
     """The sample at the first level, from which the sampler makes the image."""
 
     path: tuple[Tensor, ...]
-    """The samples on the way there, one for each sigma; the last is the image, at its level."""
+    """The samples on the way there, one for each level; the last is the image, at its level."""
 
     errors: tuple[Tensor, ...]
     """Relative round-trip errors, [B] for each run that measured them: root mean square of the difference to the image,
@@ -113,14 +114,19 @@ def invert(
     check_sample(image)
     if refinements < 0:
         raise ValueError(f"refinements = {refinements} must not be negative")
-    levels = read_levels(sigmas, flow)
+    run = read_run(sigmas, flow)
+    levels = run.levels
+    if len(levels) < 2:
+        raise ValueError(f"sigmas must hold at least two levels (one step), got {list(run.given)}: raise the steps")
+    if run.repeats:
+        logging.warning("%s: %s", sampler.id, REPEATS)
     if value(levels[1].sigma) > value(levels[0].sigma):
         raise ValueError("sigmas ascend: give them descending, as the sampler uses them")
     if not value(levels[len(levels) - 2].alpha) and not value(levels[len(levels) - 1].sigma):
         raise ValueError(
             "sigmas hold one step, from pure noise to the clean image, which no noise can be told from: take more steps"
         )
-    way = _Way(sampler, model, levels, dict(extra_args or {}), callback, options)
+    way = _Way(sampler, model, run, dict(extra_args or {}), callback, options)
     target = image * levels[len(levels) - 1].alpha
     at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
     runs_down = rounds + (measure or rounds > 0)
@@ -161,18 +167,17 @@ class _Way:
         self,
         sampler: SamplerSpec,
         model: Model,
-        levels: Levels,
+        run: Run,
         extra_args: dict[str, Any],
         callback: Callback | None,
         options: dict[str, Any],
     ):
-        self.sampler, self.model, self.levels, self.extra_args = sampler, model, levels, extra_args
-        self.callback, self.options = callback, options
-        self.stages = _single_steps(sampler, levels, options)
-        sigmas = [value(level.sigma) for level in levels]
-        self.rising = [sigma for sigma in reversed(sigmas) if sigma]
+        self.sampler, self.model, self.levels, self.extra_args = sampler, model, run.levels, extra_args
+        self.callback, self.options, self.given = callback, options, run.given
+        self.stages = tuple(as_given(stage, run) for stage in _single_steps(sampler, run.levels, options))
+        self.rising = [sigma for sigma in reversed(run.given) if sigma]
         self.memoryless = bool(self.stages) and not any(_reach(stage) for stage in self.stages)
-        self.steps_down = len(levels) - 1
+        self.steps_down = len(run.levels) - 1
         self.steps_up = self.steps_down if self.stages else len(self.rising) - 1
         self.nfe = self.done = 0
 
@@ -183,7 +188,7 @@ class _Way:
         return solve_backward(self._counted, sample, self.stages, self.levels, self._report, evaluations=evaluations)
 
     def down(self, sample: Tensor) -> Tensor:
-        return self._run(sample, [value(level.sigma) for level in self.levels], self._report)
+        return self._run(sample, self.given, self._report)
 
     def _ascending(self, sample: Tensor) -> tuple[Tensor, ...]:
         seen: list[Tensor] = [] if self.levels[len(self.levels) - 1].sigma else [sample]
@@ -264,7 +269,8 @@ def solve_backward(
         else:
             x = below * (levels[i].alpha / levels[n].alpha)
 
-        sigma = level_tensor(levels[i].sigma, x, wide)
+        told = levels[i].sigma if stage.sigma is None else stage.sigma
+        sigma = level_tensor(told, x, wide)
         jacobian, accelerated = _jacobian(stage, levels, i, n), Anderson()
         for _ in range(evaluations):
             answer = model(x, sigma)
@@ -282,7 +288,7 @@ def solve_backward(
         denoised.pop(i + 2, None)
         predictions.pop(i + 2, None)
     checksums.append(checksum(path[-1], wide))
-    check_finite(checksums, evaluated, n)
+    check_finite(torch.stack(checksums).tolist(), evaluated, n)
     return tuple(reversed(path))
 
 

@@ -103,6 +103,8 @@ class Learned:
         if self.predictor is None or bottleneck is None:
             return self.recipe.function(model, x, sigmas, extra_args, callback, disable, set_guidance=set_guidance)
         recipe = self.recipe if sigmas is None else self.recipe.piece(sigmas, in_pairs=True)
+        if not recipe.nfe:
+            return recipe.function(model, x, None, extra_args, callback, disable)
         levels = read_levels(recipe.sigmas, recipe.flow)
         predict = prediction(self.predictor, bottleneck, len(x))
         decisions = predicted(recipe.stages, levels, predict, x, recipe.tunings)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from .phi import Scalar, exp, log
+from .checks import shortened
+from .phi import Scalar, exp, log, value
 
 SAME_LEVEL = 1e-4
 """Levels that differ by less than this share are one: float32 in the host, rounded numbers in a workflow."""
+
+_LARGEST = torch.finfo(torch.float32).max  # in which the model is told its level
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,60 +70,112 @@ def read_sigmas(sigmas: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
     if isinstance(sigmas, torch.Tensor):
         if sigmas.ndim != 1:
             raise ValueError(f"sigmas must be a 1-D tensor, got shape {list(sigmas.shape)}")
-        return tuple(sigmas.tolist())
+        if sigmas.is_complex():
+            raise ValueError(f"sigmas must be numbers, got a tensor of {sigmas.dtype}")
+        return tuple(map(float, sigmas.tolist()))
     try:
         return tuple(float(sigma) for sigma in sigmas)
     except TypeError:
-        raise ValueError(f"sigmas must be a 1-D tensor or a sequence of numbers, got {sigmas!r}") from None
-    except ValueError as error:
+        raise ValueError(f"sigmas must be a 1-D tensor or a sequence of numbers, got {shortened(sigmas)}") from None
+    except (ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"sigmas must be numbers: {error}") from None
 
 
+_ROUNDED = 102 * 2.0**-24
+"""How far float32 can take s t / (1 + (s - 1) t) from 1 at t = 1, the time shift that gives a model its sigma_max: s,
+s - 1, the sum and the quotient are each rounded by a share of 2^-24 at most, s - 1 being |s - 1| / s of the sum. Over
+s >= 0.01, the smallest that a node can be set to, that is 3 + 99 times 2^-24."""
+
+
 def pure_noise(sigma: float) -> float:
-    """A level of a rectified-flow model, 1 where it exceeds 1 by no more than float32 rounds.
+    """A level of a rectified-flow model, 1 where it differs from 1 by no more than float32 rounds.
 
-    The time shift of a model, s t / (1 + (s - 1) t) in float32, gives 1.0000001 at t = 1 for some s.
+    Models have a sigma_max of 1.0000001 or 0.99999994 for some shifts s. That alpha = 6e-8 is all rounding, and its
+    lambda = -17 is no place for a step to start from.
     """
-    return 1.0 if 1 < sigma <= 1 + 1e-6 else sigma
+    return 1.0 if abs(sigma - 1) <= _ROUNDED else sigma
 
 
-def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:
+REPEATS = "some of the sigmas repeat the one before; that is no step, and is left out"
+"""What the log says of it."""
+
+
+class Run(NamedTuple):
+    """The levels of a run, and what the caller knows them by."""
+
+    levels: Levels
+    """All different, as the mathematics takes them. Fewer than two: there is no step."""
+
+    given: tuple[float, ...]
+    """The same as they were given, which is what the model is told."""
+
+    numbers: tuple[int, ...]
+    """Where they stand among those given. The step from levels[k] is that from sigmas[numbers[k]]."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a level was given twice in a row, and one of the two left out."""
+        return self.numbers != tuple(range(len(self.numbers)))
+
+    @property
+    def as_given(self) -> bool:
+        """Whether the levels are just those that were given."""
+        same = all(value(level.sigma) == given for level, given in zip(self.levels, self.given, strict=True))
+        return same and not self.repeats
+
+
+def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Run:
     """The checked levels of a run, in float64.
 
-    `sigmas` is a 1-D tensor (or sequence) of two or more levels, strictly descending for sampling or strictly
-    ascending for inversion; only the last of a descending run may be 0. A tensor that requires gradients is
-    kept as scalars of torch, so that the plan made from it is differentiable in the levels.
+    `sigmas` is a 1-D tensor (or sequence), descending for sampling or ascending for inversion; only the last of a
+    descending run may be 0. A level that repeats the one before is no step and is left out. A tensor that requires
+    gradients is kept as scalars of torch, so that the plan made from it is differentiable in the levels.
 
     Raises:
         ValueError: naming the sigma at fault.
     """
-    values = read_sigmas(sigmas)
-    if flow:
-        values = tuple(pure_noise(value) for value in values)
-    if len(values) < 2:
-        raise ValueError(
-            f"sigmas must hold at least two levels (one step), got {list(values)}: raise the number of steps"
-        )
-    for i, value in enumerate(values):
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"sigmas[{i}] = {value}: noise levels must be finite and not negative")
-        if flow and value > 1:
+    given = read_sigmas(sigmas)
+    values = tuple(map(pure_noise, given)) if flow else given
+    for i, sigma in enumerate(values):
+        if not 0 <= sigma <= _LARGEST:  # NaN as well
+            raise ValueError(f"sigmas[{i}] = {sigma}: noise levels must be finite and not negative")
+        if flow and sigma > 1:
             raise ValueError(
-                f"sigmas[{i}] = {value}: a rectified-flow model has levels between 0 and 1; "
+                f"sigmas[{i}] = {sigma}: a rectified-flow model has levels between 0 and 1; "
                 "was this schedule made for another model?"
             )
-    ascending = values[1] > values[0]
-    for i, (a, b) in enumerate(itertools.pairwise(values)):
-        if a == b:
-            raise ValueError(f"sigmas[{i}] and sigmas[{i + 1}] are equal ({a:g}): a step needs two different levels")
-        if (b > a) != ascending:
+    last = len(values) - 1
+    numbers = tuple(i for i, sigma in enumerate(values) if i == last or sigma != values[i + 1])
+    ascending = len(numbers) > 1 and values[numbers[1]] > values[numbers[0]]
+    for i, j in itertools.pairwise(numbers):
+        if (values[j] > values[i]) != ascending:
             raise ValueError(
-                f"sigmas[{i}] = {a:g} and sigmas[{i + 1}] = {b:g}: levels must run in one direction, "
+                f"sigmas[{i}] = {values[i]:g} and sigmas[{j}] = {values[j]:g}: levels must run in one direction, "
                 "descending to sample or ascending to invert"
             )
-    if ascending and values[0] == 0:
+    if ascending and values[numbers[0]] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
     if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
         scalars = sigmas.to("cpu", torch.float64)
-        return Levels(tuple((scalars.clamp(max=1) if flow else scalars).unbind()), flow)
-    return Levels(values, flow)
+        exact = torch.tensor(values, dtype=torch.float64)
+        levels = torch.where(scalars == exact, scalars, exact).unbind()  # 1 to rounding has no gradient
+        return Run(Levels(tuple(levels[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
+    return Run(Levels(tuple(values[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
+
+
+def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:
+    """The levels of `read_run` where each of them must be a step: two or more, strictly descending or ascending.
+
+    Raises:
+        ValueError: naming the sigma at fault.
+    """
+    run = read_run(sigmas, flow)
+    if run.repeats:
+        i = next(i for i, number in enumerate(run.numbers) if i != number)
+        a = value(run.levels[i].sigma)
+        raise ValueError(f"sigmas[{i}] and sigmas[{i + 1}] are equal ({a:g}): a step needs two different levels")
+    if len(run.levels) < 2:
+        raise ValueError(
+            f"sigmas must hold at least two levels (one step), got {list(run.given)}: raise the number of steps"
+        )
+    return run.levels

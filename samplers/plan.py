@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from .phi import Scalar
+from .levels import Run
+from .phi import Scalar, value
 
 _X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
 
@@ -153,3 +154,17 @@ def economical(stages: Iterable[Stage]) -> Plan:
         else stage._replace(update=stage.update.replace(0, stage.prediction), prediction=DENOISED)
         for i, stage in enumerate(plan)
     )
+
+
+def told(plan: Iterable[Stage]) -> list[float]:
+    """The levels that the model is told in a run, one for each evaluation, in order."""
+    return [value(stage.sigma) for stage in plan if stage.sigma is not None]
+
+
+def as_given(stage: Stage, run: Run) -> Stage:
+    """A stage in the terms of who gave the levels: its step numbered as it stands among them, and the model told pure
+    noise as it was given."""
+    sigma = stage.sigma
+    if sigma is not None and value(sigma) == 1:
+        sigma = next((given for level, given in zip(run.levels, run.given, strict=True) if level.sigma == 1), sigma)
+    return stage._replace(step=run.numbers[stage.step], sigma=sigma)

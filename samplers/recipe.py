@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import shortened
 from .integrate import Model, integrate
-from .levels import SAME_LEVEL, Levels, read_levels, read_sigmas
+from .levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from .phi import value
 from .plan import Plan, Stage, economical
 from .registry import SAMPLERS
@@ -51,7 +51,7 @@ class Recipe:
     """Id of a sampler without noise that evaluates the model once at each level; `amed` and `amed_dpm_2s` are two."""
 
     sigmas: tuple[float, ...]
-    """Descending levels, n + 1 for n evaluations."""
+    """Descending levels, n + 1 for n evaluations; one alone is a part without a step."""
 
     flow: bool = False
     """Levels of a rectified-flow model."""
@@ -70,8 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if len(self.sigmas) > MOST_LEVELS:
             raise ValueError(f"sigmas: {len(self.sigmas):,} levels, and a recipe has at most {MOST_LEVELS:,}")
-        levels = _reading("sigmas", lambda: read_levels(self.sigmas, self.flow))
-        if levels[1].sigma > levels[0].sigma:
+        levels = _reading("sigmas", lambda: _levels_of(self.sigmas, self.flow))
+        if len(levels) > 1 and levels[1].sigma > levels[0].sigma:
             raise ValueError("sigmas must descend: a recipe is for sampling")
         for k, sigma in enumerate(levels.sigmas):
             if sigma and not _SIGMA[0] <= sigma <= _SIGMA[1]:
@@ -109,6 +109,8 @@ class Recipe:
 
     def plan_on(self, levels: Levels, tunings: Sequence[Tuning]) -> Plan:
         """The stages with other levels and tunings. Where these are scalars of torch, so are the coefficients."""
+        if len(levels) < 2:
+            return ()
         stages = tuned(self._base_stages(levels), levels, tunings)
         return economical(analytical_first_step(stages, levels) if self.afs else stages)
 
@@ -149,6 +151,8 @@ class Recipe:
     def piece(self, sigmas: Tensor | Sequence[float], *, in_pairs: bool = False) -> Recipe:
         """The recipe for a part of its levels: image to image, or a run that is split in two.
 
+        A part without a step has one level, and no evaluations.
+
         Args:
             in_pairs: whether every second level was inserted by a predictor, so that a part cannot begin with one.
 
@@ -156,6 +160,8 @@ class Recipe:
             ValueError: if they are no part of the recipe's own, or begin with an inserted level.
         """
         given = read_sigmas(sigmas)
+        if not given:
+            return replace(self, sigmas=self.sigmas[-1:], tunings=(), afs=False)
         for first in range(len(self.sigmas) - len(given) + 1):
             last = first + len(given)
             if all(math.isclose(a, b, rel_tol=SAME_LEVEL) for a, b in zip(given, self.sigmas[first:last], strict=True)):
@@ -167,7 +173,7 @@ class Recipe:
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
-        if first % 2 and (in_pairs or self.base in PAIRED):
+        if last - first > 1 and first % 2 and (in_pairs or self.base in PAIRED):
             raise ValueError(
                 f"sigmas: this part of the plan begins at its level {first}, in the middle of a step: begin one level "
                 "earlier or later"
@@ -275,6 +281,8 @@ class Recipe:
             if name not in fields:
                 raise ValueError(f"field {name!r} is missing")
         sigmas = _numbers("sigmas", fields["sigmas"])
+        if len(sigmas) < 2:
+            raise ValueError(f"sigmas must hold at least two levels (one step), got {list(sigmas)}")
         columns = {name: _numbers(name, fields[name]) for name in Tuning._fields if name in fields}
         for name, column in columns.items():
             if len(column) != len(sigmas) - 1:
@@ -299,6 +307,12 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
         return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _levels_of(sigmas: Sequence[float], flow: bool) -> Levels:
+    """Those of a recipe: one alone, or two and more that all differ."""
+    run = read_run(sigmas, flow)
+    return run.levels if run.numbers == (0,) else read_levels(sigmas, flow)
 
 
 def _numbers(name: str, given: Any) -> tuple[float, ...]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import logging
 import math
 import operator
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .checks import shortened
 from .integrate import Decisions, Model, NoiseSampler, check_sample, integrate
-from .levels import Levels, pure_noise, read_levels, read_sigmas
+from .levels import REPEATS, Run, pure_noise, read_run, read_sigmas
 from .noise import BrownianNoise, random_seed
-from .plan import Plan, Stage, economical
+from .phi import value
+from .plan import Plan, Stage, as_given, economical
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,20 @@ class Option:
 
     def check(self, owner: str, value: Any) -> Any:
         """The value, of the option's type; raises ValueError naming the option if it does not fit."""
-        where = f"{owner}: option {self.name} = {value!r}"
+        where = f"{owner}: option {self.name} = {shortened(value)}"
         if isinstance(self.default, bool):
             if not isinstance(value, (bool, int)) or value not in (0, 1):
                 raise ValueError(f"{where} must be true or false")
             return bool(value)
         if isinstance(self.default, str):
-            if value not in self.choices:
+            if not isinstance(value, str) or value not in self.choices:
                 raise ValueError(f"{where} must be one of {', '.join(self.choices)}")
             return value
         try:
             number = operator.index(value) if isinstance(self.default, int) else float(value)
-        except (TypeError, ValueError):
+        except OverflowError:  # a whole number of more digits than a float holds
+            number = math.inf if value > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):  # the last of tensors with several elements
             raise ValueError(f"{where} must be a number") from None
         low = -math.inf if self.minimum is None else self.minimum
         high = math.inf if self.maximum is None else self.maximum
@@ -82,7 +87,9 @@ class _Spec:
         known = {option.name: option for option in self.options}
         for name in given:
             if name not in known:
-                raise ValueError(f"{self.id} has no option {name!r}; its options are: {', '.join(known) or 'none'}")
+                raise ValueError(
+                    f"{self.id} has no option {shortened(name)}; its options are: {', '.join(known) or 'none'}"
+                )
         return {name: o.check(self.id, given.get(name, o.default)) for name, o in known.items()}
 
     def changed_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,20 +134,24 @@ class SamplerSpec(_Spec):
         return (S_NOISE, NOISE_DEVICE) if self.stochastic else ()
 
     def plan(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> Plan:
-        """The stages for these sigmas. With sigmas that require gradients, so do the coefficients.
+        """The stages for these sigmas; none where no two levels differ. With sigmas that require gradients, so do the
+        coefficients. A level that repeats the one before is left out, its number as well.
 
         Raises:
             ValueError: naming the sigma or the option at fault, or if the sampler is adaptive.
         """
         if self.adaptive:
             raise ValueError(f"{self.id} decides its steps as it goes: it has no plan")
+        return self._planned(sigmas, flow, options).plan
+
+    def _planned(self, sigmas: Tensor | Sequence[float], flow: bool, options: Mapping[str, Any]) -> _Planned:
         options = self.check_options(options)
         options.pop(NOISE_DEVICE.name, None)
         if isinstance(sigmas, Tensor) and sigmas.requires_grad:
-            return _make_plan(self.solver, read_levels(sigmas, flow), options)
+            return _make_plan(self.solver, read_run(sigmas, flow), options)
         values = read_sigmas(sigmas)
         if len(values) > _LONG:
-            return _make_plan(self.solver, read_levels(values, flow), options)
+            return _make_plan(self.solver, read_run(values, flow), options)
         return _cached_plan(self.solver, values, flow, tuple(options.items()))
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
@@ -173,7 +184,8 @@ class SamplerSpec(_Spec):
         Args:
             model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
             x: noise of the first level, [B, C, ...], 3-D to 5-D: sigmas[0] times unit noise (plus alpha x_0).
-            sigmas: 1-D, descending, n + 1 levels for n steps, ending in 0 for a clean image; ascending inverts.
+            sigmas: 1-D, descending, n + 1 levels for n steps, ending in 0 for a clean image; ascending inverts. A level
+                that repeats the one before is no step, which the log says. Without a step x is returned as it is.
             extra_args: passed on to the model.
             callback: called once a step with a dict of `x`, `i`, `sigma`, `sigma_hat`, `denoised`.
             disable: hides the progress bar.
@@ -198,14 +210,18 @@ class SamplerSpec(_Spec):
         plan: Plan | Decisions
         own_noise: BrownianNoise | None = None
         if self.adaptive:
-            decisions = self.solver(read_levels(read_sigmas(sigmas), flow), **self.check_options(options))
+            options, run = self.check_options(options), read_run(read_sigmas(sigmas), flow)
+            decisions, repeats = self.solver(run.levels, **options), run.repeats
             assert isinstance(decisions, Generator)
-            plan = decisions
+            plan = _decided(decisions, run) if len(run.levels) > 1 else ()
         else:
-            plan = _noise_times(noise_scale, self.plan(sigmas, flow=flow, **options))
+            plan, repeats = self._planned(sigmas, flow, options)
+            plan = _noise_times(noise_scale, plan)
             if noise_sampler is None and any(stage.noise for stage in plan):
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
                 own_noise = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
+        if repeats:
+            logging.warning("%s: %s", self.id, REPEATS)
         try:
             return integrate(
                 model,
@@ -237,10 +253,42 @@ def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
         raise ValueError(f"seed = {seed!r} must be a whole number") from None
 
 
-def _make_plan(solver: Callable[..., Iterator[Stage]], levels: Levels, options: dict[str, Any]) -> Plan:
-    """The stages of a solver, their noise times s_noise."""
+class _Planned(NamedTuple):
+    plan: Plan
+    repeats: bool
+    """As of `Run`."""
+
+
+def _make_plan(solver: Callable[..., Iterator[Stage]], run: Run, options: dict[str, Any]) -> _Planned:
+    """The stages of a solver, their noise times s_noise.
+
+    Raises:
+        ValueError: if float64 cannot hold a coefficient.
+    """
     s_noise = options.pop(S_NOISE.name, 1.0)
-    return _noise_times(s_noise, economical(solver(levels, **options)))
+    if len(run.levels) < 2:
+        return _Planned((), run.repeats)
+    try:
+        stages = _noise_times(s_noise, economical(solver(run.levels, **options)))
+    except ArithmeticError as error:
+        first, last = (value(run.levels[k].sigma) for k in (0, len(run.levels) - 1))
+        raise ValueError(
+            f"sigmas from {first:g} to {last:g} hold two levels that are too close or too far apart to compute a step "
+            f"in float64 ({error})"
+        ) from None
+    if not run.as_given:
+        stages = tuple(as_given(stage, run) for stage in stages)
+    return _Planned(stages, run.repeats)
+
+
+def _decided(decisions: Decisions, run: Run) -> Decisions:
+    """The stages of a solver that decides as it goes, in the terms of who gave the levels."""
+    state = None
+    try:
+        while True:
+            state = yield as_given(decisions.send(state), run)  # type: ignore[arg-type]  # None starts it
+    except StopIteration as end:
+        return end.value
 
 
 def _noise_times(factor: float, plan: Plan) -> Plan:
@@ -262,9 +310,9 @@ _LONG = 200  # levels of a plan that is not worth keeping
 @functools.lru_cache(maxsize=64)
 def _cached_plan(
     solver: Callable[..., Iterator[Stage]], sigmas: tuple[float, ...], flow: bool, options: tuple[tuple[str, Any], ...]
-) -> Plan:
+) -> _Planned:
     """Artists run the same few schedules over and over."""
-    return _make_plan(solver, read_levels(sigmas, flow), dict(options))
+    return _make_plan(solver, read_run(sigmas, flow), dict(options))
 
 
 SigmaT = TypeVar("SigmaT", float, Tensor)
@@ -285,6 +333,9 @@ SHIFT = Option(
 )
 START_STEP = Option("start_step", 0, "Leave out the steps before this one, as in KSampler (Advanced).", 0, 10000)
 END_STEP = Option("end_step", 10000, "Stop before this step, as in KSampler (Advanced): noise is left.", 1, 10000)
+
+
+_MOST_STEPS = 1_000_000  # the host's 10,000 at its lowest denoise, 0.01
 
 
 def _shifted(sigma: SigmaT, shift: float) -> SigmaT:
@@ -346,15 +397,16 @@ class ScheduleSpec(_Spec):
         try:
             steps = operator.index(n)
         except TypeError:
-            raise ValueError(f"{self.id}: steps = {n!r} must be a whole number") from None
-        if steps < 1:
-            raise ValueError(f"{self.id}: steps = {steps} must be at least 1")
-        low, high = float(sigma_min), float(sigma_max)
+            raise ValueError(f"{self.id}: steps = {shortened(n)} must be a whole number") from None
+        if not 1 <= steps <= _MOST_STEPS:
+            raise ValueError(f"{self.id}: steps = {shortened(steps)} must be at least 1 and at most {_MOST_STEPS:,}")
+        low, given_high = self._float("sigma_min", sigma_min), self._float("sigma_max", sigma_max)
+        denoise, model_shift = self._float("denoise", denoise), self._float("model_shift", model_shift)
+        high = pure_noise(given_high) if flow else given_high
         if not 0 < low < high < math.inf:
             raise ValueError(
                 f"{self.id}: sigma_min = {low:g} and sigma_max = {high:g} must be finite with 0 < sigma_min < sigma_max"
             )
-        high = pure_noise(high) if flow else high
         if flow and high > 1:
             raise ValueError(f"{self.id}: sigma_max = {high}: the levels of a rectified-flow model end at 1")
         if not 0 < denoise <= 1:
@@ -371,6 +423,11 @@ class ScheduleSpec(_Spec):
                 f"{self.id}: options start_step = {start} and end_step = {end} leave none of the {steps} steps"
             )
         shift = shift or (model_shift if flow and self.in_time else 1.0)
+        if steps / denoise > _MOST_STEPS:
+            raise ValueError(
+                f"{self.id}: steps / denoise = {steps / denoise:g}, the steps of the whole schedule, must be at most "
+                f"{_MOST_STEPS:,}: raise denoise, or use fewer steps"
+            )
         total = max(int(steps / denoise), steps)
         if shift == 1:
             sigmas = self.levels(total + discard, low, high, flow=flow, **options)
@@ -379,10 +436,19 @@ class ScheduleSpec(_Spec):
             sigmas = _shifted(self.levels(total + discard, *ends, flow=flow, **options), shift)
         if self.ends_at_sigma_min:
             sigmas[-1] = low  # exact, as is the first: rounding must not leave the model's range
-        sigmas[0] = high
+        sigmas[0] = given_high  # 1 to rounding, as the model has it
         sigmas = torch.cat([sigmas[:total], sigmas.new_zeros(1)])[-(steps + 1) :]
         self._check_descent(sigmas)
         return sigmas[start : end + 1]
+
+    def _float(self, name: str, given: Any) -> float:
+        """Raises ValueError, naming it, if it is no number."""
+        try:
+            return float(given)
+        except OverflowError:  # a whole number of more digits than a float holds
+            return math.inf if given > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{self.id}: {name} = {shortened(given)} must be a number") from None
 
     def _check_descent(self, sigmas: Tensor) -> None:
         """Raises ValueError if two levels are one in float32, the precision in which the host hands them on."""

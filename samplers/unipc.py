@@ -6,6 +6,7 @@ Diffusion Models. 2023, arXiv 2302.04867.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -32,13 +33,15 @@ def unipc(
     where w_t = alpha_t and z = -h for data, w_t = sigma_t and z = h for noise prediction, B = z (bh1) or e^z - 1
     (bh2), and rho solves sum_k rho_k r_k^(i-1) = i! z phi_(i+1)(z) / B for i = 1 ... The predictor of order 2 and
     the corrector of order 1 take rho = 1/2. The prediction at the corrected sample is the one at the predicted:
-    the corrector costs no evaluation, and the last step, at whose end there is none, has no corrector.
+    the corrector costs no evaluation. The last step, at whose end there is none, has no corrector, and neither has one
+    that is too long for it.
     Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 to 8.
     """
     kind = DATA if prediction == "data" else NOISE
     steps = len(levels) - 1
     orders = [multistep_order(levels, i, order, lower_order_final) for i in range(steps)]
-    corrected = [corrector and i < steps - 1 and finite_step(levels[i], levels[i + 1]) for i in range(steps)]
+    ends = list(itertools.pairwise(levels))
+    corrected = [corrector and i < steps - 1 and kind.corrects(s, t, t) for i, (s, t) in enumerate(ends)]
     for i in range(steps):
         s = levels[i]
         predict = _update(X, levels, i, orders[i], kind, solver_type)

@@ -205,8 +205,17 @@ def test_errors_name_the_field(fields, complaint):
 def test_intervals_that_hold_nothing():
     with pytest.raises(ValueError, match=r"sigma_start = 5\.42 must be above sigma_end = 6"):
         Guidance("interval", sigma_end=6).over(LEVELS)
-    with pytest.raises(ValueError, match="at least two levels"):
-        Guidance().over((1.0,))
+
+
+@pytest.mark.parametrize("sigmas", [(1.0,), ()])
+def test_a_run_without_a_step_asks_for_no_scale(sigmas):
+    assert Guidance(cfg=4.0).over(sigmas)(1.0) == 4.0 and Guidance().scales(sigmas) == []
+
+
+def test_cfg_pp_at_a_level_that_is_pure_noise_but_for_rounding():
+    """The way up to it is infinite; on the far side of 1, alpha would be negative."""
+    scales = [Guidance(cfg=0.5, cfg_pp=True).scales((0.5, noise), flow=True) for noise in (0.99999994, 1.0, 1.0000001)]
+    assert scales[0] == scales[1] == scales[2]
 
 
 # In the host

@@ -248,12 +248,6 @@ def test_the_hosts_faults_are_still_there(hosts):
     assert sigmas[-1] != 0  # the caller's tensor
 
 
-def test_repeated_levels_are_an_error_that_names_them():
-    for spec in SAMPLERS.values():
-        with pytest.raises(ValueError, match=r"sigmas\[1\] and sigmas\[2\] are equal \(3\)"):
-            spec.function(denoiser, X1, [9.0, 3.0, 3.0, 1.0, 0.0], disable=True)
-
-
 def test_one_step_works_in_every_sampler():
     one = torch.full((3,), 9.0, dtype=torch.float64)
     for spec in SAMPLERS.values():
