@@ -17,6 +17,7 @@ from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
 from ..samplers.learned import Learned
 from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
+from .seeds import image_seeds
 
 
 def is_flow(model_sampling: Any) -> bool:
@@ -60,6 +61,8 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
             logging.info("%s: the published numbers are left out: %s", spec.label, reason)
         flow = is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
         options = partial_options(spec, sigmas, options)
+        if spec.stochastic:
+            options["seed"] = image_seeds(model, x, extra_args)
         info: dict[str, int] = {}
         samples = spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, info=info, **options)
         if spec.adaptive:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .integrate import Decisions, Model, NoiseSampler, check_sample, integrate
 from .levels import Levels, pure_noise, read_levels, read_sigmas
-from .noise import BrownianNoise, random_seed
+from .noise import BrownianNoise, noise_for, random_seed
 from .plan import Plan, Stage, economical
 
 
@@ -162,7 +162,7 @@ class SamplerSpec(_Spec):
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         flow: bool = False,
         info: dict[str, int] | None = None,
         **options: Any,
@@ -178,7 +178,8 @@ class SamplerSpec(_Spec):
             disable: hides the progress bar.
             noise_sampler: `noise_sampler(sigma, sigma_next)` gives the fresh noise of a stochastic sampler, shaped like
                 x and of unit variance. Without one it is `BrownianNoise`.
-            seed: of that noise; without one `extra_args["seed"]`, and without that a number from torch's generator.
+            seed: of that noise, one number for the batch or one per image; without it `extra_args["seed"]`, and without
+                that a number from torch's generator. An image in a batch is that of its own seed alone.
             flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
             info: a dict that is given `nfe`, the evaluations made; by `dpm_adaptive` also `n_accept` and `n_reject`.
             options: those of this sampler.
@@ -202,7 +203,7 @@ class SamplerSpec(_Spec):
             plan = self.plan(sigmas, flow=flow, **options)
             if noise_sampler is None and any(stage.noise for stage in plan):
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
-                own_noise = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
+                own_noise = noise_for(plan, x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
         try:
             return integrate(
                 model,
@@ -219,19 +220,10 @@ class SamplerSpec(_Spec):
                 own_noise.close()
 
 
-def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
-    """As given, as the host gives it in extra_args, or a new one.
-
-    Raises:
-        ValueError: if it is no whole number.
-    """
+def _noise_seed(seed: int | Sequence[int] | None, extra_args: Mapping[str, Any]) -> int | Sequence[int]:
+    """As given, as the host gives it in extra_args, or a new one."""
     seed = extra_args.get("seed") if seed is None else seed
-    if seed is None:
-        return random_seed()
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise ValueError(f"seed = {seed!r} must be a whole number") from None
+    return random_seed() if seed is None else seed
 
 
 def _make_plan(solver: Callable[..., Iterator[Stage]], levels: Levels, options: dict[str, Any]) -> Plan:
