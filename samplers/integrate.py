@@ -179,9 +179,9 @@ class Conduct:
 
     def before(self, x: Tensor) -> int | Tensor | None:
         """What to know of x before an evaluation."""
-        if not (x.is_inference() or torch.is_inference_mode_enabled()):
-            return x._version
-        return None if self.changed else x.clone()
+        if self.changed:
+            return None
+        return x.clone() if x.is_inference() or torch.is_inference_mode_enabled() else x._version
 
     def after(self, x: Tensor, before: int | Tensor | None) -> None:
         """Look whether x is what it was.
