@@ -97,7 +97,7 @@ def integrate(
     wide = torch.promote_types(x.dtype, torch.float32)
     checksums = [checksum(x, wide)]
     evaluated: list[tuple[int, Scalar]] = []
-    conduct = Conduct(keep - 1, wide)
+    conduct = Conduct(keep - 1)
     denoised = start = x  # denoised: until there is one
     step, churned = -1, None
 
@@ -121,7 +121,7 @@ def integrate(
                     churned = None
             if stage.remembers:
                 remember = stage.prediction
-                conduct.answered(denoised if remember is DENOISED else None, checksums[-1])
+                conduct.answered(denoised if remember is DENOISED else None, len(checksums) - 1)
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
             x = combine(stage.update, (*predictions, denoised, start, x))
@@ -137,9 +137,9 @@ def integrate(
 
     checksums.append(checksum(x, wide))
     info["nfe"] = len(evaluated)
-    found = torch.stack([*checksums, *conduct.seen]).tolist()  # the one read-back
+    found = torch.stack([*checksums, *(changed.to(wide) for changed in conduct.changed)]).tolist()  # the one read-back
     check_finite(found[: len(checksums)], evaluated, total or step + 1, x.dtype)
-    conduct.check(found[len(checksums) :])
+    conduct.check(found[: len(checksums)], any(found[len(checksums) :]))
     return x
 
 
@@ -171,18 +171,17 @@ class Conduct:
     by their checksums: a model may always return one and the same stored tensor. Nothing is read back before the end.
     """
 
-    def __init__(self, needed: int, dtype: torch.dtype):
-        self.seen: list[Tensor] = []
-        """Numbers that are 0 if all is well: first `compared` of them about x, the others about answers."""
-        self.compared = 0
-        self._dtype = dtype
-        self._answers: deque[tuple[int, Tensor]] = deque(maxlen=needed)
+    def __init__(self, needed: int):
+        self.changed: list[Tensor] = []
+        """Whether x was written to, if that is to be read back."""
+        self._answers: deque[tuple[int, int]] = deque(maxlen=needed)
+        self._over: list[tuple[int, int]] = []
 
     def before(self, x: Tensor) -> int | Tensor | None:
         """What to know of x before an evaluation."""
-        if not (x.is_inference() or torch.is_inference_mode_enabled()):
-            return x._version
-        return None if self.compared else x.clone()
+        if self.changed:
+            return None
+        return x.clone() if x.is_inference() or torch.is_inference_mode_enabled() else x._version
 
     def after(self, x: Tensor, before: int | Tensor | None) -> None:
         """Look whether x is what it was.
@@ -191,24 +190,23 @@ class Conduct:
             ValueError: if it is known not to be.
         """
         if isinstance(before, Tensor):
-            self.seen.append((x != before).sum(dtype=self._dtype))
-            self.compared = 1
+            self.changed.append((x != before).any())
         elif before is not None and before != x._version:
             raise ValueError(_WRITTEN)
 
-    def answered(self, answer: Tensor | None, checksum: Tensor) -> None:
-        """Note an answer that is remembered as it is; None for one that is remembered as something else."""
+    def answered(self, answer: Tensor | None, number: int) -> None:
+        """Note an answer that is remembered as it is, by the number of its checksum; None for one that is not."""
         place = 0 if answer is None else answer.data_ptr()
-        for earlier, as_it_was in self._answers if place else ():
+        for earlier, its_number in self._answers if place else ():
             if earlier == place:
-                self.seen.append((as_it_was != checksum).to(self._dtype))
-        self._answers.appendleft((place, checksum))
+                self._over.append((its_number, number))
+        self._answers.appendleft((place, number))
 
-    def check(self, seen: Sequence[float]) -> None:
-        """Raise ValueError if something was written to. `seen` are the numbers of the attribute, read back."""
-        if any(seen[: self.compared]):
+    def check(self, checksums: Sequence[float], changed: bool) -> None:
+        """Raise ValueError if something was written to, by what was read back."""
+        if changed:
             raise ValueError(_WRITTEN)
-        if any(seen[self.compared :]):
+        if any(checksums[earlier] != checksums[now] for earlier, now in self._over):
             raise ValueError(
                 "the model wrote over a prediction that it had returned and that the sampler still needs: let it "
                 "return a new tensor each time, or a copy of its buffer"
