@@ -26,6 +26,7 @@ from ..samplers.published import PUBLISHED
 from .bottleneck import Bottleneck
 from .progress import say
 from .runs import Run, announce, follow, resolve
+from .seeds import image_seeds
 
 PREFIX = "fewstep_"
 """Of our samplers and schedules among those of the host."""
@@ -100,20 +101,26 @@ _WRAPPED = ("inner_model", "__wrapped__", "__self__", "func")
 """Where wrappers of a model keep it: those of k-diffusion, functools.wraps, bound methods, functools.partial."""
 
 
+def _layers(model: Any) -> Iterator[Any]:
+    """A denoiser and all that it wraps, from the outside in."""
+    waiting, seen = [model], []
+    while waiting:
+        layer = waiting.pop(0)
+        yield layer
+        if not any(layer is one for one in seen):
+            seen.append(layer)
+            waiting += [part for part in (getattr(layer, name, None) for name in _WRAPPED) if part is not None]
+
+
 def guider_of(model: Any) -> Any:
     """The host's guider behind the denoiser that a sampler was given, however often other packs have wrapped that.
 
     Raises:
         ValueError: if there is none: what the levels of the model mean cannot be told from a function alone.
     """
-    waiting, seen = [model], []
-    while waiting:
-        found = waiting.pop(0)
-        if getattr(found, "model_patcher", None) is not None:
-            return found
-        if not any(found is one for one in seen):
-            seen.append(found)
-            waiting += [part for part in (getattr(found, name, None) for name in _WRAPPED) if part is not None]
+    for layer in _layers(model):
+        if getattr(layer, "model_patcher", None) is not None:
+            return layer
     raise ValueError(
         f"model: this {type(model).__name__} leads to no MODEL of the host (no inner_model of it has a model_patcher): "
         "the kind of its noise levels is not known. Another pack has wrapped the model: sample without it, or ask its "
@@ -144,6 +151,8 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
             return _sample_plan(run.learned, model, x, sigmas, extra_args, callback, disable, published=run)
         if run.why is not None:
             logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
+        if seed is None and spec.stochastic:
+            seed = image_seeds(_layers(model), x, extra_args)
         info: dict[str, int] = {}
         model, extra_args = announce(run, model, x, sigmas, extra_args)
         samples = spec.function(

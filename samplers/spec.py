@@ -18,7 +18,7 @@ from torch import Tensor
 from .checks import shortened
 from .integrate import Decisions, Model, NoiseSampler, check_sample, integrate
 from .levels import REPEATS, Run, pure_noise, read_run, read_sigmas
-from .noise import BrownianNoise, random_seed
+from .noise import BrownianNoise, noise_for, random_seed
 from .phi import value
 from .plan import Plan, Stage, as_given, economical
 
@@ -173,7 +173,7 @@ class SamplerSpec(_Spec):
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         flow: bool = False,
         noise_scale: float = 1.0,
         info: dict[str, int] | None = None,
@@ -191,7 +191,8 @@ class SamplerSpec(_Spec):
             disable: hides the progress bar.
             noise_sampler: `noise_sampler(sigma, sigma_next)` gives the fresh noise of a stochastic sampler, shaped like
                 x and of unit variance. Without one it is `BrownianNoise`.
-            seed: of that noise; without one `extra_args["seed"]`, and without that a number from torch's generator.
+            seed: of that noise, one number for the batch or one per image; without it `extra_args["seed"]`, and without
+                that a number from torch's generator. An image in a batch is that of its own seed alone.
             flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
             noise_scale: the standard deviation of that noise, if the model was trained with another than 1; fresh noise
                 is multiplied by it, beside `s_noise`.
@@ -219,7 +220,7 @@ class SamplerSpec(_Spec):
             plan = _noise_times(noise_scale, plan)
             if noise_sampler is None and any(stage.noise for stage in plan):
                 device = x.device if options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
-                own_noise = BrownianNoise(x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
+                own_noise = noise_for(plan, x, _noise_seed(seed, extra_args or {}), flow=flow, device=device)
         if repeats:
             logging.warning("%s: %s", self.id, REPEATS)
         try:
@@ -238,19 +239,10 @@ class SamplerSpec(_Spec):
                 own_noise.close()
 
 
-def _noise_seed(seed: Any, extra_args: Mapping[str, Any]) -> int:
-    """As given, as the host gives it in extra_args, or a new one.
-
-    Raises:
-        ValueError: if it is no whole number.
-    """
+def _noise_seed(seed: int | Sequence[int] | None, extra_args: Mapping[str, Any]) -> int | Sequence[int]:
+    """As given, as the host gives it in extra_args, or a new one."""
     seed = extra_args.get("seed") if seed is None else seed
-    if seed is None:
-        return random_seed()
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise ValueError(f"seed = {seed!r} must be a whole number") from None
+    return random_seed() if seed is None else seed
 
 
 class _Planned(NamedTuple):

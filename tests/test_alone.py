@@ -6,7 +6,7 @@ import sys
 
 from host import ROOT
 
-LAZY = {"tqdm", "torchsde", "scipy", "safetensors"}
+LAZY = {"tqdm", "scipy", "safetensors"}
 """Imported inside of functions only, by those who need them; they come with the host."""
 
 
@@ -28,7 +28,7 @@ def test_imports_torch_and_the_standard_library_alone():
 def test_runs_in_a_process_without_comfyui_and_what_comes_with_it():
     script = """
 import sys
-sys.modules |= dict.fromkeys(["tqdm", "tqdm.auto", "torchsde", "scipy", "safetensors"])  # as if not installed
+sys.modules |= dict.fromkeys(["tqdm", "tqdm.auto", "scipy", "safetensors"])  # as if not installed
 import torch
 from samplers import SAMPLERS, SCHEDULES
 sigmas = SCHEDULES["karras"].function(5, 0.03, 14.6)

@@ -1,0 +1,51 @@
+"""Seeds of fresh noise for the images of a batch: which image is which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import comfy.sample
+import torch
+from torch import Tensor
+
+from ..samplers.noise import mix
+
+_PLACES = 64
+
+
+def image_seeds(layers: Iterable[Any], x: Tensor, extra_args: Mapping[str, Any] | None) -> list[int] | None:
+    """For each image the seed of its fresh noise: that of the run, with the noise that the image starts from.
+
+    So an image has the same fresh noise alone, in any batch and in any row of it; and images that start alike stay
+    alike. Where the run adds no noise, as the second part of a split one, it is that which the host would have added in
+    this row. None, for the sampler to go by the row, where there is no seed, or the host's wrapper of the model, which
+    carries the noise, is missing among the `layers`, the denoiser and all that it wraps.
+    """
+    seed, noise = (extra_args or {}).get("seed"), _starting_noise(layers)
+    if seed is None or noise is None or len(noise) != len(x):
+        return None
+    found = _fingerprints(noise)
+    if None in found:
+        with torch.random.fork_rng(devices=[]):  # the host seeds the generator that all others draw from
+            absent = _fingerprints(comfy.sample.prepare_noise(torch.empty_like(noise, device="cpu"), seed))
+        found = [absent[k] if fingerprint is None else fingerprint for k, fingerprint in enumerate(found)]
+    return [mix(seed, fingerprint or 0) for fingerprint in found]
+
+
+def _starting_noise(layers: Iterable[Any]) -> Tensor | None:
+    """What the host's wrapper of the model keeps for masks. Other packs may have wrapped it once more."""
+    for layer in layers:
+        if isinstance(noise := getattr(layer, "noise", None), Tensor):
+            return noise
+        if getattr(layer, "model_patcher", None) is not None:
+            return None  # the host's guider: its wrapper would lie around it
+    return None
+
+
+def _fingerprints(noise: Tensor) -> list[int | None]:
+    """The signs of each image's noise at some places, which do not depend on rounding; None where it is 0 there."""
+    numbers = noise.flatten(1)
+    places = torch.linspace(0, numbers.shape[1] - 1, _PLACES, dtype=torch.float64).long()
+    rows = numbers[:, places.to(numbers.device)].tolist()
+    return [sum((number > 0) << k for k, number in enumerate(row)) if any(row) else None for row in rows]
