@@ -6,7 +6,8 @@ The model returns a stored tensor, so that only the sampler is timed, as the hos
 float32 sigmas, no preview). Every figure is the median over interleaved repetitions of microseconds per step (for an
 adaptive sampler, per try); the ratio is taken repetition by repetition. `plan` is what a schedule costs the first
 time, per step; plans are kept, so that it is not in `ours`. Stochastic samplers draw their noise, ours and the host's,
-which takes nearly all of their time: a second a step for video, where they are left out.
+which takes nearly all of their time; for video they are left out. What ours takes is then counted in draws of the batch
+(`torch.randn` of its shape): how many are made for each step, and how many would take as long as all that noise takes.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ comfy.cli_args.args.cpu = not torch.cuda.is_available()
 import comfy.k_diffusion.sampling as k_diffusion  # noqa: E402
 import comfy.model_sampling  # noqa: E402
 
-from samplers import SAMPLERS, SCHEDULES, SamplerSpec  # noqa: E402
+from samplers import SAMPLERS, SCHEDULES, BrownianNoise, SamplerSpec  # noqa: E402
+from samplers.noise import noise_for  # noqa: E402
 
 LATENTS = {
     "SD1.5 512x512": (1, 4, 64, 64),
     "SDXL 1024x1024": (1, 4, 128, 128),
     "SD1.5 batch 4": (4, 4, 64, 64),
     "SDXL batch 4": (4, 4, 128, 128),
+    "Flux 1024x1024": (1, 16, 128, 128),
     "video 81x480x832": (1, 16, 21, 60, 104),
 }
 SAME = (
@@ -51,6 +54,12 @@ HOST: dict[str, tuple[str, dict]] = {name: (name, {}) for name in SAME} | {
     "dpmpp_3m": ("dpmpp_3m_sde", {"eta": 0.0}),  # an SDE solver: without noise, the same work
 }
 """The host's sampler that does the same work as ours, and its options."""
+ANCESTRAL = ("euler_ancestral", "ddpm", "consistency")
+"""Those whose noise the host draws once a step."""
+NOISY = {"ddim": {"eta": 1.0}, "edm": {"s_churn": 10.0}}
+"""Options with which samplers add noise that add none by default."""
+DRAWS = {20: 4, 4: 8}
+"""Steps of a run, and how many draws a step of it may take at most."""
 STEPS, REPETITIONS, SECONDS = 20, 15, 0.05
 FEW = 5  # repetitions of what takes longer than that
 SEED = {"seed": 1}
@@ -99,6 +108,25 @@ def plan_time(spec: SamplerSpec, sigmas: torch.Tensor) -> float:
 def draws_noise(spec: SamplerSpec, sigmas: torch.Tensor) -> bool:
     """Whether it does with its default options."""
     return not spec.adaptive and any(stage.noise for stage in spec.plan(sigmas))
+
+
+def draws(spec: SamplerSpec, shape: tuple[int, ...], device: torch.device, steps: int) -> tuple[float, float]:
+    """Draws of the batch for each step: those that are made, and those that would take as long."""
+    plan = spec.plan(SCHEDULES["karras"].function(steps, 0.0292, 14.6146), **NOISY.get(spec.id, {}))
+    x = torch.zeros(shape, device=device)
+
+    def make() -> BrownianNoise:
+        noise = noise_for(plan, x, 1)
+        for stage in plan:
+            if stage.noise:
+                noise(stage.noise.sigma, stage.noise.sigma_next)
+        return noise
+
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPETITIONS):
+        for run, taken in zip((make, lambda: [torch.randn(shape) for _ in range(steps)]), times, strict=True):
+            taken.append(time_per_step(run, 1))
+    return make().draws / steps, min(times[0]) / min(times[1])
 
 
 def tries(spec: SamplerSpec, model: StoredModel, x: torch.Tensor, sigmas: torch.Tensor) -> int:
@@ -154,9 +182,18 @@ def main() -> None:
                 ratio = statistics.median(a / b for a, b in zip(times[name], host, strict=False))
                 goal = 0.25 if shape[0] == 1 and len(shape) == 4 else 0.5
                 row += f" {statistics.median(host):13.1f} {ratio:6.2f}"
-                if not SAMPLERS[name].stochastic:  # those spend their time on noise, here and there
+                if name in ANCESTRAL:
+                    row += f" {2:5.2f}"
+                elif not SAMPLERS[name].stochastic:  # those spend their time on noise, here and there
                     row += f" {goal:5.2f}"
             print(row, flush=True)
+    print(f"\n{'latent':18} {'sampler':18} {'steps':>6} {'draws/step':>11} {'their time':>11} {'goal':>5}")
+    for latent, shape in LATENTS.items():
+        for spec in SAMPLERS.values():
+            for steps, goal in DRAWS.items() if spec.stochastic and len(shape) == 4 else ():
+                with torch.inference_mode():
+                    made, time_taken = draws(spec, shape, device, steps)
+                print(f"{latent:18} {spec.id:18} {steps:6} {made:11.2f} {time_taken:11.2f} {goal:5}", flush=True)
 
 
 if __name__ == "__main__":

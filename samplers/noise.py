@@ -20,6 +20,7 @@ _LEAF = 0.5  # an interval of lambda that is longer is halved before a level is 
 _STEPS = 4  # and so is one that is longer than so many steps
 _WHITE_LEAF = 2.0**-6  # for white noise, where the places between the levels cost nothing
 _REACH = 4.0  # where the axis of lambda is cut first, on either side of 0
+_KEPT = 10  # so many samples are kept at least: most of those on the way to a place
 _CLOSEST = 1e-8  # the shortest step in lambda: float32 still holds its noise to a thousandth
 
 
@@ -79,7 +80,7 @@ class BrownianNoise:
         self._device = torch.device(device)
         self._places: dict[int, _Place] = {}
         self._ways: dict[float, list[_Place]] = {}  # of the last levels asked for
-        self._known: dict[_Place, Tensor] = {}  # X at the places on them
+        self._known: dict[_Place, Tensor] = {}  # X at the places on them and some more
         self._spare: list[Tensor] = []  # memory of what is not needed any more, to draw in
         self._generator: torch.Generator | None = None
         self.draws = 0
@@ -104,12 +105,13 @@ class BrownianNoise:
 
     def _gain(self, h: float) -> Tensor:
         """(X_t - e^-h X_s) / sqrt(1 - e^-2h) for the levels asked for."""
-        needed = dict.fromkeys(place for way in self._ways.values() for place in way)
-        for place in self._known.keys() - needed:  # on its way a run does not come back to it
-            self._spare.append(self._known.pop(place))
-        for place in needed:
-            if place not in self._known:
-                self._known[place] = self._draw(place)
+        for way in self._ways.values():
+            for place in way:
+                if place not in self._known:
+                    self._known[place] = self._draw(place)
+        if len(self._known) > _KEPT:  # on its way a run does not come back to what it needs no more
+            needed = {place for way in self._ways.values() for place in way}
+            self._spare += [self._known.pop(place) for place in self._known.keys() - needed]
         *start, end = (self._known[way[-1]] for way in self._ways.values())
         scale = 1 / math.sqrt(_fresh(h))
         noise = end * scale
@@ -174,7 +176,7 @@ def noise_for(
     return BrownianNoise(x, seed, flow=flow, device=device, white=white, ends=(first.sigma, last.sigma_next))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Place:
     """A place of the path and its neighbours, the nearest places that are drawn before it."""
 
