@@ -117,6 +117,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     ),
     "the plots in the nodes": (
         "comfy.k_diffusion.sampling.get_sigmas_karras",
+        "comfy.model_sampling.ModelSamplingContinuousEDM",
         "comfy.model_sampling.ModelSamplingDiscrete",
         "comfy.model_sampling.ModelSamplingDiscreteFlow",
         "server.PromptServer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 
 import pytest
@@ -138,13 +139,11 @@ def test_a_mask_does_not_change_whose_noise_it_is(comfyui):
 
 def seeds_of(noise, seed=5, wrappers=0):
     """What the adapter makes of the noise on the host's wrapper of the model."""
-    import sys
-
-    module = next(m for name, m in sys.modules.items() if name.endswith(".nodes.seeds"))
-    model = types.SimpleNamespace(noise=noise)
+    nodes = {name.rpartition(".")[2]: m for name, m in sys.modules.items() if ".nodes." in name and "few-step" in name}
+    model = types.SimpleNamespace(noise=noise, inner_model=types.SimpleNamespace(model_patcher=1))
     for _ in range(wrappers):
         model = types.SimpleNamespace(inner_model=model)
-    return module.image_seeds(model, torch.zeros(3, 4, 2, 8, 8), {"seed": seed})
+    return nodes["seeds"].image_seeds(model, torch.zeros(3, 4, 2, 8, 8), {"seed": seed})
 
 
 def test_seeds_of_images(comfyui):
