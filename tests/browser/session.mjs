@@ -43,6 +43,7 @@ export async function open(url, { chromium, modules }) {
         "Comfy.InstalledVersion": "1.32.9",
         "Comfy.Locale": locale,
         "Comfy.Workflow.ShowMissingModelsWarning": false, // of checkpoints that are the user's
+        "Comfy.Workflow.Persist": false, // each page begins empty
       };
       return route.fulfill({ json: { ...settings, ...ours } });
     });
