@@ -44,6 +44,7 @@ export async function open(url, { chromium, modules }) {
         "Comfy.Locale": locale,
         "Comfy.Workflow.ShowMissingModelsWarning": false, // of checkpoints that are the user's
         "Comfy.Workflow.Persist": false, // each page begins empty
+        "Comfy.Node.AlwaysShowAdvancedWidgets": true, // else Vue nodes show them at the press of a button
       };
       return route.fulfill({ json: { ...settings, ...ours } });
     });
