@@ -1,9 +1,12 @@
 """`samplers` is of use without ComfyUI."""
 
 import ast
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from host import ROOT
 
 LAZY = {"tqdm", "scipy", "safetensors"}
@@ -36,3 +39,34 @@ out = SAMPLERS["dpmpp_2m"].function(lambda x, sigma: x * 0 + 1, torch.ones(1, 4,
 assert torch.equal(out, torch.ones_like(out)) and not [m for m in sys.modules if m.startswith("comfy")]
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of a version, on the path or among those of pyenv, if one runs here."""
+    places = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    for place in filter(None, places):
+        if subprocess.run([place, "-c", ""], capture_output=True).returncode == 0:
+            return str(place)
+    return None
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+def test_compiles_on_other_versions_of_python(version):
+    """Without a warning, and with every module of the standard library that is imported; .ci/run checks the types."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    script = """
+import ast, importlib, pathlib, sys, warnings
+warnings.simplefilter("error")
+for path in pathlib.Path("samplers").glob("*.py"):
+    tree = ast.parse(path.read_text(), path)
+    compile(tree, path, "exec")
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for name in names:
+            if name.split(".")[0] in sys.stdlib_module_names or name.split(".")[0] not in %r:
+                importlib.import_module(name)
+""" % {"torch", *LAZY}
+    subprocess.run([python, "-c", script], cwd=ROOT, check=True)

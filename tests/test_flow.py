@@ -69,8 +69,11 @@ def small_family(name: str) -> SimpleNamespace:
     """
     import comfy.model_patcher
     import comfy.supported_models
+    from comfy.ldm.flux.model import FluxParams
 
     kind, network, shape, shift = FAMILIES[name]
+    if name == "Flux" and "txt_ids_dims" in FluxParams.__annotations__:
+        network = network | {"txt_ids_dims": []}  # newer hosts ask for it
     config = getattr(comfy.supported_models, kind)(network)
     config.set_inference_dtype(torch.float64, None)
     model = config.get_model({}).eval()

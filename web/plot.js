@@ -48,9 +48,11 @@ export function addPlot(node, { route, request, draw }) {
       return true;
     },
 
+    wanted: () => JSON.stringify(request(node)),
+
     refresh() {
       if (!node.graph) return;
-      const wanted = JSON.stringify(request(node));
+      const wanted = plot.wanted();
       if (wanted === plot.asked) return;
       plot.asked = wanted;
       clearTimeout(plot.timer);

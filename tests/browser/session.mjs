@@ -10,7 +10,7 @@ const FLAGS = [
   "--disable-component-update", "--disable-sync",
 ]; // prettier-ignore
 const READY = () =>
-  globalThis.app?.graph && globalThis.app?.extensionManager && LiteGraph?.registered_node_types?.FewStepScheduler;
+  globalThis.app?.canvas?.graph && app.extensionManager && LiteGraph?.registered_node_types?.FewStepScheduler;
 
 /**
  * Opens ComfyUI at `url`. Nothing but loopback is reached. Gives the page, what it complained of, and how to
@@ -43,11 +43,17 @@ export async function open(url, { chromium, modules }) {
         "Comfy.InstalledVersion": "1.32.9",
         "Comfy.Locale": locale,
         "Comfy.Workflow.ShowMissingModelsWarning": false, // of checkpoints that are the user's
+        "Comfy.Workflow.Persist": false, // each page begins empty
+        "Comfy.Node.AlwaysShowAdvancedWidgets": true, // else Vue nodes show them at the press of a button
       };
       return route.fulfill({ json: { ...settings, ...ours } });
     });
     await context.route("**/api/settings/*", (route) => route.fulfill({ status: 200 })); // nothing is kept
-    await context.addInitScript(() => localStorage.setItem("vueNodesBannerDismissed", "true"));
+    await context.addInitScript(() => {
+      localStorage.setItem("vueNodesBannerDismissed", "true");
+      const say = console.error;
+      console.error = (...given) => say(...given, new Error().stack); // which scripts it comes from
+    });
     const page = context.pages()[0] ?? (await context.newPage());
     const complaints = [];
     page.on("console", (message) => {
@@ -74,7 +80,7 @@ function blame() {
   LiteGraph.onDeprecationWarning = [
     (message) => {
       const { stack } = new Error(message);
-      if (/extensions\/fewstep/.test(stack)) console.error(stack);
+      if (/extensions\/fewstep/.test(stack)) console.error(message);
     },
   ];
 }
@@ -87,7 +93,9 @@ export async function design(page, vue) {
 /** Empties the graph and puts the view where nodes at [0, 0] are seen. */
 export async function clear(page) {
   await page.evaluate(() => {
+    const { lastNodeId } = app.graph.state;
     app.graph.clear();
+    app.graph.state.lastNodeId = lastNodeId; // some front ends keep what they know of a node by its id
     app.nodeOutputs = {}; // of nodes with the same ids
     app.canvas.ds.scale = 1;
     app.canvas.ds.offset = [120, 120];
@@ -122,11 +130,10 @@ export async function set(page, id, name, value) {
 
 /** What the plot of a node was answered, once it is that to what the widgets say now. */
 export async function answer(page, id) {
-  await page.waitForTimeout(120);
   const handle = await page.waitForFunction(
     (id) => {
       const plot = app.graph.getNodeById(id).widgets.find((widget) => widget.name === "plot");
-      return plot?.answered === plot?.asked && plot?.answer;
+      return plot && plot.answered === plot.wanted() && plot.answer;
     },
     id,
     { timeout: 10000 },
