@@ -231,18 +231,18 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
 
 def count_evaluations(entry: Entry, levels: tuple[float, ...]) -> int:
     """Evaluations of a run: of our plan, or of the host's sampler on a model that costs nothing."""
-    return _count(entry, len(levels), levels[-1] == 0)
+    if entry.source == "learned":
+        return int(learned(entry).recipe.nfe)
+    if entry.source == "ours":
+        return SAMPLERS[entry.name].nfe(levels, **dict(entry.options))
+    return _count_of_host(entry, len(levels), levels[-1] == 0)
 
 
 @functools.cache
-def _count(entry: Entry, count: int, ends_at_zero: bool) -> int:
+def _count_of_host(entry: Entry, count: int, ends_at_zero: bool) -> int:
     """It depends on the number of levels and on whether the last is 0; the levels themselves do not matter."""
-    if entry.source == "learned":
-        return int(learned(entry).recipe.nfe)
     levels = make_levels(entry, Schedule("ours", "exponential"), max(count - ends_at_zero, 1))
     levels = levels if ends_at_zero else levels[:-1]
-    if entry.source == "ours":
-        return SAMPLERS[entry.name].nfe(levels, **dict(entry.options))
     return sample(entry, levels, (Pair("", 0),), network=False)[1]
 
 

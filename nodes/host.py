@@ -137,8 +137,9 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
             return _sample_plan(run.learned, model, x, sigmas, extra_args, callback, disable, published=run)
         if run.why is not None:
             logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
-        if spec.stochastic and seed is None:
-            seed = image_seeds(model, x, extra_args)
+        if spec.stochastic:
+            seed = (extra_args or {}).get("seed") if seed is None else seed
+            seed = image_seeds(model, x, seed) or seed
         info: dict[str, int] = {}
         model, extra_args = announce(run, model, x, sigmas, extra_args)
         samples = spec.function(

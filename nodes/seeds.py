@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import comfy.sample
@@ -15,16 +14,16 @@ from .wrapped import unwrapped
 _PLACES = 64
 
 
-def image_seeds(model: Any, x: Tensor, extra_args: Mapping[str, Any] | None) -> list[int] | None:
-    """For each image the seed of its fresh noise: that of the run, with the noise that the image starts from.
+def image_seeds(model: Any, x: Tensor, seed: Any) -> list[int] | None:
+    """For each image the seed of its fresh noise: `seed`, that of the run, with the noise that the image starts from.
 
     So an image has the same fresh noise alone, in any batch and in any row of it; and images that start alike stay
     alike. Where the run adds no noise, as the second part of a split one, it is that which the host would have added in
-    this row. None, for the sampler to go by the row, where there is no seed, or the host's wrapper of the model, which
+    this row. None, for the sampler to go by the row, where that is no seed, or the host's wrapper of the model, which
     carries the noise, is missing.
     """
-    seed, noise = (extra_args or {}).get("seed"), _starting_noise(model)
-    if seed is None or noise is None or len(noise) != len(x):
+    noise = _starting_noise(model)
+    if not isinstance(seed, int) or noise is None or len(noise) != len(x):
         return None
     found = _fingerprints(noise)
     if None in found:

@@ -327,7 +327,8 @@ def test_plain_recipes(flow, n):
     for recipe in recipes:
         assert recipe.nfe == n and recipe.flow == flow and recipe.tunings == (Tuning(),) * n
         assert recipe.sigmas[0] == ends[1] and recipe.sigmas[-1] == 0
-    assert plain_recipes(["heun"], n, *ends, flow=flow) == {}
+    if n > 2 or flow:  # where it evaluates twice; a step over the whole range is too long for it
+        assert plain_recipes(["heun"], n, *ends, flow=flow) == {}
 
 
 # With backpropagation

@@ -143,7 +143,7 @@ def seeds_of(noise, seed=5, wrappers=0):
     model = types.SimpleNamespace(noise=noise, inner_model=types.SimpleNamespace(model_patcher=1))
     for _ in range(wrappers):
         model = types.SimpleNamespace(inner_model=model)
-    return nodes["seeds"].image_seeds(model, torch.zeros(3, 4, 2, 8, 8), {"seed": seed})
+    return nodes["seeds"].image_seeds(model, torch.zeros(3, 4, 2, 8, 8), seed)
 
 
 def test_seeds_of_images(comfyui):

@@ -153,7 +153,6 @@ def test_anderson_solves_a_linear_system_in_as_many_steps_as_it_has_numbers():
     ("id", "sigmas", "arguments", "message"),
     [
         ("ddim", [0.1, 1.0, 5.0], {}, "sigmas ascend: give them descending"),
-        ("ddim", [5.0, 1.0, 1.0], {}, r"sigmas\[1\] and sigmas\[2\] are equal"),
         ("ddim", [5.0], {}, "at least two levels"),
         ("dpmpp_2m", [1.0, 0.0], {"flow": True}, "one step, from pure noise to the clean image"),
         ("ddim", [5.0, math.nan], {}, r"sigmas\[1\] = nan"),
@@ -167,6 +166,13 @@ def test_anderson_solves_a_linear_system_in_as_many_steps_as_it_has_numbers():
 def test_errors_name_the_input(id, sigmas, arguments, message):
     with pytest.raises(ValueError, match=message):
         invert(SAMPLERS[id], denoiser, X1, sigmas, disable=True, **arguments)
+
+
+def test_a_level_that_repeats_is_no_step():
+    noise = invert(SAMPLERS["ddim"], denoiser, X1, [5.0, 1.0, 0.2, 0.0], disable=True)
+    torch.testing.assert_close(
+        invert(SAMPLERS["ddim"], denoiser, X1, [5.0, 1.0, 1.0, 0.2, 0.0], disable=True), noise, rtol=0, atol=0
+    )
 
 
 def test_broken_models_and_images():

@@ -99,7 +99,10 @@ def choices(spec) -> list[dict]:
         if option.choices:
             found += [{option.name: choice} for choice in option.choices if choice != option.default]
         elif isinstance(option.default, bool):
-            found.append({option.name: not option.default})
+            value = not option.default
+            if option.name == "lower_order_final":  # whose default is not that of every sampler: a choice in the node
+                value = "on" if value else "off"
+            found.append({option.name: value})
         elif option.name not in ("s_noise", "r1", "r2"):
             value = option.minimum if option.minimum > 0 or isinstance(option.default, int) else option.maximum / 2
             found.append({option.name: value})

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -453,7 +452,8 @@ def test_a_flow_model_whose_time_has_no_shift_is_taken_as_unshifted(comfyui):
         def percent_to_sigma(self, percent):
             return 0.0
 
-    model = SimpleNamespace(get_model_object=lambda name: Odd())
+    model = small_model("FLOW")
+    model.add_object_patch("model_sampling", Odd())
     sigmas = comfyui.nodes["FewStepScheduler"].execute(model, "time_uniform", 9, 1.0).result[0]
     torch.testing.assert_close(sigmas[:-1], torch.linspace(1, 1 / 1000, 9))
 

@@ -445,7 +445,7 @@ def test_a_plan_that_cannot_be_saved_goes_elsewhere_and_into_the_log(comfyui, mo
     (path,) = elsewhere.iterdir()
     back = module(comfyui, "plans").load(path)
     assert back.recipe == plan.recipe and back.predictor is not None
-    assert str(path) in caplog.text and plan.text() in caplog.text
+    assert str(path) in caplog.text and module(comfyui, "tuning").unfinished(plan).text() in caplog.text
 
 
 def test_a_plan_that_no_folder_takes_is_in_the_log(comfyui, monkeypatch, folder, caplog):
@@ -455,7 +455,8 @@ def test_a_plan_that_no_folder_takes_is_in_the_log(comfyui, monkeypatch, folder,
     monkeypatch.setattr("safetensors.torch.save_file", full)
     plan = predictor_plan(comfyui)
     stop(comfyui, Stopped(plan), stops()[0])
-    assert plan.text() in caplog.text and "No space left" in caplog.text and "its predictor is lost" in caplog.text
+    assert module(comfyui, "tuning").unfinished(plan).text() in caplog.text
+    assert "No space left" in caplog.text and "its predictor is lost" in caplog.text
     assert not list(folder.iterdir())
 
 
