@@ -23,7 +23,7 @@ PLAIN_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 SAMPLING = $(patsubst %,tests/test_%.py,auto compare guidance host_workflows inversion plan_nodes tuning_nodes) \
   -k "not train and not calibrat and not derivatives"
 
-.PHONY: demo test test-kernels check serve setup screenshots bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
+.PHONY: demo test test-kernels check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -44,6 +44,9 @@ check: setup
 
 serve: setup  ## ComfyUI with the pack and the demo nodes, to open in a browser
 	$(PYTHON) tools/host.py serve
+
+fuzz: setup  ## runs by chance of every sampler: any NaN, raw error or broken image is printed
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/fuzz.py
 
 bench-overhead: setup  ## time per step beyond the model, ours and the host's
 	$(HOST_PYTHON) bench/overhead.py
