@@ -89,31 +89,36 @@ class Content:
             return False
         return all(reference() is not None for reference in other._objects)  # else an id may be another's now
 
-    def _parts(self, value: Any) -> Iterator[bytes]:
-        """What tells a value from others. What is met again is told by its number: it may hold itself."""
-        if id(value) in self._met:
-            yield f"met {self._met[id(value)]}".encode()
-            return
-        yield type(value).__name__.encode()
-        if value is None or isinstance(value, bool | int | float | complex | str | torch.dtype | torch.device):
-            yield repr(value).encode()
-        elif isinstance(value, bytes | bytearray):
-            yield bytes(value)
-        elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            yield repr((value.shape, value.dtype)).encode()
-            yield value.tobytes()
-        elif isinstance(value, Tensor) and (content := _bytes_of(value)) is not None:
-            yield repr((value.shape, value.dtype)).encode()
-            yield content
-        elif isinstance(value, Mapping | list | tuple):
-            self._met[id(value)] = len(self._met)
-            self._kept.append(value)
-            yield str(len(value)).encode()
-            for entry in value.items() if isinstance(value, Mapping) else value:
-                yield from self._parts(entry)
-        else:
-            self._objects.append(_weakly(value))
-            yield str(id(value)).encode()
+    def _parts(self, inputs: Any) -> Iterator[bytes]:
+        """What tells values from others, however deep they lie. What is met again is told by its number: it may hold
+        itself."""
+        waiting = [inputs]
+        while waiting:
+            value = waiting.pop()
+            if id(value) in self._met:
+                yield f"met {self._met[id(value)]}".encode()
+                continue
+            yield type(value).__name__.encode()
+            if isinstance(value, int):
+                yield hex(value).encode()  # decimal digits have a limit
+            elif value is None or isinstance(value, float | complex | str | torch.dtype | torch.device):
+                yield repr(value).encode()
+            elif isinstance(value, bytes | bytearray):
+                yield bytes(value)
+            elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+                yield repr((value.shape, value.dtype)).encode()
+                yield value.tobytes()
+            elif isinstance(value, Tensor) and (content := _bytes_of(value)) is not None:
+                yield repr((value.shape, value.dtype)).encode()
+                yield content
+            elif isinstance(value, Mapping | list | tuple):
+                self._met[id(value)] = len(self._met)
+                self._kept.append(value)
+                yield str(len(value)).encode()
+                waiting += reversed(list(value.items() if isinstance(value, Mapping) else value))
+            else:
+                self._objects.append(_weakly(value))
+                yield str(id(value)).encode()
 
 
 def _bytes_of(tensor: Tensor) -> bytes | None:

@@ -81,6 +81,8 @@ def check_filename(filename: str) -> PurePosixPath:
     fault = None
     if parts.anchor or ".." in parts.parts or not parts.name:
         fault = f"must be a name, with subfolders or without, inside models/{FOLDER}, such as plan"
+    elif len(parts.parts) > _DEEPEST:
+        fault = f"has {len(parts.parts) - 1} folders inside each other: use at most {_DEEPEST - 1}"
     for part in parts.parts if fault is None else ():
         if (found := _UNUSABLE.search(part)) is not None:
             fault = f"holds {found[0]!r}, which not every system takes in the name of a file: leave it out"
@@ -96,6 +98,7 @@ def check_filename(filename: str) -> PurePosixPath:
 _UNUSABLE = re.compile(r'[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff<>:"|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 200  # bytes, of the 255 of most systems: the number and the extension are added
+_DEEPEST = 100  # folders and the name; Python makes them one within the other by recursion
 
 
 @contextlib.contextmanager

@@ -86,8 +86,8 @@ def dpm_adaptive(
         hopeless = made >= _SETTLED and left / controller.h > _UNEVEN * _MOST_TRIES
         if hopeless or made >= _MOST_TRIES:
             raise ValueError(
-                f"dpm_adaptive cannot meet rtol = {rtol:g} and atol = {atol:g} in {_MOST_TRIES} steps, it has come to "
-                f"sigma = {value(s.sigma):g} in {made}: raise them, or take a sampler with fixed steps"
+                f"dpm_adaptive cannot meet rtol = {rtol:g} and atol = {atol:g} in {_MOST_TRIES} steps: after "
+                f"{made} it is at sigma = {value(s.sigma):g}. Raise rtol and atol, or take a sampler with fixed steps"
             )
 
     if first <= last < n:

@@ -96,7 +96,7 @@ def pure_noise(sigma: float) -> float:
     return 1.0 if abs(sigma - 1) <= _ROUNDED else sigma
 
 
-REPEATS = "some of the sigmas repeat the one before; that is no step, and is left out"
+REPEATS = "some of the sigmas repeat the one before; such steps change nothing and are left out"
 """What the log says of it."""
 
 

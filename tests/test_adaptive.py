@@ -162,7 +162,7 @@ def test_tolerances_that_cannot_be_met():
         calls.append(sigma)
         return torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
-    with pytest.raises(ValueError, match=r"cannot meet rtol = 1e-05 and atol = 1e-06 in 1000 steps, .* sigma = "):
+    with pytest.raises(ValueError, match=r"cannot meet rtol = 1e-05 and atol = 1e-06 in 1000 steps: .* sigma = "):
         sample([SIGMA_MAX, SIGMA_MIN], model=model, rtol=1e-5, atol=1e-6)
     assert len(calls) <= 150
 

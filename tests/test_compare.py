@@ -289,7 +289,7 @@ def test_content_takes_whatever_a_conditioning_holds(comfyui):
     itself: list = [1]
     itself.append(itself)
     deep: list = []
-    for _ in range(300):
+    for _ in range(3000):
         deep = [deep]
     wide = [0]
     for _ in range(100):
@@ -298,7 +298,7 @@ def test_content_takes_whatever_a_conditioning_holds(comfyui):
     def parts() -> list:
         return [
             np.float32(1), np.int64(2), np.bool_(True), np.arange(3), np.array("text"), b"bytes", bytearray(b"more"),
-            torch.float16, torch.device("cpu"), 1 + 2j, None, True, "\ud800", 10**400, torch.zeros(2).bool(),
+            torch.float16, torch.device("cpu"), 1 + 2j, None, True, "\ud800", 10**5000, torch.zeros(2).bool(),
             torch.zeros(2, dtype=torch.complex64), torch.zeros(2).to(torch.float8_e4m3fn), torch.zeros(()),
             torch.Size([2]), {1: {"a": (2,)}}, {np.float32(1): 2},
         ]  # fmt: skip

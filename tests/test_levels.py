@@ -329,7 +329,7 @@ def test_a_level_that_repeats_is_no_step(spec, sigmas, steps, caplog):
     assert torch.equal(x, right) and asked == asked_too
     assert [call["i"] for call in calls] == [steps[call["i"]] for call in numbers]
     assert [record.message for record in caplog.records] == [
-        f"{spec.id}: some of the sigmas repeat the one before; that is no step, and is left out"
+        f"{spec.id}: some of the sigmas repeat the one before; such steps change nothing and are left out"
     ]
 
 

@@ -164,6 +164,7 @@ def test_nothing_is_written_outside_the_folder(comfyui, folder, name):
         ("name.", "filename = 'name.' holds 'name.'"),
         ("x" * 300, "filename = .* is too long: a name may have 200 bytes"),
         ("計" * 100, "filename = .* is too long"),
+        ("a/" * 2000 + "b", "filename = .* has 2000 folders inside each other: use at most 99"),
     ],
     ids=lambda value: repr(value)[:20],
 )
