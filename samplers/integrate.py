@@ -124,11 +124,14 @@ def integrate(
                 conduct.answered(denoised if remember is DENOISED else None, len(checksums) - 1)
                 predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
 
-            x = combine(stage.update, (*predictions, denoised, start, x))
+            operands = (*predictions, denoised, start, x)
+            x = combine(stage.update, operands)
             if stage.noise is not None:
-                x = add_noise(x, stage.noise, noise_sampler)
+                ours = not x.requires_grad and all(x is not operand for operand in operands)
+                x = add_noise(x, stage.noise, noise_sampler, in_place=ours)
                 if stage.sigma is None:
                     churned = stage.noise.sigma
+            del operands  # what is not needed any more must not stay in memory while the model is evaluated
             if stage.completes:
                 start = x
             if state is not None:
@@ -213,21 +216,24 @@ class Conduct:
             )
 
 
-def add_noise(x: Tensor, noise: Noise, noise_sampler: NoiseSampler | BrownianNoise | None) -> Tensor:
+def add_noise(
+    x: Tensor, noise: Noise, noise_sampler: NoiseSampler | BrownianNoise | None, *, in_place: bool = False
+) -> Tensor:
     """x + scale * noise, in one pass over memory."""
     if noise_sampler is None:
         raise ValueError("this plan adds noise: a noise_sampler is needed")
     interval = value(noise.sigma), value(noise.sigma_next)
     if isinstance(noise_sampler, BrownianNoise):
-        drawn = noise_sampler(*interval)
-    else:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        drawn = noise_sampler(*(x.new_full((), sigma, dtype=wide) for sigma in interval))
+        if not isinstance(noise.scale, Tensor):
+            return noise_sampler.add(x, noise.scale, *interval, in_place=in_place)
+        return x + noise.scale * noise_sampler(*interval)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    drawn = noise_sampler(*(x.new_full((), sigma, dtype=wide) for sigma in interval))
     check_like(drawn, x, "noise_sampler must return noise")
     drawn = drawn.to(x)
     if isinstance(noise.scale, Tensor) or noise.scale > _LARGE:
         return x + noise.scale * drawn
-    return x.add(drawn, alpha=noise.scale)
+    return x.add_(drawn, alpha=noise.scale) if in_place else x.add(drawn, alpha=noise.scale)
 
 
 def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from .levels import Levels
 from .phi import Scalar, value
 from .plan import DENOISED, Plan
 
-_LEAF = 0.5  # an interval of lambda that is longer is halved before a level is placed in it,
+_LEAF = 0.25  # an interval of lambda that is longer is halved before a level is placed in it,
 _STEPS = 4  # and so is one that is longer than so many steps
 _WHITE_LEAF = 2.0**-6  # for white noise, where the places between the levels cost nothing
 _REACH = 4.0  # where the axis of lambda is cut first, on either side of 0
@@ -41,8 +41,8 @@ class BrownianNoise:
 
     The order of the places makes the skeleton that all runs share: 0, then 4, 8, 16 ... or -4, -8, -16 ..., as far out
     as needed, then the middle of the interval that a level lies in, again and again, until the interval is no longer
-    than 1/2 and than four steps. In it the level itself is placed. So what a step gets is exact in distribution and
-    takes about two draws, runs of different lengths agree at the skeleton, and that is the finer the more the steps.
+    than 1/4 and than four steps. In it the level itself is placed. So what a step gets is exact in distribution and
+    takes two to three draws, runs of different lengths agree at the skeleton, and that is the finer the more the steps.
 
     The path of an image depends on its seed and on the shape of one image: not on the batch, or on the dtype or the
     device of `x`. It is drawn on the CPU in float32, or on `device`, whose generator gives other numbers.
@@ -89,6 +89,27 @@ class BrownianNoise:
                 self._way(lam, _WHITE_LEAF if white else _LEAF)
 
     def __call__(self, sigma: Scalar, sigma_next: Scalar) -> Tensor:
+        (first, c), *others = self._terms(sigma, sigma_next)
+        noise = first * c
+        for term, c in others:
+            noise.add_(term, alpha=c)
+        if self._target.type == "cuda" and not noise.is_cuda:
+            noise = noise.to(self._dtype).pin_memory()  # so that the copy need not wait for the network
+        return noise.to(self._target, self._dtype, non_blocking=True)
+
+    def add(self, x: Tensor, scale: float, sigma: Scalar, sigma_next: Scalar, *, in_place: bool = False) -> Tensor:
+        """x + scale noise(sigma, sigma_next): where x is as the path is, in float32 and at the same place, it is added
+        term by term, without being made by itself."""
+        if (x.dtype, x.device) != (torch.float32, self._device):
+            return x + scale * self(sigma, sigma_next)
+        (first, c), *others = self._terms(sigma, sigma_next)
+        x = x.add_(first, alpha=scale * c) if in_place else x.add(first, alpha=scale * c)
+        for term, c in others:
+            x.add_(term, alpha=scale * c)
+        return x
+
+    def _terms(self, sigma: Scalar, sigma_next: Scalar) -> list[tuple[Tensor, float]]:
+        """Noise as a sum of tensors times numbers: (X_t - e^-h X_s) / sqrt(1 - e^-2h), or one draw."""
         s, t = value(sigma), value(sigma_next)
         low, high = sorted((_lambda(s, self._flow), _lambda(t, self._flow)))
         if high == math.inf:
@@ -98,13 +119,8 @@ class BrownianNoise:
             raise ValueError(f"no noise between sigma = {s:.9g} and {t:.9g}: the levels are too close, use fewer steps")
         longest = _WHITE_LEAF if self._white else min(_LEAF, _STEPS * h)
         self._ways = {lam: self._ways.get(lam) or self._way(lam, longest) for lam in (low, high) if lam > -math.inf}
-        noise = self._normals(self._ways[high][-1].key) if self._white else self._gain(h)
-        if self._target.type == "cuda" and not noise.is_cuda:
-            noise = noise.to(self._dtype).pin_memory()  # so that the copy need not wait for the network
-        return noise.to(self._target, self._dtype, non_blocking=True)
-
-    def _gain(self, h: float) -> Tensor:
-        """(X_t - e^-h X_s) / sqrt(1 - e^-2h) for the levels asked for."""
+        if self._white:
+            return [(self._normals(self._ways[high][-1].key), 1.0)]
         for way in self._ways.values():
             for place in way:
                 if place not in self._known:
@@ -114,10 +130,7 @@ class BrownianNoise:
             self._spare += [self._known.pop(place) for place in self._known.keys() - needed]
         *start, end = (self._known[way[-1]] for way in self._ways.values())
         scale = 1 / math.sqrt(_fresh(h))
-        noise = end * scale
-        for x in start:  # none at lambda = -inf
-            noise.add_(x, alpha=-math.exp(-h) * scale)
-        return noise
+        return [(end, scale), *((x, -math.exp(-h) * scale) for x in start)]  # no start at lambda = -inf
 
     def close(self) -> None:
         """Let go of all that is kept for the next draw; a later draw makes it again."""
