@@ -1,0 +1,148 @@
+"""The contract with AUTOMATIC1111, Forge and reForge, against a host of our own writing with their interfaces.
+
+`make test-webui` runs the same assertions in a real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from host import ROOT
+
+HOST = Path(__file__).parent / "webui" / "host"
+OURS = ("modules", "gradio", "fewstep")
+VARIANTS = ("a1111", "forge", "old")
+MODULES = ("scripts", "script_callbacks", "sd_samplers", "sd_samplers_common", "sd_samplers_kdiffusion", "shared")
+
+spec = importlib.util.spec_from_file_location("webui_contract", Path(__file__).parent / "webui" / "contract.py")
+contract = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(contract)
+
+
+def k_diffusion():
+    """The real one, of which the host needs two modules; its own `__init__` imports what is not needed here."""
+    if "k_diffusion" in sys.modules:
+        return
+    found = importlib.machinery.PathFinder.find_spec("k_diffusion")
+    package = importlib.machinery.ModuleSpec("k_diffusion", None, is_package=True)
+    package.submodule_search_locations = found.submodule_search_locations
+    sys.modules["k_diffusion"] = importlib.util.module_from_spec(package)
+    functional = "torchvision.transforms.functional"  # for images on disk
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torchvision", "torchvision.transforms", functional):
+            patch.setitem(sys.modules, name, sys.modules.get(name, ModuleType(name)))
+        patch.setattr(sys.modules["torchvision.transforms"], "functional", sys.modules[functional], raising=False)
+        importlib.import_module("k_diffusion.external")
+
+
+class Host(SimpleNamespace):
+    """See `contract`."""
+
+    root = ROOT
+
+    @property
+    def is_sd15(self):
+        return self.shared.sd_model.parameterization == "eps"
+
+    def load(self):
+        self.scripts.reload(ROOT)
+
+    def processing(self, sampler, schedule="Automatic", *, img2img=False, **fields):
+        return self.Processing(sampler, schedule, **fields)
+
+    def sample(self, p):
+        return p.sample()
+
+    def sample_img2img(self, p, image):
+        return p.sample_img2img(image)
+
+    def sample_with(self, p, function, image=None):
+        p.begin()
+        p.sampler.func, p.sampler.extra_params = function, []
+        if image is None:
+            return p.run(p.sampler)
+        ones = torch.ones_like(image)
+        return p.sampler.sample_img2img(p, image, p.noise(), 0.3 * ones, -0.1 * ones)
+
+    def recorded(self, p):
+        return p.sampler.model_wrap_cfg.seen
+
+    @contextlib.contextmanager
+    def interrupted_after(self, p, evaluations):
+        make = self.sd_samplers_kdiffusion.CFGDenoiser
+
+        class Denoiser(make):
+            def forward(denoiser, *args, **more):
+                self.shared.state.interrupted = len(denoiser.seen) == evaluations
+                return make.forward(denoiser, *args, **more)
+
+        self.sd_samplers_kdiffusion.CFGDenoiser = Denoiser
+        try:
+            yield
+        finally:
+            self.sd_samplers_kdiffusion.CFGDenoiser, self.shared.state.interrupted = make, False
+
+
+@contextlib.contextmanager
+def started(variant, parameterization="eps"):
+    """A host with the extension loaded; nothing of it is left behind."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+            del sys.modules[name]
+
+    k_diffusion()
+    path, known = list(sys.path), {name.partition(".")[0] for name in sys.modules}
+    forget()
+    sys.path[:] = [str(HOST), *(entry for entry in path if ROOT not in [Path(entry), *Path(entry).parents])]
+    try:
+        shared = importlib.import_module("modules.shared")
+        shared.variant, shared.sd_model = variant, shared.Network(parameterization)
+        if variant == "old":
+            sys.modules["modules.sd_schedulers"] = None  # cannot be imported
+        modules = {name: importlib.import_module(f"modules.{name}") for name in MODULES}
+        modules["sd_schedulers"] = None if variant == "old" else importlib.import_module("modules.sd_schedulers")
+        processing = importlib.import_module("modules.processing").Processing
+        known |= {name.partition(".")[0] for name in sys.modules}
+        modules["scripts"].load_script(ROOT)
+        yield Host(Processing=processing, known_modules=known - {"fewstep"}, **modules)
+    finally:
+        forget()
+        sys.path[:] = path
+
+
+@pytest.fixture(params=VARIANTS)
+def webui(request):
+    with started(request.param) as host:
+        yield host
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+def test_contract(webui, check):
+    contract.CHECKS[check](webui)
+
+
+def test_forge_leaves_the_folder_on_the_path_and_we_take_it_off():
+    with started("forge") as host:
+        before = []
+        host.script_callbacks.before_ui[:] = [lambda: before.append(importlib.util.find_spec("nodes"))]
+        host.scripts.load_script(ROOT)
+        assert before[0].origin == str(ROOT / "nodes" / "__init__.py")
+        assert importlib.util.find_spec("nodes") is None
+
+
+@pytest.mark.parametrize("parameterization", ["v", "flow"])
+@pytest.mark.parametrize("check", [
+    "check_samplers_are_the_core", "check_schedules_are_the_core", "check_a_batch_is_its_images_alone",
+    "check_image_to_image_is_given_a_part_of_the_levels", "check_the_published_plan_is_for_its_model_alone",
+])  # fmt: skip
+def test_other_predictions(parameterization, check):
+    with started("forge", parameterization) as host:
+        contract.CHECKS[check](host)
