@@ -101,7 +101,8 @@ def started(variant, parameterization="eps"):
     k_diffusion()
     path, known = list(sys.path), {name.partition(".")[0] for name in sys.modules}
     forget()
-    sys.path[:] = [str(HOST), *(entry for entry in path if ROOT not in [Path(entry), *Path(entry).parents])]
+    own = {ROOT, ROOT / "tests", ROOT / "tools"}  # of pytest.ini
+    sys.path[:] = [str(HOST), *(entry for entry in path if Path(entry).resolve() not in own)]
     try:
         shared = importlib.import_module("modules.shared")
         shared.variant, shared.sd_model = variant, shared.Network(parameterization)
