@@ -71,6 +71,12 @@ class Host(SimpleNamespace):
         ones = torch.ones_like(image)
         return p.sampler.sample_img2img(p, image, p.noise(), 0.3 * ones, -0.1 * ones)
 
+    def pasted(self, p):
+        params = {key: str(value) for key, value in p.extra_generation_params.items()}
+        for callback in self.script_callbacks.infotext_pasted:
+            callback("", params)
+        return params
+
     def recorded(self, p):
         return p.sampler.model_wrap_cfg.seen
 

@@ -214,7 +214,7 @@ class FewStepScript(scripts.Script):
                 power = gr.Number(label="Exponent of power", value=2.0, elem_id=self.elem_id("power"))
             plan = gr.Textbox(
                 label=f"Plan, for the sampler {PLAN}",
-                placeholder=f"the text of a plan from Few-Step Save Plan in ComfyUI, or {', '.join(PUBLISHED)} (SD1.5)",
+                placeholder=f"the text of a plan, or {', '.join(PUBLISHED)}",
                 elem_id=self.elem_id("plan"),
             )
             with gr.Accordion("Which options there are", open=False):

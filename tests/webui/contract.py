@@ -8,6 +8,7 @@ A `host` gives the host's modules as attributes, and
     processing(sampler, schedule, **fields)  a request; `values` are those of the accordion
     sample(p), sample_img2img(p, image)      the latents it makes
     sample_with(p, function)                 the same by another sampler function, which is given nothing but levels
+    pasted(p)                                what the host reads from the text of an image of p, as it is pasted
     recorded(p)                              the scales of guidance of the last run of p, one for each evaluation
 """
 
@@ -284,6 +285,26 @@ def check_settings_that_do_not_count_are_not_written(host):
     p = host.processing("Euler a", steps=STEPS, values=("solver_type=heun", "rho=3", "interval"))
     host.sample(p)
     assert not [key for key in p.extra_generation_params if "Few-Step" in key]
+
+
+def check_the_text_of_an_image_restores_all_fields(host):
+    """Those that it does not name as well: they were at their defaults."""
+    options = sys.modules["fewstep.webui.options"]
+    script = options.FewStepScript()
+    widgets = script.ui(False)
+    learned = plan_for(host)
+    name = names().PLAN if host.sd_schedulers else "DPM++ 2M" + names().MARK
+    for values in (
+        ("", "", "power", 1.5, 9.0, 0.25, 3.0, learned.text() if host.sd_schedulers else ""),
+        ("", "", "constant", 1.0, 0.0, 0.0, 2.0, learned.text() if host.sd_schedulers else ""),
+    ):
+        p = host.processing(name, steps=4, values=values)
+        host.sample(p)
+        params = host.pasted(p)
+        restored = [params[key] for _, key in script.infotext_fields]
+        assert options.Settings(*restored) == options.Settings(*values)
+        assert [widget for widget, _ in script.infotext_fields] == widgets
+        assert [type(widget.value)(value) for widget, value in zip(widgets, restored, strict=True)] == list(values)
 
 
 def check_guidance_along_the_run(host):

@@ -23,6 +23,10 @@ from modules import (
 from modules.call_queue import queue_lock
 
 try:
+    from modules.infotext_utils import parse_generation_parameters
+except ImportError:  # before 1.8
+    from modules.generation_parameters_copypaste import parse_generation_parameters
+try:
     from modules import sd_schedulers
 except ImportError:
     sd_schedulers = None
@@ -111,6 +115,12 @@ class Host(SimpleNamespace):
         self.begin(p)
         p.sampler.func, p.sampler.extra_params = function, []
         return self.run(p, image)
+
+    def pasted(self, p):
+        text = processing.create_infotext(p, p.all_prompts, p.all_seeds, p.all_subseeds)
+        params = parse_generation_parameters(text)
+        script_callbacks.infotext_pasted_callback(text, params)
+        return params
 
     def recorded(self, p):
         return list(evaluations)
