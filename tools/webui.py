@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -452,20 +453,19 @@ def commit(checkout: Path) -> str:
 
 def check(host: WebUI) -> int:
     """All of it; the number of failures."""
-    failed = 0
-    for name in host.call("/fewstep-check"):
-        error = host.call(f"/fewstep-check/{name}", {}, timeout=1800)["error"]
-        failed += error is not None
-        print(f"{'FAILED' if error else 'ok':8}{name.removeprefix('check_').replace('_', ' ')}", flush=True)
-        if error:
-            print(error, flush=True)
-    for request in REQUESTS:
+    failures = []
+    for request in REQUESTS:  # the first has the host load its model
         try:
             print(f"{'ok':8}{request(host)}", flush=True)
-        except Exception as error:
-            failed += 1
-            print(f"{'FAILED':8}{request.__name__}: {error!r}", flush=True)
-    return failed
+        except Exception:
+            failures.append(traceback.format_exc())
+            print(f"{'FAILED':8}{request.__name__.replace('_', ' ')}", flush=True)
+    for name in host.call("/fewstep-check"):
+        error = host.call(f"/fewstep-check/{name}", {}, timeout=1800)["error"]
+        failures += [error] if error else []
+        print(f"{'FAILED' if error else 'ok':8}{name.removeprefix('check_').replace('_', ' ')}", flush=True)
+    print(*failures, sep="\n", file=sys.stderr)
+    return len(failures)
 
 
 def main() -> None:

@@ -20,8 +20,7 @@ from modules import shared
 from ..samplers import SamplerSpec, ScheduleSpec
 from ..samplers.guidance import NONE, Guidance
 from ..samplers.learned import Learned
-from ..samplers.noise import BrownianNoise
-from ..samplers.spec import DISCARD_PENULTIMATE, NOISE_DEVICE
+from ..samplers.spec import DISCARD_PENULTIMATE
 from .names import PLAN
 from .options import running, settings_of
 
@@ -104,13 +103,10 @@ def fingerprint(wrap: Any, x: torch.Tensor) -> dict[str, Any]:
 # The run
 
 
-def fresh_noise(p: Any, x: torch.Tensor, flow: bool, device: str) -> Any:
-    """Noise of one Brownian path for each image, of its own seed: a batch gives what its images give alone."""
+def seeds_of(p: Any, count: int) -> list[int]:
+    """The seeds of the images of a batch: each has fresh noise of its own, so that a batch gives what they give alone."""
     start = p.iteration * p.batch_size
-    seeds = p.all_seeds[start : start + len(x)]
-    where = x.device if device == "gpu" else "cpu"
-    paths = [BrownianNoise(x[k : k + 1], int(seed), flow=flow, device=where) for k, seed in enumerate(seeds)]
-    return lambda sigma, sigma_next: torch.cat([path(sigma, sigma_next) for path in paths])
+    return [int(seed) for seed in p.all_seeds[start : start + count]]
 
 
 class Scale:
@@ -157,7 +153,7 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
         flow = is_flow(model.inner_model)
         options = {**given, **settings.of_sampler(spec)}
         if spec.stochastic:
-            options["noise_sampler"] = fresh_noise(model.p, x, flow, options.get(NOISE_DEVICE.name, "cpu"))
+            options["seed"] = seeds_of(model.p, len(x))
         scale = Scale(model, extra_args)
         with scale.along(sigmas, settings.guided(scale.whole), flow) as guided:
             return spec.function(guided, x, sigmas, extra_args, callback, disable, flow=flow, **options)

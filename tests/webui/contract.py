@@ -52,11 +52,8 @@ def directly(spec, seeds=(), **options):
     """A call of the core, of each image with its seed."""
 
     def function(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        flow, noise = flow_of(model), None
-        if spec.stochastic:
-            paths = [core().BrownianNoise(x[k : k + 1], seed, flow=flow) for k, seed in enumerate(seeds)]
-            noise = lambda *levels: torch.cat([path(*levels) for path in paths])  # noqa: E731
-        return spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, noise_sampler=noise, **options)
+        flow = flow_of(model)
+        return spec.function(model, x, sigmas, extra_args, callback, disable, flow=flow, seed=list(seeds), **options)
 
     return function
 
@@ -112,8 +109,9 @@ def check_nothing_of_ours_is_taken_for_theirs(host):
     for path in host.root.iterdir():
         if path.is_dir() and path.name.isidentifier():
             spec = None if path.name in sys.modules else importlib.util.find_spec(path.name)
-            places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else []
-            assert not [place for place in places if str(host.root) in str(Path(place).resolve())], path.name
+            places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+            assert path not in [Path(place).resolve() for place in places if place], path.name
+            assert path / "__init__.py" not in [Path(place).resolve() for place in places if place], path.name
 
 
 def _lies_in(module, root):
