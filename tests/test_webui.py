@@ -153,3 +153,70 @@ def test_forge_leaves_the_folder_on_the_path_and_we_take_it_off():
 def test_other_predictions(parameterization, check):
     with started("forge", parameterization) as host:
         contract.CHECKS[check](host)
+
+
+def test_prompts_may_change_along_the_run(monkeypatch):
+    """The refiner puts other prompts into the arguments of the model while a sampler runs."""
+    with started("a1111") as host:
+        seen, forward = [], host.sd_samplers_kdiffusion.CFGDenoiser.forward
+
+        def watching(denoiser, x, sigma, uncond, cond, **more):
+            seen.append(cond.mean().item())
+            denoiser.p.sampler.sampler_extra_args["cond"] = cond + 1
+            return forward(denoiser, x, sigma, uncond, cond, **more)
+
+        monkeypatch.setattr(host.sd_samplers_kdiffusion.CFGDenoiser, "forward", watching)
+        host.sample(host.processing("DPM++ 2M (Few-Step)", steps=4))
+        assert seen == pytest.approx([0.3, 1.3, 2.3, 3.3])
+
+
+class CONST:
+    pass
+
+
+class EPS:
+    pass
+
+
+class V_PREDICTION(EPS):
+    pass
+
+
+class ModelSamplingDiscreteFlow:
+    pass
+
+
+@pytest.mark.parametrize(("sampling", "found"), [
+    (CONST(), "CONST"), (V_PREDICTION(), "V_PREDICTION"), (EPS(), "EPS"), (ModelSamplingDiscreteFlow(), "CONST"),
+])  # fmt: skip
+def test_prediction_by_the_model_sampling_of_reforge_and_of_sd3_in_a1111(sampling, found):
+    with started("a1111"):
+        prediction = sys.modules["fewstep.webui.host"].prediction
+        model = SimpleNamespace(model_sampling=sampling)
+        reforge = SimpleNamespace(forge_objects=SimpleNamespace(unet=SimpleNamespace(model=model)))
+        assert prediction(SimpleNamespace(inner_model=reforge)) == found
+        assert prediction(SimpleNamespace(inner_model=SimpleNamespace(model=model, parameterization="eps"))) == found
+
+
+def test_a_model_that_is_not_recognised_follows_no_plan_for_another():
+    with started("a1111") as host:
+        type(host.shared.sd_model).is_sd1 = False
+        with pytest.raises(ValueError, match="not recognised"):
+            host.sample(host.processing("Plan (Few-Step)", steps=10, values=(*[""] * 7, "amed_dpm_2m")))
+
+
+NAMES = [
+    "DPM++ 2S", "DPM++ 2M", "DPM++ 3M", "DPM 2M", "DPM 3M", "UniPC", "iPNDM variable steps", "DDIM", "DPM++ 2M SDE",
+    "DPM++ SDE", "Euler ancestral", "DEIS", "Consistency", "Plan", "Karras", "Exponential", "Time uniform",
+    "Time quadratic", "Polyexponential", "Cosine", "Laplace", "Beta", "Linear-quadratic", "Align Your Steps", "GITS",
+]  # fmt: skip
+
+
+def test_names_that_images_and_requests_keep_are_still_there():
+    """New ones are added to the list, and to README.md; none is taken away."""
+    with started("a1111"):
+        names = sys.modules["fewstep.webui.names"]
+        current = [names.PLAN, *names.SAMPLER_NAMES, *names.SCHEDULE_NAMES]
+        assert sorted(current) == sorted(name + " (Few-Step)" for name in NAMES)
+        readme = (ROOT / "README.md").read_text()
+        assert not [name for name in NAMES if f"`{name}`" not in readme and f"`{name} (Few-Step)`" not in readme]

@@ -98,7 +98,13 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
             if name in parameters:
                 given[name] = value
         self.last_latent = x
-        extra = {"cond": cond, "image_cond": None, "uncond": uncond, "cond_scale": p.cfg_scale, "s_min_uncond": 0.0}
+        self.sampler_extra_args = extra = {
+            "cond": cond,
+            "image_cond": None,
+            "uncond": uncond,
+            "cond_scale": p.cfg_scale,
+            "s_min_uncond": 0.0,
+        }
         return self.launch_sampling(
             steps,
             lambda: self.func(
