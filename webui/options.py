@@ -61,7 +61,7 @@ class Settings:
             value = getattr(self, field.name)
             try:
                 value = field.default if value in (None, "") else type(field.default)(value)
-            except ValueError:
+            except (TypeError, ValueError):
                 raise ValueError(f"{KEYS[field.name]} = {value!r} must be a number") from None
             object.__setattr__(self, field.name, value.strip() if isinstance(value, str) else value)
 
@@ -193,11 +193,13 @@ class FewStepScript(scripts.Script):
             with gr.Row():
                 sampler_options = gr.Textbox(
                     label="Options of the sampler",
+                    value="",  # not None, by whose type the host would read what is pasted
                     placeholder="eta=0.5, solver_type=heun",
                     elem_id=self.elem_id("sampler_options"),
                 )
                 schedule_options = gr.Textbox(
                     label="Options of the schedule",
+                    value="",
                     placeholder="rho=5, discard_penultimate=on",
                     elem_id=self.elem_id("schedule_options"),
                 )
@@ -214,6 +216,7 @@ class FewStepScript(scripts.Script):
                 power = gr.Number(label="Exponent of power", value=2.0, elem_id=self.elem_id("power"))
             plan = gr.Textbox(
                 label=f"Plan, for the sampler {PLAN}",
+                value="",
                 placeholder=f"the text of a plan, or {', '.join(PUBLISHED)}",
                 elem_id=self.elem_id("plan"),
             )

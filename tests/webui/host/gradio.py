@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 
 class _Widget(SimpleNamespace):
-    def __init__(self, *args, value="", **more):
+    def __init__(self, *args, value=None, **more):
         super().__init__(args=args, value=value, **more)
 
     def __enter__(self):

@@ -69,13 +69,13 @@ class Host(SimpleNamespace):
         hires = {name: given.pop(name) for name in ("is_hr_pass", "hr_cfg") if name in given}
         p = processing.StableDiffusionProcessingTxt2Img(sampler_name=sampler, batch_size=len(seeds), **given)
         p.scheduler, p.all_seeds, p.iteration, p.values = schedule, list(seeds), 0, values
-        p.__dict__.update(hires)
+        p.hires = hires
         return p
 
     def begin(self, p):
         evaluations.clear()
         script = sys.modules["fewstep.webui"].FewStepScript()
-        calls = [script.process, script.process_batch, *([script.before_hr] if p.is_hr_pass else [])]
+        calls = [script.process, script.process_batch, *([script.before_hr] if p.hires else [])]
         for call in calls:
             with contextlib.suppress(Exception):  # as the host does
                 call(p, *p.values)
@@ -86,6 +86,7 @@ class Host(SimpleNamespace):
         p.prompts, p.negative_prompts = ["a"] * len(p.seeds), ["b"] * len(p.seeds)
         getattr(p, "fill_fields_from_opts", int)()  # since 1.7
         p.setup_conds()
+        p.__dict__.update(p.hires)  # the prompts of the first pass serve for the second
         p.sampler = sd_samplers.create_sampler(p.sampler_name, shared.sd_model)
 
     def noise(self, p):
