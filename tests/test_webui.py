@@ -170,6 +170,15 @@ def test_prompts_may_change_along_the_run(monkeypatch):
         assert seen == pytest.approx([0.3, 1.3, 2.3, 3.3])
 
 
+def test_guidance_without_a_negative_prompt_is_an_error():
+    """Forge has none at a CFG of 1, and would mix the prediction with nothing."""
+    with started("forge") as host:
+        ramp = ("", "", "linear", 3)
+        with pytest.raises(ValueError, match="negative prompt"):
+            host.sample(host.processing("DDIM (Few-Step)", cfg_scale=1.0, values=ramp))
+        assert host.sample(host.processing("DDIM (Few-Step)", cfg_scale=1.0)).isfinite().all()
+
+
 class CONST:
     pass
 

@@ -133,6 +133,8 @@ class Scale:
             scale = scale_at(float(sigma[0])) if guidance.varies else self.whole
             if scale != NONE or not guidance.varies:
                 scale = scale * self.factor
+            if scale != NONE and extra_args["uncond"] is None:  # Forge leaves it out by the scale of the request
+                raise ValueError("guidance needs a negative prompt, which this host leaves out at a CFG of 1: raise it")
             if self._second_pass:
                 self._p.hr_cfg = scale
             return self._model(x, sigma, **{**extra_args, "cond_scale": scale})

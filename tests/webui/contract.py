@@ -106,6 +106,8 @@ def check_nothing_of_ours_is_taken_for_theirs(host):
     """One name in sys.modules is ours, and what lies beside it can be imported by nobody else."""
     tops = {name.partition(".")[0] for name, module in list(sys.modules.items()) if _lies_in(module, host.root)}
     assert tops - host.known_modules <= {"fewstep"}
+    assert not hasattr(sys.modules["fewstep"], "comfy_entrypoint")  # the pack's own __init__.py was not run
+    assert not [path for path in ("scripts/__init__.py", "install.py") if (host.root / path).exists()]
     for path in host.root.iterdir():
         if path.is_dir() and path.name.isidentifier():
             spec = None if path.name in sys.modules else importlib.util.find_spec(path.name)

@@ -39,7 +39,8 @@ class Processing:
     def run(self, sampler):
         x = self.noise()
         ones = torch.ones_like(x)
-        return sampler.sample(self, x, 0.3 * ones, -0.1 * ones)
+        without = None if shared.variant == "forge" and self.cfg_scale == 1 else -0.1 * ones
+        return sampler.sample(self, x, 0.3 * ones, without)
 
     def sample_img2img(self, image):
         self.begin()

@@ -60,8 +60,11 @@ class CFGDenoiser(torch.nn.Module):
         if shared.variant == "forge" and self.p.is_hr_pass:
             cond_scale = self.p.hr_cfg
         self.seen.append(cond_scale)
-        with_prompt, without = (self.inner_model(x, sigma, cond=c) for c in (cond, uncond))
-        self.p.sampler.last_latent = denoised = without + (with_prompt - without) * cond_scale
+        denoised = self.inner_model(x, sigma, cond=cond)
+        if uncond is not None:
+            without = self.inner_model(x, sigma, cond=uncond)
+            denoised = without + (denoised - without) * cond_scale
+        self.p.sampler.last_latent = denoised
         self.step += 1
         return denoised
 
