@@ -235,6 +235,7 @@ def running(checkout: Path, python: Path, checkpoint: Path | None, *arguments: s
     extensions.mkdir(parents=True)
     (extensions / "few-step (my copy)").symlink_to(ROOT, target_is_directory=True)
     (extensions / "few-step check").symlink_to(ROOT / "tests" / "webui" / "check", target_is_directory=True)
+    (data / "config.json").write_text(json.dumps({"live_previews_enable": False}))  # some need a file from the net
     models = data / "models" / "Stable-diffusion"
     by_file = not any((checkout / folder).is_dir() for folder in ("backend", "ldm_patched"))  # AUTOMATIC1111
     model = stand_in(models, 32 if by_file else WIDTH) if checkpoint is None else checkpoint
@@ -418,9 +419,12 @@ def grid(host: WebUI) -> str:
     axis("X", "Sampler", [SAMPLER, "UniPC (Few-Step)"])
     axis("Y", "Schedule type", [SCHEDULE, "Align Your Steps (Few-Step)"])
     values[labels.index("Z type")] = choices.index("Nothing")
+    values[labels.index("Include Sub Images")] = True
     pictures, info = host.images(script_name="x/y/z plot", script_args=values)
-    texts = "\n".join(info["infotexts"])
-    assert SAMPLER in texts and pictures[0].shape[0] > 128 and pictures[0].shape[1] > 128
+    texts = info["infotexts"]
+    for name in (SAMPLER, "UniPC (Few-Step)"):
+        for label in (SCHEDULE, "Align Your Steps (Few-Step)"):
+            assert [text for text in texts if f"Sampler: {name}, Schedule type: {label}" in text], (name, label, texts)
     return f"x/y/z plot of 2 samplers and 2 schedules: {pictures[0].shape[1]} x {pictures[0].shape[0]} pixels"
 
 

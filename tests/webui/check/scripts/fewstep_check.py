@@ -161,24 +161,19 @@ def started(demo, app):
 
 
 def fill(model):
-    """Weights for the stand-in, whose file has few: small, the same each time."""
+    """Weights for the stand-in: small, the same each time."""
+    objects = getattr(model, "forge_objects", None)
+    parts = [model]
+    if objects is not None:
+        parts += [objects.unet.model, objects.vae.first_stage_model, objects.clip.cond_stage_model]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parts in (getattr(model, "forge_objects", None), model):
-            for part in vars(parts).values() if parts is not None and parts is not model else [model]:
-                _fill(part, generator)
-
-
-def _fill(part, generator):
-    module = getattr(part, "model", part)
-    module = getattr(part, "first_stage_model", getattr(part, "cond_stage_model", module))
-    if not isinstance(module, torch.nn.Module):
-        return
-    for name, weights in module.named_parameters():
-        if weights.ndim > 1:
-            weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5 / weights[0].numel() ** 0.5)
-        else:
-            weights.fill_(1.0 if name.endswith("weight") else 0.0)
+        for part in parts:
+            for name, weights in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+                if weights.ndim > 1:
+                    weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5 / weights[0].numel() ** 0.5)
+                else:
+                    weights.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 if os.environ.get("FEWSTEP_STAND_IN"):
