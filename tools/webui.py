@@ -264,6 +264,8 @@ def running(checkout: Path, python: Path, checkpoint: Path | None, *arguments: s
     try:
         host = WebUI(f"http://127.0.0.1:{port}", log)
         _wait(host, process)
+        host.images()  # has the host load its model, where it has not begun to
+        assert host.call("/fewstep-ready"), "the model was not loaded"
         yield host
     finally:
         process.terminate()
@@ -458,7 +460,7 @@ def commit(checkout: Path) -> str:
 def check(host: WebUI) -> int:
     """All of it; the number of failures."""
     failures = []
-    for request in REQUESTS:  # the first has the host load its model
+    for request in REQUESTS:
         try:
             print(f"{'ok':8}{request(host)}", flush=True)
         except Exception:

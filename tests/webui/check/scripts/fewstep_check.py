@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
 evaluations = []  # the scales of guidance of the last run
 stop_after = None
+filled = threading.Event()  # the model is ready
 
 
 def watched(forward):
@@ -148,6 +150,9 @@ def started(demo, app):
     def checks():
         return list(contract.CHECKS)
 
+    def ready():
+        return filled.wait(300)
+
     def check(name: str):
         with queue_lock:
             try:
@@ -157,6 +162,7 @@ def started(demo, app):
         return {"error": None}
 
     app.add_api_route("/fewstep-check", checks, methods=["GET"])
+    app.add_api_route("/fewstep-ready", ready, methods=["GET"])
     app.add_api_route("/fewstep-check/{name}", check, methods=["POST"])
 
 
@@ -174,8 +180,11 @@ def fill(model):
                     weights.copy_(torch.randn(weights.shape, generator=generator) * 0.5 / weights[0].numel() ** 0.5)
                 else:
                     weights.fill_(1.0 if name.endswith("weight") else 0.0)
+    filled.set()
 
 
 if os.environ.get("FEWSTEP_STAND_IN"):
     script_callbacks.on_model_loaded(fill)
+else:
+    filled.set()
 script_callbacks.on_app_started(started)
