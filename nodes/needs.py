@@ -79,7 +79,9 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "folder_paths.get_filename_list",
         "folder_paths.get_folder_paths",
         "folder_paths.get_full_path",
+        "folder_paths.get_output_directory",
         "folder_paths.get_save_image_path",
+        "folder_paths.get_user_directory",
         "folder_paths.models_dir",
     ),
     "Few-Step Guider, Few-Step Guidance Patch": (
