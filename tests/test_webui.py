@@ -181,6 +181,23 @@ def test_guidance_without_a_negative_prompt_is_an_error():
         assert host.sample(host.processing("DDIM (Few-Step)", cfg_scale=1.0)).isfinite().all()
 
 
+def test_a_processing_within_another_has_no_settings_of_it():
+    """Extensions that work on finished images run one of their own, and leave out scripts as they like."""
+    with started("a1111") as host:
+        levels = {}
+        outer = host.processing("DPM++ 2M (Few-Step)", "Karras (Few-Step)", values=("", "rho=3"))
+        host.sample(outer)
+        for name in ("inner", "plain"):
+            p = host.processing("DPM++ 2M (Few-Step)", "Karras (Few-Step)")
+            if name == "plain":
+                p.begin()
+            sampler = host.sd_samplers.create_sampler(p.sampler_name, host.shared.sd_model)
+            levels[name] = sampler.get_sigmas(p, p.steps)
+        assert torch.equal(levels["inner"], levels["plain"])
+        outer.begin()  # the next batch has them again
+        assert not torch.equal(outer.sampler.get_sigmas(outer, outer.steps), levels["plain"])
+
+
 class CONST:
     pass
 

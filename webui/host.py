@@ -8,8 +8,8 @@ wrap        model.inner_model, a k-diffusion wrapper of the network: levels, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,10 +22,7 @@ from ..samplers.guidance import NONE, Guidance
 from ..samplers.learned import Learned
 from ..samplers.spec import DISCARD_PENULTIMATE
 from .names import PLAN
-from .options import running, settings_of
-
-log = logging.getLogger(__name__)
-
+from .options import KEYS, naming, running, settings_of, tell
 
 # The model
 
@@ -127,7 +124,8 @@ class Scale:
     @contextlib.contextmanager
     def along(self, sigmas: torch.Tensor, guidance: Guidance, flow: bool) -> Iterator[Callable[..., torch.Tensor]]:
         """The model as it is guided along a run over these levels."""
-        scale_at = guidance.over(sigmas.tolist(), flow=flow, progress=progress(self._model.inner_model))
+        with naming(KEYS["guidance"]):
+            scale_at = guidance.over(sigmas.tolist(), flow=flow, progress=progress(self._model.inner_model))
 
         def evaluate(x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
             scale = scale_at(float(sigma[0])) if guidance.varies else self.whole
@@ -153,7 +151,7 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **given):
         settings = settings_of(model.p)
         flow = is_flow(model.inner_model)
-        options = {**given, **settings.of_sampler(spec)}
+        options = {**given, **settings.of_sampler(spec, functools.partial(tell, model.p))}
         if spec.stochastic:
             options["seed"] = seeds_of(model.p, len(x))
         scale = Scale(model, extra_args)
@@ -182,9 +180,9 @@ def schedule_function(spec: ScheduleSpec) -> Callable[..., torch.Tensor]:
 
     def sigmas(n, sigma_min, sigma_max, inner_model, device):
         p = running()
-        options = settings_of(p).of_schedule(spec)
+        options = settings_of(p).of_schedule(spec, functools.partial(tell, p))
         if _host_discards(p) and options.pop(DISCARD_PENULTIMATE.name, False):
-            log.warning("%s is left out: the host discards that level itself", DISCARD_PENULTIMATE.name)
+            tell(p, f"{DISCARD_PENULTIMATE.name} is left out: the host discards that level itself")
         flow = is_flow(inner_model)
         shift = time_shift(inner_model) if flow else 1.0
         return spec.function(n, sigma_min, sigma_max, flow=flow, model_shift=shift, **options).float().to(device)
@@ -209,9 +207,15 @@ def plan_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, de
     """The schedule of a plan: its own levels.
 
     Raises:
-        ValueError: if there is no plan, or it has another number of steps.
+        ValueError: if there is no plan, it has another number of steps, or the host would leave out one of its levels.
     """
-    recipe = settings_of(running()).learned().recipe
+    p = running()
+    recipe = settings_of(p).learned().recipe
+    if _host_discards(p):
+        raise ValueError(
+            "a plan needs all of its levels, and this host leaves out the next-to-last one: turn off 'Always discard "
+            f"next-to-last sigma' in its settings, and take the sampler {PLAN}"
+        )
     steps = len(recipe.sigmas) - 1
     if n != steps:
         raise ValueError(
@@ -236,7 +240,7 @@ def sample_plan(model, x, sigmas, extra_args=None, callback=None, disable=None) 
     except ValueError as error:
         raise ValueError(f"set the schedule type to Automatic or {PLAN}: {error}") from None
     scale = Scale(model, extra_args)
-    _compare_guidance(learned, scale.whole)
+    _compare_guidance(learned, scale.whole, functools.partial(tell, model.p))
     with scale.along(sigmas, settings.guided(scale.whole), is_flow(wrap)) as guided:
         return learned.function(guided, x, sigmas, extra_args, callback, disable, set_guidance=scale.set_factor)
 
@@ -248,7 +252,7 @@ def _check_model(learned: Learned, found: dict[str, Any]) -> None:
     learned.check_model(found)
 
 
-def _compare_guidance(learned: Learned, scale: float) -> None:
+def _compare_guidance(learned: Learned, scale: float, tell: Callable[[str], None]) -> None:
     wanted = learned.about.get("guidance")
     if isinstance(wanted, int | float) and not math.isclose(wanted, scale, rel_tol=0.02):
-        log.warning("this plan was made at guidance %g and runs at %g: expect less of it", wanted, scale)
+        tell(f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import re
+import unicodedata
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modules import scripts
 
-from ..samplers import SAMPLERS, SCHEDULES, Option, SamplerSpec, ScheduleSpec
+from ..samplers import Option, SamplerSpec, ScheduleSpec
+from ..samplers.checks import read_number, shortened
 from ..samplers.guidance import SHAPES, Guidance
 from ..samplers.learned import Learned, parse
 from ..samplers.published import PUBLISHED
@@ -59,27 +62,30 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            try:
-                value = field.default if value in (None, "") else type(field.default)(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{KEYS[field.name]} = {value!r} must be a number") from None
-            object.__setattr__(self, field.name, value.strip() if isinstance(value, str) else value)
+            read = _text if isinstance(field.default, str) else _number
+            value = field.default if value is None or value == "" else read(KEYS[field.name], value)
+            object.__setattr__(self, field.name, value)
 
-    def of_sampler(self, spec: SamplerSpec) -> dict[str, Any]:
-        """The options of a sampler that are set. Raises ValueError naming what is wrong."""
-        return read_options(KEYS["sampler_options"], self.sampler_options, spec, SAMPLERS)
+    def of_sampler(self, spec: SamplerSpec, tell: Callable[[str], None]) -> dict[str, Any]:
+        """The options of a sampler that are set; `tell` is told what is left out.
 
-    def of_schedule(self, spec: ScheduleSpec) -> dict[str, Any]:
+        Raises:
+            ValueError: naming what is wrong.
+        """
+        return read_options(KEYS["sampler_options"], self.sampler_options, spec, SAMPLER_NAMES, tell)
+
+    def of_schedule(self, spec: ScheduleSpec, tell: Callable[[str], None]) -> dict[str, Any]:
         """The same of a schedule."""
-        return read_options(KEYS["schedule_options"], self.schedule_options, spec, SCHEDULES)
+        return read_options(KEYS["schedule_options"], self.schedule_options, spec, SCHEDULE_NAMES, tell)
 
     def guided(self, cfg: float) -> Guidance:
         """The guidance of a run with this scale. Raises ValueError naming the field at fault."""
         if self.guidance not in GUIDANCES:
-            raise ValueError(f"{KEYS['guidance']} = {self.guidance!r} must be one of {', '.join(GUIDANCES)}")
+            raise ValueError(f"{KEYS['guidance']} = {shortened(self.guidance)} must be one of {', '.join(GUIDANCES)}")
         if self.guidance == "constant":
-            return Guidance("constant", cfg)
-        return Guidance(self.guidance, cfg, self.cfg_end, self.sigma_start, self.sigma_end, self.power)
+            return Guidance()  # whatever the scale is, the host applies it
+        with naming(KEYS["guidance"]):
+            return Guidance(self.guidance, cfg, self.cfg_end, self.sigma_start, self.sigma_end, self.power)
 
     def learned(self) -> Learned:
         """The plan. Raises ValueError if there is none, or if it cannot be read."""
@@ -108,31 +114,63 @@ class Settings:
         return {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
 
 
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Put the name of the field before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} = {shortened(value)} must be a text")
+    return value.strip()
+
+
+def _number(name: str, value: Any) -> float:
+    """From a widget, or as images keep it in their text."""
+    try:
+        return read_number(name, float(value) if isinstance(value, str) else value)
+    except ValueError:
+        raise ValueError(f"{name} = {shortened(value)} must be a finite number") from None
+
+
 def read_options(
-    where: str, text: str, spec: SamplerSpec | ScheduleSpec, registry: Mapping[str, Any]
+    where: str, text: str, spec: SamplerSpec | ScheduleSpec, others: Mapping[str, Any], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Options as `eta=0.5, solver_type=heun`. What only others of the registry have is left out, as in the nodes.
+    """Options as `eta=0.5, solver_type=heun`. What only others in the host's list have is left out, as in the nodes.
+
+    Full-width signs, as Chinese and Japanese keyboards write them, are read as well.
 
     Raises:
         ValueError: naming the option at fault.
     """
-    known = {option.name for other in registry.values() for option in usable(other)}
+    known = {option.name for other in others.values() for option in usable(other)}
     own = {option.name: option for option in usable(spec)}
-    options = {}
-    for part in re.split(r"[\s,;]+", re.sub(r"\s*=\s*", "=", text.strip())):
+    options: dict[str, Any] = {}
+    named = set()
+    plain = unicodedata.normalize("NFKC", text).strip()
+    for part in re.split(r"[\s,;\u3001]+", re.sub(r"\s*=\s*", "=", plain)):
         name, equals, word = part.partition("=")
         if not part:
             continue
         if not equals:
-            raise ValueError(f"{where}: {part!r} is no option: write it as option=value, with commas between them")
+            raise ValueError(
+                f"{where}: {shortened(part)} is no option: write it as option=value, with commas between them"
+            )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name[:60], known, n=1, cutoff=0.65)
             hint = f"did you mean {near[0]}?" if near else f"{spec.id} has {', '.join(own) or 'none'}"
-            raise ValueError(f"{where}: there is no option {name!r}; {hint}")
+            raise ValueError(f"{where}: there is no option {shortened(name)}; {hint}")
+        if name in named:
+            raise ValueError(f"{where}: option {name} stands there twice: leave one of them")
+        named.add(name)
         if name in own:
             options[name] = own[name].check(f"{where}: {spec.id}", _value(own[name], word))
         else:
-            log.warning("%s: %s has no option %s: it is left out", where, spec.id, name)
+            tell(f"{where}: {spec.id} has no option {name}: it is left out")
     return options
 
 
@@ -145,7 +183,7 @@ def _value(option: Option, word: str) -> Any:
     """The word as the type of the option, if it can be read as such; `Option.check` says what is wrong."""
     if isinstance(option.default, bool):
         return _SWITCH.get(word.lower(), word)
-    if isinstance(option.default, int) and re.fullmatch(r"[+-]?\d+", word):
+    if isinstance(option.default, int) and re.fullmatch(r"[+-]?\d{1,18}", word):
         return int(word)
     return word
 
@@ -154,7 +192,14 @@ def _value(option: Option, word: str) -> Any:
 
 
 _ATTRIBUTE = "fewstep_values"
-_current: Any = lambda: None  # noqa: E731 - the processing that runs, weakly; schedules are not told
+
+
+def _nothing() -> None:
+    """In place of a weak reference."""
+
+
+_current: Callable[[], Any] = _nothing
+"""The processing that runs, weakly: a schedule is not told."""
 
 
 def begin(p: Any, values: Sequence[Any]) -> None:
@@ -167,6 +212,12 @@ def begin(p: Any, values: Sequence[Any]) -> None:
     _current = weakref.ref(p)
 
 
+def end() -> None:
+    """The images of a batch are sampled. Scripts that work on them may run a processing of their own, without ours."""
+    global _current
+    _current = _nothing
+
+
 def settings_of(p: Any) -> Settings:
     """Those of a run; raises ValueError as `Settings`."""
     return Settings(*getattr(p, _ATTRIBUTE, ()))
@@ -175,6 +226,13 @@ def settings_of(p: Any) -> Settings:
 def running() -> Any:
     """The processing that runs; None outside of one."""
     return _current()
+
+
+def tell(p: Any, message: str) -> None:
+    """Have the host show it below the images of `p`, and write it to the log."""
+    log.warning(message)
+    if hasattr(p, "comment"):
+        p.comment(message)
 
 
 class FewStepScript(scripts.Script):
@@ -230,12 +288,14 @@ class FewStepScript(scripts.Script):
     def process(self, p: Any, *values: Any) -> None:
         """Before a run: keep the settings, and write those that count into the images."""
         begin(p, values)
+        for key in KEYS.values():  # an x/y/z plot shares these among its cells
+            p.extra_generation_params.pop(key, None)
         settings = settings_of(p)
         samplers = {getattr(p, name, None) or "" for name in ("sampler_name", "hr_sampler_name")}
         schedules = {getattr(p, name, None) or "" for name in ("scheduler", "hr_scheduler")}
         count = settings.fields_for(samplers, schedules)
         for field in sorted(settings.changed() - count):
-            log.warning("%s is left out: neither sampler nor schedule of this run use it", KEYS[field])
+            tell(p, f"{KEYS[field]} is left out: neither sampler nor schedule of this run use it")
         p.extra_generation_params.update({KEYS[field]: getattr(settings, field) for field in KEYS if field in count})
 
     def process_batch(self, p: Any, *values: Any, **batch: Any) -> None:
@@ -245,6 +305,10 @@ class FewStepScript(scripts.Script):
     def before_hr(self, p: Any, *values: Any) -> None:
         """Before the second pass of hires fix."""
         begin(p, values)
+
+    def postprocess_batch(self, p: Any, *values: Any, **batch: Any) -> None:
+        """After each batch."""
+        end()
 
 
 def reset_pasted(infotext: str, params: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ def raises(*words):
     except ValueError as error:
         caught = str(error)
     assert caught is not None and all(word in caught for word in words), (words, caught)
+    assert len(caught) < 1000, words  # however long the input was
 
 
 def directly(spec, seeds=(), **options):
@@ -250,8 +251,17 @@ def check_wrong_settings_stop_the_run(host):
         host.sample(host.processing(sampler, steps=STEPS, values=("", "", "sometimes")))
     with raises("sigma_start"):
         host.sample(host.processing(sampler, steps=STEPS, values=("", "", "linear", 1, 0.1, 5)))
-    with raises("guidance end", "number"):
-        host.sample(host.processing(sampler, steps=STEPS, values=("", "", "linear", "much")))
+    for number in ("much", float("nan"), True):
+        with raises("guidance end", "number"):
+            host.sample(host.processing(sampler, steps=STEPS, values=("", "", "linear", number)))
+    with raises("options", "text"):
+        host.sample(host.processing(sampler, steps=STEPS, values=(["solver_type=heun"],)))
+    with raises("solver_type", "twice"):
+        host.sample(host.processing(sampler, steps=STEPS, values=("solver_type=heun, solver_type=midpoint",)))
+    with raises("no option 's_churn'"):  # of a sampler that is in no list
+        host.sample(host.processing(sampler, steps=STEPS, values=("s_churn=3",)))
+    with raises("is no option"):
+        host.sample(host.processing(sampler, steps=STEPS, values=("x" * 100_000,)))
     if host.sd_schedulers:
         schedule = "Karras" + names().MARK
         with raises("start_step"):
@@ -281,10 +291,32 @@ def check_options_reach_sampler_and_schedule(host):
     assert torch.equal(ours, host.sample_with(host.processing(name, schedule, steps=STEPS, values=values), direct))
 
 
+def check_options_are_read_as_they_are_typed(host):
+    """Also with the signs of Chinese and Japanese keyboards: none may be lost with the option before it."""
+    name = "DPM++ 2M" + names().MARK
+    spec = names().SAMPLER_NAMES[name]
+    direct = directly(spec, solver_type="heun")
+    wanted = host.sample_with(host.processing(name, steps=STEPS), direct)
+    for text in (
+        "order=2\uff0csolver_type\uff1dheun",
+        "order = 2\u3001solver_type = heun",
+        "order=2;\nsolver_type=heun ",
+    ):
+        p = host.processing(name, steps=STEPS, values=(text,))
+        assert torch.equal(host.sample(p), wanted), text
+        assert [comment for comment in p.comments if "no option order" in comment and "left out" in comment]
+
+
 def check_settings_that_do_not_count_are_not_written(host):
-    p = host.processing("Euler a", steps=STEPS, values=("solver_type=heun", "rho=3", "interval"))
+    values = ("solver_type=heun", "rho=3", "interval")
+    ours = host.processing("DPM++ 2M" + names().MARK, steps=STEPS, values=values)
+    host.sample(ours)
+    assert "Few-Step options" in ours.extra_generation_params
+    p = host.processing("Euler a", steps=STEPS, values=values)
+    p.extra_generation_params = ours.extra_generation_params  # as in the next cell of an x/y/z plot
     host.sample(p)
     assert not [key for key in p.extra_generation_params if "Few-Step" in key]
+    assert len([comment for comment in p.comments if "left out" in comment]) == 3  # which the host shows
 
 
 def check_the_text_of_an_image_restores_all_fields(host):
@@ -317,9 +349,10 @@ def check_guidance_along_the_run(host):
     host.sample(p)
     scales = host.recorded(p)
     assert scales == sorted(scales, reverse=True) and abs(scales[0] - p.cfg_scale) < 1e-6 and scales[-1] > 1.5
-    p = host.processing(name, steps=STEPS)
-    host.sample(p)
-    assert set(host.recorded(p)) == {p.cfg_scale}
+    for scale in (3.0, 1000.0):  # without a word of ours, whatever it is
+        p = host.processing(name, steps=STEPS, cfg_scale=scale)
+        host.sample(p)
+        assert set(host.recorded(p)) == {scale}
     if hasattr(p, "hr_cfg"):  # Forge takes the scale of the second pass from there
         p = host.processing(name, steps=STEPS, values=("", "", "interval", 1, 5, 0.5), is_hr_pass=True, hr_cfg=2.0)
         host.sample(p)
@@ -380,6 +413,14 @@ def check_a_plan_that_does_not_fit_is_an_error(host):
         host.sample(host.processing(name, steps=7, values=values))
     with raises("Automatic", "levels of its own"):
         host.sample(host.processing(name, "Karras" + names().MARK, steps=4, values=values))
+    opts = host.shared.opts
+    before, opts.always_discard_next_to_last_sigma = opts.always_discard_next_to_last_sigma, True
+    try:
+        for steps in (4, 3):  # for 3 the host asks for 4 and leaves one out
+            with raises("turn off", "next-to-last"):
+                host.sample(host.processing(name, steps=steps, values=values))
+    finally:
+        opts.always_discard_next_to_last_sigma = before
     other = plan_for(host, model={"family": "Flux"})
     with raises("another model", "Flux"):
         host.sample(host.processing(name, steps=4, values=(*values[:-1], other.text())))

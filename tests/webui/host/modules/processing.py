@@ -14,8 +14,11 @@ class Processing:
         self.is_hr_pass, self.sampler, self.extra_generation_params = False, None, {}
         if shared.variant == "forge":
             self.hr_cfg = 2.0
-        self.values = values
+        self.values, self.comments = values, {}
         self.__dict__.update(more)
+
+    def comment(self, text):
+        self.comments[text] = 1
 
     def begin(self):
         """What is done before a run; errors of scripts are swallowed, as in the host."""
@@ -34,7 +37,10 @@ class Processing:
 
     def sample(self):
         self.begin()
-        return self.run(self.sampler)
+        out = self.run(self.sampler)
+        for script in scripts.loaded:
+            script.postprocess_batch(self, *self.values, images=out, batch_number=self.iteration)
+        return out
 
     def run(self, sampler):
         x = self.noise()
