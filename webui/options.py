@@ -295,7 +295,7 @@ class FewStepScript(scripts.Script):
         schedules = {getattr(p, name, None) or "" for name in ("scheduler", "hr_scheduler")}
         count = settings.fields_for(samplers, schedules)
         for field in sorted(settings.changed() - count):
-            tell(p, f"{KEYS[field]} is left out: neither sampler nor schedule of this run use it")
+            tell(p, f"{KEYS[field]} is left out: neither sampler nor schedule of this run uses it")
         p.extra_generation_params.update({KEYS[field]: getattr(settings, field) for field in KEYS if field in count})
 
     def process_batch(self, p: Any, *values: Any, **batch: Any) -> None:
