@@ -23,7 +23,7 @@ PLAIN_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 SAMPLING = $(patsubst %,tests/test_%.py,auto compare guidance host_workflows inversion plan_nodes tuning_nodes) \
   -k "not train and not calibrat and not derivatives"
 
-.PHONY: demo test test-kernels check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
+.PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -36,6 +36,9 @@ test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and tw
 	$(PLAIN_KERNELS) MKL_CBWR=COMPATIBLE $(PYTEST) tests
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) tests
 	TEST_THREADS=2 $(PYTEST) tests
+
+test-webui: setup  ## the extension in a real AUTOMATIC1111, Forge or reForge: WEBUI=/path/to/checkout
+	TMPDIR=$(CURDIR)/.host/cache/tmp $(VENV_PYTHON) tools/webui.py $(WEBUI)
 
 check: setup
 	$(VENV_PYTHON) -m ruff format --check .

