@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SamplerSpec
 from ..samplers.learned import Learned
 from ..samplers.levels import read_sigmas
-from ..samplers.plan import Plan
+from ..samplers.plan import Plan, told
 from ..samplers.published import PUBLISHED
 
 STEPS = "fewstep_steps"
@@ -70,7 +70,7 @@ class Run:
 
     def told(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The levels that the model is told, one for each evaluation, rounded as `integrate` does; on the CPU."""
-        return torch.tensor([float(stage.sigma) for stage in self.plan if stage.sigma is not None], dtype=dtype)
+        return torch.tensor(told(self.plan), dtype=dtype)
 
     @property
     def steps(self) -> list[float]:
