@@ -277,11 +277,11 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
         for stop in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the writing
             signal.signal(stop, signal.SIG_IGN)
         try:
-            learned = None if quiet else work.learned
-            if learned is not None:
-                path = save(tuning.unfinished(learned) if code else learned)
+            calibrated = None if quiet else work.calibrated
+            if calibrated is not None:
+                path = save(tuning.unfinished(calibrated) if code else calibrated)
                 print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
-                print(tuning.report(learned), flush=True)
+                print(tuning.report(calibrated), flush=True)
             elif code == 130 and not quiet:
                 print("stopped; there is nothing to keep yet")
         except Exception as error:

@@ -189,9 +189,9 @@ def learned_path(entry: Entry) -> Path:
 
 
 @functools.cache
-def learned(entry: Entry) -> Any:
+def calibrated(entry: Entry) -> Any:
     """As the pack inside the host loads it."""
-    return import_pack().samplers.learned.load(learned_path(entry))
+    return import_pack().samplers.calibrated.file.load(learned_path(entry))
 
 
 # Levels and evaluations
@@ -221,7 +221,7 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
         Exception: whatever the schedule raises.
     """
     if entry.source == "learned":
-        return tuple(learned(entry).recipe.sigmas)
+        return tuple(calibrated(entry).recipe.sigmas)
     for steps in range(budget, 0, -1):
         levels = make_levels(entry, schedule, steps)
         if len(levels) > 1 and count_evaluations(entry, levels) <= budget:
@@ -232,7 +232,7 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
 def count_evaluations(entry: Entry, levels: tuple[float, ...]) -> int:
     """Evaluations of a run: of our plan, or of the host's sampler on a model that costs nothing."""
     if entry.source == "learned":
-        return int(learned(entry).recipe.nfe)
+        return int(calibrated(entry).recipe.nfe)
     if entry.source == "ours":
         return SAMPLERS[entry.name].nfe(levels, **dict(entry.options))
     return _count_of_host(entry, len(levels), levels[-1] == 0)
@@ -277,7 +277,7 @@ def _identity(entry: Entry, levels: tuple[float, ...]) -> tuple[Any, ...]:
         return COMFYUI_WHEEL, function.__module__, function.__qualname__, levels
     if entry.source == "learned":
         file = digest(learned_path(entry).read_bytes())
-        function = functools.partial(learned(entry).function, set_guidance=lambda factor: None)
+        function = functools.partial(calibrated(entry).function, set_guidance=lambda factor: None)
         return "learned", file, *_behaviour(function, levels)
     return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **dict(entry.options)), levels)
 
@@ -334,7 +334,7 @@ def sample(
     if entry.source == "ours":
         sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options))
     elif entry.source == "learned":
-        sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.learned_function(learned(entry)))
+        sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.model.plan_function(calibrated(entry)))
     else:
         sampler = comfy.samplers.sampler_object(entry.name)
     seed = pairs[0].seed + 10**9 if seed is None else seed  # apart from those of the starting noise

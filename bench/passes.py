@@ -23,8 +23,8 @@ from bench import cells
 from torch import Tensor
 
 import comfy.samplers
-from samplers.calibrate import Goal, calibrate, plain_recipes, rmse
-from samplers.recipe import Recipe
+from samplers.calibrated.fit import Goal, calibrate, plain_recipes, rmse
+from samplers.calibrated.recipe import Recipe
 # isort: on
 
 

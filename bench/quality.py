@@ -35,7 +35,7 @@ os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from bench import cells, distances, learned  # noqa: E402
+from bench import calibrated, cells, distances  # noqa: E402
 from bench.cells import Cache, Entry, Job, Outcome, OutOfTime, Pair, Runner, Schedule  # noqa: E402
 
 PROMPTS = (
@@ -636,7 +636,7 @@ def describe(results: Results, size: Size) -> str:
         parts.append(_describe_errors(results, results.floor, size))
     if any(cell.entry.source == "learned" for cell in results.scores):
         found = results.distribution.rows if results.distribution else []
-        parts.append(learned.describe(results.scores, {cell: data.frechet for cell, _, _, data in found if data}))
+        parts.append(calibrated.describe(results.scores, {cell: data.frechet for cell, _, _, data in found if data}))
     if results.distribution:
         parts.append(_describe_distribution(results.distribution, size))
     if results.failures:
@@ -754,8 +754,8 @@ def _measure(bench: Bench, names: Sequence[str], results: Results) -> None:
     free = [Cell(entry, Schedule(entry.source, "karras"), None) for entry in adaptive]
     bench.report(bench.choose(choices) + free, "all")
 
-    files = [f for f in learned.fitted() if f.evaluations in bench.size.budgets and _is_wanted(f.entry, names)]
-    fitted = [Cell(f.entry, learned.OWN_LEVELS, f.evaluations) for f in files]
+    files = [f for f in calibrated.fitted() if f.evaluations in bench.size.budgets and _is_wanted(f.entry, names)]
+    fitted = [Cell(f.entry, calibrated.OWN_LEVELS, f.evaluations) for f in files]
     bench.scores |= bench.score("report, learned", fitted, bench.reported_on, bench.size.batch)
 
     lent = dict.fromkeys(leaders(bench.scores, "host", bench.size.borrowers), schedules["ours"])
@@ -767,7 +767,7 @@ def _measure(bench: Bench, names: Sequence[str], results: Results) -> None:
         chosen = sampling.choose(stochastic, _liked(bench.scores, schedules))
         compared = [cell for budget in bench.size.sample_budgets for duel in duels(bench.scores, [budget])
                     for cell in (duel.ours, duel.host)]  # fmt: skip
-        weak = [cell for pair in learned.without_gain(bench.scores) for cell in pair]
+        weak = [cell for pair in calibrated.without_gain(bench.scores) for cell in pair]
         sampling.measure(chosen, compared, weak)
 
 

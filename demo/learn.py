@@ -53,7 +53,7 @@ class Learning:
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
         self.tuning, self.plans, self.options = pack.nodes.tuning, pack.nodes.plans, options
-        self.files = pack.samplers.learned
+        self.files = pack.samplers.calibrated.file
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
         self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
@@ -66,8 +66,8 @@ class Learning:
     def path(self, name: str) -> Path:
         return self.options.out / f"{name}.safetensors"
 
-    def save(self, learned: Any, name: str) -> None:
-        self.plans.keep(learned, lambda: learned.save(self.path(name)))
+    def save(self, calibrated: Any, name: str) -> None:
+        self.plans.keep(calibrated, lambda: calibrated.save(self.path(name)))
 
     def calibrated(self, evaluations: int, **options: Any) -> Any:
         calibration = self.tuning.Calibration(
@@ -80,7 +80,7 @@ class Learning:
         )
         for _ in calibration:
             pass
-        return calibration.learned
+        return calibration.calibrated
 
     def amed(self, base: str, evaluations: int) -> Any:
         """The numbers of the inserted levels, and a predictor that gives them to every image."""
@@ -95,12 +95,12 @@ class Learning:
         predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
         return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
 
-    def trained(self, learned: Any) -> Any:
+    def trained(self, calibrated: Any) -> Any:
         """Trained image by image; as it was, where that does not help images that it was not trained on."""
         training = self.tuning.Training(
             self.session,
-            evaluations=learned.recipe.nfe,
-            start=learned,
+            evaluations=calibrated.recipe.nfe,
+            start=calibrated,
             seed=SEED_TRAINED,
             iterations=self.options.train,
             batch=BATCH,
@@ -109,9 +109,9 @@ class Learning:
         )
         for _ in training:
             pass
-        found = training.learned
+        found = training.calibrated
         told = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
-        about = {**learned.about, "trained": {name: found.about[name] for name in told}}
+        about = {**calibrated.about, "trained": {name: found.about[name] for name in told}}
         return dataclasses.replace(found, about=about)
 
     def learn(self, name: str) -> Any | None:
@@ -119,14 +119,14 @@ class Learning:
         path = self.path(name)
         kind, *base, evaluations = name.split("-")
         if self.options.refine:
-            learned = self.files.load(path) if path.exists() and kind == "amed" else None
-            return self.trained(learned) if learned is not None and "trained" not in learned.about else None
+            calibrated = self.files.load(path) if path.exists() and kind == "amed" else None
+            return self.trained(calibrated) if calibrated is not None and "trained" not in calibrated.about else None
         if path.exists():
             return None
         if kind == "calibrated":
             return self.calibrated(int(evaluations))
-        learned = self.amed(*base, int(evaluations))
-        return self.trained(learned) if self.options.train else learned
+        calibrated = self.amed(*base, int(evaluations))
+        return self.trained(calibrated) if self.options.train else calibrated
 
 
 def main() -> None:
@@ -148,12 +148,12 @@ def main() -> None:
         names += [f"amed-{base}-{n}" for base in options.bases for n in options.evaluations]
     for name in names:
         start = time.monotonic()
-        learned = learning.learn(name)
-        if learned is None:
+        calibrated = learning.learn(name)
+        if calibrated is None:
             continue
-        learning.save(learned, name)
+        learning.save(calibrated, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{name}: {told(learned.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
+        print(f"{name}: {told(calibrated.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
 
 
 def told(about: Any) -> str:

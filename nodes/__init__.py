@@ -31,7 +31,7 @@ NODES = {
 
 REGISTERED = {
     "the folder models/fewstep": (".plans", "register_folder"),
-    "the plots in the nodes": (".routes", "register_routes"),
+    "the plots in the nodes": (".ui.routes", "register_routes"),
     "the names in the host's lists of samplers and schedules": (".registration", "register"),
 }
 """What the host is told of, and by which function."""

@@ -17,22 +17,22 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
+from ..samplers.calibrated.file import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
-from ..samplers.learned import FileError, Learned, load
-from .host import (
+from .host.model import (
     LevelRange,
     fingerprint,
-    learned_sampler,
     level_range,
+    levels_ui,
+    plan_sampler,
     same_guidance,
     sampler_function,
     sigmas_over,
-    told_of,
 )
 from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, conditions, find, summary
-from .progress import say
 from .sampling import CATEGORY
-from .search import search_words
+from .ui.progress import say
+from .ui.search import search_words
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -94,7 +94,7 @@ def pick(flow: bool, variety: str, budget: int) -> Pick:
 # Plans
 
 
-def why_not(plan: Learned, model: Mapping[str, Any], budget: int, cfg: float | None = None) -> str | None:
+def why_not(plan: CalibratedPlan, model: Mapping[str, Any], budget: int, cfg: float | None = None) -> str | None:
     """Why a plan cannot be followed by this model within the budget; None if it can.
 
     Args:
@@ -111,7 +111,7 @@ def why_not(plan: Learned, model: Mapping[str, Any], budget: int, cfg: float | N
     return None
 
 
-def saved_plans() -> Iterator[tuple[str, Learned]]:
+def saved_plans() -> Iterator[tuple[str, CalibratedPlan]]:
     """Plans that come with the pack and those in models/fewstep that can be read, by their entry of the list."""
     yield from BUILT_IN.items()
     for file in folder_paths.get_filename_list(FOLDER):
@@ -121,7 +121,7 @@ def saved_plans() -> Iterator[tuple[str, Learned]]:
             logging.warning("Few-Step Auto leaves out a plan: %s", error)
 
 
-def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -> tuple[str, Learned] | None:
+def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -> tuple[str, CalibratedPlan] | None:
     """The best saved plan for this kind of model that makes as many evaluations as the budget, or one less.
 
     With fewer, a plain sampler at the whole budget is better (docs/QUALITY.md). Of plans with as many evaluations it
@@ -144,7 +144,7 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
     return min(fitting, key=lambda found: (-found[1].recipe.nfe, found[1].gain), default=None)
 
 
-def _unfinished(name: str, plan: Learned) -> bool:
+def _unfinished(name: str, plan: CalibratedPlan) -> bool:
     """Files from before the field was written are told by their name."""
     return bool(plan.about.get(INTERRUPTED)) or PurePath(name).name.startswith(f"{INTERRUPTED}_")
 
@@ -157,7 +157,7 @@ class Choice(NamedTuple):
 
     spec: SamplerSpec
     options: Mapping[str, Any]
-    plan: Learned | None
+    plan: CalibratedPlan | None
     sigmas: Tensor
     text: str
     """What was chosen and why."""
@@ -171,7 +171,7 @@ def choose(
     variety: str,
     denoise: float,
     use_plans: bool = True,
-    plan: Learned | None = None,
+    plan: CalibratedPlan | None = None,
     cfg: float = 0.0,
 ) -> Choice:
     """From the inputs of the node and what is known of the model: its range of levels, and its `fingerprint`."""
@@ -282,7 +282,7 @@ class FewStepAuto(io.ComfyNode):
         variety: str,
         denoise: float,
         use_plans: bool = True,
-        plan: Learned | None = None,
+        plan: CalibratedPlan | None = None,
         cfg: float = 0.0,
     ) -> io.NodeOutput:
         choice = choose(
@@ -292,9 +292,9 @@ class FewStepAuto(io.ComfyNode):
         if choice.plan is None:
             sampler = comfy.samplers.KSAMPLER(sampler_function(choice.spec), dict(choice.options))
         else:
-            sampler = learned_sampler(choice.plan)
+            sampler = plan_sampler(choice.plan)
         say(choice.text)
-        drawn = {**told_of(model), "fewstep_plan": ["" if choice.plan is None else choice.plan.text()]}
+        drawn = {**levels_ui(model), "fewstep_plan": ["" if choice.plan is None else choice.plan.text()]}
         return io.NodeOutput(sampler, choice.sigmas, choice.text, ui=ui.PreviewText(choice.text).as_dict() | drawn)
 
 
@@ -320,10 +320,10 @@ def _plan(
     variety: str,
     denoise: float,
     search: bool,
-    given: Learned | None,
+    given: CalibratedPlan | None,
     cfg: float | None,
     notes: list[str],
-) -> tuple[str, Learned] | None:
+) -> tuple[str, CalibratedPlan] | None:
     """The plan to be followed and where it comes from, if there is one; what speaks against one goes to the notes."""
     against = None
     if variety != EXACT:

@@ -17,20 +17,20 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
-from ..samplers.calibrate import rmse
+from ..samplers.calibrated.fit import rmse
 from ..samplers.checks import shortened
 from ..samplers.levels import SAME_LEVEL
-from .host import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over
-from .names import SYNTAX, Named, checked_length, make_sampler, make_sigmas, read_samplers, read_schedules
-from .options import cfg_input, seed_input
-from .pictures import Tile, decode, sheet
+from .host.model import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over
+from .host.runs import resolve
+from .host.session import Conditioning, Guider, fitting, sample
 from .plans import text_table
-from .plots import Panel, line_plot
-from .progress import Display, preview_image, show, telling
-from .runs import resolve
 from .sampling import CATEGORY
-from .search import search_words
-from .session import Conditioning, Guider, fitting, sample
+from .ui.names import SYNTAX, Named, checked_length, make_sampler, make_sigmas, read_samplers, read_schedules
+from .ui.options import cfg_input, seed_input
+from .ui.pictures import Tile, decode, sheet
+from .ui.plots import Panel, line_plot
+from .ui.progress import Display, preview_image, show, telling
+from .ui.search import search_words
 
 STOPPING = comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION
 """What ends a comparison, and is no fault of one sampler."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..samplers.checks import shortened
 from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
-from .host import guidance_scale, is_flow, progress
-from .runs import STEPS
+from .host.model import guidance_scale, is_flow, progress
+from .host.runs import STEPS
 from .sampling import CATEGORY
-from .search import search_words
+from .ui.search import search_words
 
 GUIDANCE = io.Custom("FEWSTEP_GUIDANCE")
 _KEY = "fewstep_guidance"

@@ -14,15 +14,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec
+from ..samplers.calibrated.published import PUBLISHED
 from ..samplers.inversion import Inversion, invert
-from ..samplers.published import PUBLISHED
-from .host import is_flow
-from .options import cfg_input, seed_input
-from .progress import Display
-from .runs import announce_each, partial_options
+from .host.model import is_flow
+from .host.runs import announce_each, partial_options
+from .host.session import Conditioning, Guider, fitting
 from .sampling import CATEGORY
-from .search import search_words
-from .session import Conditioning, Guider, fitting
+from .ui.options import cfg_input, seed_input
+from .ui.progress import Display
+from .ui.search import search_words
 
 
 def invertible() -> dict[str, SamplerSpec]:

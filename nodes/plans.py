@@ -19,20 +19,20 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..samplers.calibrated.file import CalibratedPlan, FileError, load, parse
+from ..samplers.calibrated.published import PUBLISHED
+from ..samplers.calibrated.recipe import Recipe
+from ..samplers.calibrated.tuning import PLAIN
 from ..samplers.checks import shortened
-from ..samplers.learned import FileError, Learned, load, parse
 from ..samplers.plan import DENOISED, START, P, Plan, X
-from ..samplers.published import PUBLISHED
-from ..samplers.recipe import Recipe
-from ..samplers.tuned import PLAIN
-from .host import fingerprint, learned_sampler
-from .plots import Panel, line_plot
-from .progress import say
+from .host.model import fingerprint, plan_sampler
 from .sampling import CATEGORY
-from .search import search_words
+from .ui.plots import Panel, line_plot
+from .ui.progress import say
+from .ui.search import search_words
 
 PLAN = io.Custom("FEWSTEP_PLAN")
-"""A `Learned` on its way between nodes."""
+"""A `CalibratedPlan` on its way between nodes."""
 
 FOLDER, EXTENSION = "fewstep", ".safetensors"
 
@@ -127,7 +127,7 @@ def free_paths(filename: str, folder: str | None = None) -> Iterator[Path]:
     return (Path(into, f"{stem}_{number:05}_{EXTENSION}") for number in itertools.count(first))
 
 
-def save(plan: Learned, filename: str, folder: str | None = None) -> Path:
+def save(plan: CalibratedPlan, filename: str, folder: str | None = None) -> Path:
     """Write a plan to a file that was not there before, and say which one it is.
 
     Raises:
@@ -138,7 +138,7 @@ def save(plan: Learned, filename: str, folder: str | None = None) -> Path:
         return plan.save_new(free_paths(filename, folder))
 
 
-def keep(plan: Learned, save_it: Callable[[], Path], filename: str = "rescued") -> Path:
+def keep(plan: CalibratedPlan, save_it: Callable[[], Path], filename: str = "rescued") -> Path:
     """Save a plan that took long to make. Where that fails it goes to another folder, and its text into the log.
 
     Raises:
@@ -159,7 +159,7 @@ def keep(plan: Learned, save_it: Callable[[], Path], filename: str = "rescued") 
         raise (ValueError if isinstance(error, ValueError) else OSError)(told) from error
 
 
-def _rescued(plan: Learned, filename: str) -> Path | None:
+def _rescued(plan: CalibratedPlan, filename: str) -> Path | None:
     """The file of a plan in the first folder that takes it; None if none does."""
     elsewhere = folder_paths.get_output_directory(), folder_paths.get_user_directory(), tempfile.gettempdir()
     for folder in (*folder_paths.get_folder_paths(FOLDER), *elsewhere):
@@ -168,7 +168,7 @@ def _rescued(plan: Learned, filename: str) -> Path | None:
     return None
 
 
-def keep_newest(plan: Learned, filename: str) -> Path:
+def keep_newest(plan: CalibratedPlan, filename: str) -> Path:
     """`keep` under a name of which one file stays: those before it are removed once the new one is there."""
     path = keep(plan, lambda: save(plan, filename), filename)
     numbered = re.compile(rf"(.*)_(\d{{5,}})_{re.escape(EXTENSION)}")
@@ -294,7 +294,7 @@ class FewStepSavePlan(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, plan: Learned, filename: str) -> io.NodeOutput:
+    def execute(cls, plan: CalibratedPlan, filename: str) -> io.NodeOutput:
         check_filename(filename)
         path = keep(plan, lambda: save(plan, filename))
         told = f"saved as {path}"
@@ -337,12 +337,12 @@ class FewStepPlanSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plan: Learned, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
+    def execute(cls, plan: CalibratedPlan, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
         if model is not None:
             plan.check_model(fingerprint(model))
         if told := conditions(plan):
             say(" ".join(told))
-        sampler = learned_sampler(plan, see_bottleneck=see_bottleneck)
+        sampler = plan_sampler(plan, see_bottleneck=see_bottleneck)
         sigmas = torch.tensor(plan.recipe.sigmas, dtype=torch.float32)
         return io.NodeOutput(sampler, sigmas, ui={"fewstep_plan": [plan.text()]})  # drawn by the front end
 
@@ -368,14 +368,14 @@ class FewStepInspectPlan(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plan: Learned) -> io.NodeOutput:
+    def execute(cls, plan: CalibratedPlan) -> io.NodeOutput:
         return io.NodeOutput(line_plot(panels(plan)), description(plan))
 
 
 # What is shown of a plan
 
 
-def summary(plan: Learned) -> str:
+def summary(plan: CalibratedPlan) -> str:
     """One line: the solver, its levels, what it was made for, and what it gained."""
     recipe, about = plan.recipe, plan.about
     parts = [
@@ -390,7 +390,7 @@ def summary(plan: Learned) -> str:
     return "; ".join(parts)
 
 
-def conditions(plan: Learned, *, known: bool = False) -> list[str]:
+def conditions(plan: CalibratedPlan, *, known: bool = False) -> list[str]:
     """Under which conditions a plan was made, as far as they may differ from those of the run: in sentences.
 
     Args:
@@ -406,7 +406,7 @@ def conditions(plan: Learned, *, known: bool = False) -> list[str]:
     return told
 
 
-def description(plan: Learned) -> str:
+def description(plan: CalibratedPlan) -> str:
     """Everything in a file as text, and the coefficients that follow from it."""
     recipe = plan.recipe
     lines = [summary(plan), ""]
@@ -422,7 +422,7 @@ def description(plan: Learned) -> str:
     return "\n".join(lines)
 
 
-def inserted(plan: Learned) -> list[int]:
+def inserted(plan: CalibratedPlan) -> list[int]:
     """The evaluations at levels that AMED inserted: every second, if it is the base or has a predictor."""
     amed = plan.predictor is not None or "middle" in plan.recipe.options
     return list(range(1, len(plan.recipe.sigmas) - 1, 2)) if amed else []
@@ -434,7 +434,7 @@ def learned_numbers(recipe: Recipe) -> dict[str, list[float]]:
     return {name: column for name, column in columns.items() if set(column) != {getattr(PLAIN, name)}}
 
 
-def panels(plan: Learned) -> list[Panel]:
+def panels(plan: CalibratedPlan) -> list[Panel]:
     """The levels, then the numbers of a kind in one pair of axes each, then the coefficients."""
     recipe, about = plan.recipe, plan.about
     levels = [(float(k), sigma) for k, sigma in enumerate(recipe.sigmas)]
@@ -469,14 +469,14 @@ def panels(plan: Learned) -> list[Panel]:
     return [*shown, Panel("Coefficients of the next sample", "evaluation", "factor", factors)]
 
 
-def _numbers(plan: Learned) -> list[str]:
+def _numbers(plan: CalibratedPlan) -> list[str]:
     """The table of levels and learned numbers."""
     recipe = plan.recipe
     numbers, middle = learned_numbers(recipe), set(inserted(plan))
     rows = [["level", "sigma", *numbers, ""]]
     for k, sigma in enumerate(recipe.sigmas):
-        learned = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
-        rows.append([str(k), f"{sigma:.6g}", *learned, "inserted" if k in middle else ""])
+        calibrated = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
+        rows.append([str(k), f"{sigma:.6g}", *calibrated, "inserted" if k in middle else ""])
     return text_table(rows)
 
 

@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host import LevelRange, host_node, level_range, sampler_function, sigmas_over, told_of
-from .options import chosen_options, option_inputs
-from .search import search_words
+from .host.model import LevelRange, host_node, level_range, levels_ui, sampler_function, sigmas_over
+from .ui.options import chosen_options, option_inputs
+from .ui.search import search_words
 
 CATEGORY = f"{getattr(host_node('KSampler'), 'CATEGORY', 'sampling')}/Few-Step"
 """Beside the host's own: in sampling, since 2026 in model/sampling."""
@@ -78,7 +78,7 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
-        return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=told_of(model))
+        return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 
     @staticmethod
     def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options) -> torch.Tensor:

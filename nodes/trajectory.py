@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
-from .host import sampler_function, schedule_sigmas
-from .options import cfg_input, seed_input
-from .pictures import Tile, decode, sheet
-from .plots import Panel, line_plot
-from .progress import preview_image
+from .host.model import sampler_function, schedule_sigmas
+from .host.session import Guider, check_single, fitting, sample
 from .sampling import CATEGORY
-from .search import search_words
-from .session import Guider, check_single, fitting, sample
+from .ui.options import cfg_input, seed_input
+from .ui.pictures import Tile, decode, sheet
+from .ui.plots import Panel, line_plot
+from .ui.progress import preview_image
+from .ui.search import search_words
 
 _COMPONENTS = 3
 

@@ -16,7 +16,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
-from ..samplers.calibrate import (
+from ..samplers.calibrated.file import CalibratedPlan
+from ..samplers.calibrated.fit import (
     DEFAULT_BASES,
     DEFAULT_FREE,
     DifferentiableGoal,
@@ -28,30 +29,29 @@ from ..samplers.calibrate import (
     plain_recipes,
     rmse,
 )
-from ..samplers.learned import Learned
+from ..samplers.calibrated.predictor import Predictor
+from ..samplers.calibrated.recipe import Recipe
+from ..samplers.calibrated.train_amed import Trainer
 from ..samplers.levels import read_levels
-from ..samplers.predictor import Predictor
-from ..samplers.recipe import Recipe
-from ..samplers.train import Trainer
-from .bottleneck import Bottleneck
-from .host import (
+from .host.bottleneck import Bottleneck
+from .host.model import (
     MANY_STEPS,
     fingerprint,
     guidance_of,
     is_flow,
-    learned_function,
     level_range,
     many_steps_schedule,
+    plan_function,
     sampler_function,
     schedule_sigmas,
 )
+from .host.runs import announce_each
+from .host.session import Conditioning, Sample, Session
 from .plans import INTERRUPTED, PLAN, keep_newest
-from .plots import Panel, line_plot
-from .progress import Display
-from .runs import announce_each
 from .sampling import CATEGORY
-from .search import search_words
-from .session import Conditioning, Sample, Session
+from .ui.plots import Panel, line_plot
+from .ui.progress import Display
+from .ui.search import search_words
 
 DERIVATIVES = ("differences", "backpropagation")
 GOALS = ("last sample", "each step")
@@ -66,7 +66,7 @@ class Work(Protocol):
     """What is going on, and can be stopped."""
 
     @property
-    def learned(self) -> Learned | None:
+    def calibrated(self) -> CalibratedPlan | None:
         """The best so far, if there is anything yet."""
 
 
@@ -128,11 +128,14 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Progress]:
         fit, check = (
-            Goal(lambda recipe, samples=samples: run(self.session, Learned(recipe), samples), self._teacher(samples))
+            Goal(
+                lambda recipe, samples=samples: run(self.session, CalibratedPlan(recipe), samples),
+                self._teacher(samples),
+            )
             for samples in (self.fitted, self.held)
         )
         few = self.fitted[: max(2, len(self.fitted) // 4)]
-        look = Goal(lambda recipe: run(self.session, Learned(recipe), few), fit.target[: len(few)])
+        look = Goal(lambda recipe: run(self.session, CalibratedPlan(recipe), few), fit.target[: len(few)])
         for progress in calibrate(
             self._starts,
             look,
@@ -156,12 +159,12 @@ class Calibration:
         return self.progress is not None and self.progress.after < self.progress.before
 
     @property
-    def learned(self) -> Learned | None:
+    def calibrated(self) -> CalibratedPlan | None:
         """The best so far; None before plain samplers were compared on samples that nothing is fitted to."""
         progress = self.progress
         if progress is None or not math.isfinite(progress.before):
             return None
-        return Learned(
+        return CalibratedPlan(
             progress.best,
             about={
                 **_about(self.session, [*self.fitted, *self.held]),
@@ -361,7 +364,7 @@ class Training:
         scale_time: float = 0.2,
         learning_rate: float = 5e-3,
         goal: str = GOALS[0],
-        start: Learned | None = None,
+        start: CalibratedPlan | None = None,
     ):
         _check_counts(iterations=iterations, batch=batch, samples=samples, teacher_extra=teacher_extra)
         if evaluations < 2:
@@ -380,10 +383,10 @@ class Training:
         self.trained, self.held = split(session.prompts, seed, iterations * batch, samples)
         self._batch, self._goal = batch, goal
         self._teacher = Teacher(session, teacher_steps, evaluations)
-        self._best: Learned | None = None
+        self._best: CalibratedPlan | None = None
         if start is None:
             sigmas = schedule_sigmas(SCHEDULES[schedule], session.sampling, evaluations + afs)
-            start = Learned(Recipe(base, tuple(sigmas.tolist()), is_flow(session.sampling), afs=afs))
+            start = CalibratedPlan(Recipe(base, tuple(sigmas.tolist()), is_flow(session.sampling), afs=afs))
             self._baseline = f"{base}, {schedule}"
         else:
             self._baseline = "the plan that it started from"
@@ -425,7 +428,7 @@ class Training:
         return self.after < self.before
 
     @property
-    def learned(self) -> Learned | None:
+    def calibrated(self) -> CalibratedPlan | None:
         """The best so far, else the latest; None before the first iteration."""
         if not self._done:
             return None
@@ -438,7 +441,7 @@ class Training:
             **_known(error_before=self.before, error_after=self.after),
             "improved": self.improved,
         }
-        return Learned(found.recipe, found.predictor, about)
+        return CalibratedPlan(found.recipe, found.predictor, about)
 
     def _batch_of(self, k: int) -> list[Sample]:
         """The samples of an iteration: all processes know of all, and take theirs."""
@@ -469,16 +472,16 @@ class Training:
         return loss if self._goal == "each step" else math.exp(loss)
 
     @torch.no_grad()
-    def _current(self) -> Learned:
+    def _current(self) -> CalibratedPlan:
         """The predictor as it is now."""
         recipe = self.start.recipe
         with torch.inference_mode(False):
             predictor = copy.deepcopy(self._predictor).eval().requires_grad_(False)
             levels, tunings = predictor.fixed(read_levels(recipe.sigmas, recipe.flow), recipe.tunings)
-        return Learned(replace(recipe, sigmas=levels.sigmas, tunings=tuple(tunings)), predictor)
+        return CalibratedPlan(replace(recipe, sigmas=levels.sigmas, tunings=tuple(tunings)), predictor)
 
-    def _error(self, learned: Learned, target: Tensor) -> float:
-        return geometric_mean(rmse((run(self.session, learned, self.held) - target).flatten(1)))
+    def _error(self, calibrated: CalibratedPlan, target: Tensor) -> float:
+        return geometric_mean(rmse((run(self.session, calibrated, self.held) - target).flatten(1)))
 
 
 # What both need
@@ -500,9 +503,9 @@ class Teacher:
         return self._session.run(self.function, self.sigmas, samples)
 
 
-def run(session: Session, learned: Learned, samples: Sequence[Sample]) -> Tensor:
+def run(session: Session, calibrated: CalibratedPlan, samples: Sequence[Sample]) -> Tensor:
     """Final latents of a plan."""
-    return session.run(learned_function(learned), learned.recipe.sigmas, samples)
+    return session.run(plan_function(calibrated), calibrated.recipe.sigmas, samples)
 
 
 def split(prompts: int, seed: int, fitted: int, held: int) -> tuple[list[Sample], list[Sample]]:
@@ -516,7 +519,7 @@ def split(prompts: int, seed: int, fitted: int, held: int) -> tuple[list[Sample]
     )
 
 
-def _check_start(start: Learned, session: Session, evaluations: int) -> None:
+def _check_start(start: CalibratedPlan, session: Session, evaluations: int) -> None:
     """Raise ValueError unless training can begin with this plan."""
     recipe = start.recipe
     if recipe.base not in AMED_BASES:
@@ -531,7 +534,7 @@ def _check_start(start: Learned, session: Session, evaluations: int) -> None:
         raise ValueError(f"start: {error}") from None
 
 
-def _beginning(start: Learned, scale_dir: float, scale_time: float) -> Predictor:
+def _beginning(start: CalibratedPlan, scale_dir: float, scale_time: float) -> Predictor:
     """A predictor that gives the numbers of a plan; a copy of its own if it has one."""
     recipe = start.recipe
     if start.predictor is None:
@@ -542,7 +545,7 @@ def _beginning(start: Learned, scale_dir: float, scale_time: float) -> Predictor
 
 
 def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Where a plan comes from, for `Learned`."""
+    """Where a plan comes from, for `CalibratedPlan`."""
     seeds = [sample.seed for sample in samples]
     return {
         "model": fingerprint(session.patcher),
@@ -598,9 +601,9 @@ def _total(number: float) -> float:
 # The nodes
 
 
-def unfinished(learned: Learned) -> Learned:
+def unfinished(calibrated: CalibratedPlan) -> CalibratedPlan:
     """The same, marked as what was there when the work was stopped: Few-Step Auto never takes it."""
-    return replace(learned, about={**learned.about, INTERRUPTED: True})
+    return replace(calibrated, about={**calibrated.about, INTERRUPTED: True})
 
 
 @contextlib.contextmanager
@@ -610,8 +613,8 @@ def kept(work: Work) -> Iterator[None]:
         yield
     except BaseException:
         try:
-            if (learned := work.learned) is not None:
-                path = keep_newest(unfinished(learned), INTERRUPTED)
+            if (calibrated := work.calibrated) is not None:
+                path = keep_newest(unfinished(calibrated), INTERRUPTED)
                 logging.warning("stopped; the best plan so far is in %s, the only one of this name that is kept", path)
         except Exception as error:  # what stopped the work is what the host must hear of
             logging.warning("stopped; %s", error)
@@ -631,13 +634,13 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def report(learned: Learned) -> str:
+def report(calibrated: CalibratedPlan) -> str:
     """What came out of it, for a person."""
-    about = learned.about
+    about = calibrated.about
     teacher = about["teacher"]
     shape = " x ".join(map(str, about["latent"]))
     lines = [
-        f"{learned.recipe.base}, {counted(learned.recipe.nfe, 'evaluation')}, guidance {about['guidance']:g}",
+        f"{calibrated.recipe.base}, {counted(calibrated.recipe.nfe, 'evaluation')}, guidance {about['guidance']:g}",
         told(about.get("error_before", math.inf), about.get("error_after", math.inf)),
         f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about['baseline']}",
         f"{counted(about['prompts'], 'prompt')}, seeds {about['seeds'][0]} to {about['seeds'][1]}, latents {shape}",
@@ -787,13 +790,13 @@ class FewStepCalibrate(io.ComfyNode):
             for progress in work:
                 seen.append(progress)
                 display.show(progress.runs, progress.expected, told(progress.before, progress.after))
-            learned = work.learned
+            calibrated = work.calibrated
             series = {
                 "fitted": _points([(p.runs, p.error) for p in seen]),
                 "kept apart, best": _points([(p.runs, p.after) for p in seen]),
             }
             plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
-            return io.NodeOutput(learned, plot, report(learned))
+            return io.NodeOutput(calibrated, plot, report(calibrated))
 
 
 class FewStepTrainAMED(io.ComfyNode):
@@ -899,7 +902,7 @@ class FewStepTrainAMED(io.ComfyNode):
             for step in work:
                 seen.append(step)
                 display.show(step.iteration, step.iterations, f"loss {step.loss:.4g}; {told(step.before, step.after)}")
-            learned = work.learned
+            calibrated = work.calibrated
             panels = [
                 Panel(
                     "Training",
@@ -919,4 +922,4 @@ class FewStepTrainAMED(io.ComfyNode):
                     log_y=True,
                 ),
             ]
-            return io.NodeOutput(learned, line_plot(panels), report(learned))
+            return io.NodeOutput(calibrated, line_plot(panels), report(calibrated))

@@ -14,7 +14,7 @@ from .levels import Level, Levels, read_levels
 from .noise import BrownianNoise
 from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
 from .registry import SAMPLERS, SCHEDULES
-from .spec import Option, SamplerSpec, ScheduleSpec, UnknownIdError
+from .sampler import Option, SamplerSpec, ScheduleSpec, UnknownIdError
 
 __all__ = [
     "DENOISED",

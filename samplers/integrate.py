@@ -32,7 +32,7 @@ class State:
         return combine(combination, self.operands)
 
 
-Decisions = Generator[Stage, State, dict[str, int]]
+AdaptiveSolver = Generator[Stage, State, dict[str, int]]
 """The stages of a solver that decides as it goes, and in the end what it has to report."""
 
 
@@ -43,7 +43,7 @@ class NonFiniteError(ValueError):
 def integrate(
     model: Model,
     x: Tensor,
-    plan: Sequence[Stage] | Decisions,
+    plan: Sequence[Stage] | AdaptiveSolver,
     *,
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
@@ -146,7 +146,7 @@ def integrate(
     return x
 
 
-def stages(plan: Sequence[Stage] | Decisions, state: State | None, info: dict[str, int]) -> Iterator[Stage]:
+def stages(plan: Sequence[Stage] | AdaptiveSolver, state: State | None, info: dict[str, int]) -> Iterator[Stage]:
     """The stages one by one. A generator gets `state`, which the loop keeps, after each, and reports into `info`."""
     if not isinstance(plan, Generator) or state is None:
         yield from plan

@@ -37,7 +37,7 @@ from .integrate import (
 from .levels import REPEATS, Level, Levels, Run, read_run
 from .phi import Scalar, value
 from .plan import DENOISED, START, Combination, Stage, X, as_given
-from .spec import NOISE_DEVICE, S_NOISE, SamplerSpec
+from .sampler import NOISE_DEVICE, S_NOISE, SamplerSpec
 
 Callback = Callable[[dict[str, Any]], None]
 

@@ -156,7 +156,7 @@ def economical(stages: Iterable[Stage]) -> Plan:
     )
 
 
-def told(plan: Iterable[Stage]) -> list[float]:
+def model_sigmas(plan: Iterable[Stage]) -> list[float]:
     """The levels that the model is told in a run, one for each evaluation, in order."""
     return [value(stage.sigma) for stage in plan if stage.sigma is not None]
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import adams, adaptive, amed, ancestral, classic, dpm_solver, schedules, sde, unipc
-from .spec import Option, Registry, SamplerSpec, ScheduleSpec
+from .sampler import Option, Registry, SamplerSpec, ScheduleSpec
+from .schedules import analytic as schedules
+from .solvers import adams, adaptive, amed, ancestral, dpm_solver, runge_kutta, sde, unipc
 
 
 def _lower_order_final(default: bool) -> Option:
@@ -151,7 +152,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="Euler",
             paper="Karras et al. 2022, arXiv 2206.00364",
             help="First order, the same numbers as ddim.",
-            solver=classic.euler,
+            solver=runge_kutta.euler,
             order=1,
             curated=False,
         ),
@@ -160,7 +161,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="Heun",
             paper="Karras et al. 2022, arXiv 2206.00364",
             help="Second order in sigma, two evaluations a step. Steady with low guidance.",
-            solver=classic.heun,
+            solver=runge_kutta.heun,
             order=2,
             curated=False,
         ),
@@ -169,7 +170,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="Runge-Kutta 4",
             paper="Kutta 1901",
             help="Fourth order in sigma, four evaluations a step. For reference images with very many evaluations.",
-            solver=classic.rk4,
+            solver=runge_kutta.rk4,
             order=4,
             curated=False,
         ),
@@ -296,7 +297,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
             label="EDM (Heun with churn)",
             paper="Karras et al. 2022, arXiv 2206.00364",
             help="Heun with noise added before each step: set s_churn (10 to 40); at 0 it is heun. For many steps.",
-            solver=classic.edm,
+            solver=runge_kutta.edm,
             order=2,
             stochastic=True,
             options=(

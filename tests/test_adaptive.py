@@ -208,7 +208,7 @@ def test_nothing_handed_out_is_written_to():
 
 def test_controller_terms():
     """Each term changes the steps; the defaults are a plain integral controller, h <- h (1 + atan(E^(-1/p) - 1))."""
-    from samplers.adaptive import StepSize
+    from samplers.solvers.adaptive import StepSize
 
     controller = StepSize(0.1, 2, 0.81, 0.0, 1.0, 0.0)
     assert controller.accepts(0.25)

@@ -14,7 +14,7 @@ LAZY = {"tqdm", "scipy", "safetensors"}
 
 
 def test_imports_torch_and_the_standard_library_alone():
-    for path in (ROOT / "samplers").glob("*.py"):
+    for path in (ROOT / "samplers").rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             modules = []
@@ -59,7 +59,7 @@ def test_compiles_on_other_versions_of_python(version):
     script = """
 import ast, importlib, pathlib, sys, warnings
 warnings.simplefilter("error")
-for path in pathlib.Path("samplers").glob("*.py"):
+for path in pathlib.Path("samplers").rglob("*.py"):
     tree = ast.parse(path.read_text(), path)
     compile(tree, path, "exec")
     for node in ast.walk(tree):

@@ -11,15 +11,25 @@ import torch
 from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solution
 from test_reference import CASES, result
 
-from samplers import SAMPLERS, SCHEDULES, X, adams, classic, dpm_solver, integrate, read_levels
-from samplers.amed import Middle, amed, amed_dpm_2m, amed_dpm_2s, end_of_step, insert, predicted, with_midpoints
-from samplers.predictor import Predictor, pool
-from samplers.tuned import Tuning, analytical_first_step, tuned
+from samplers import SAMPLERS, SCHEDULES, X, integrate, read_levels
+from samplers.calibrated.predictor import Predictor, pool
+from samplers.calibrated.tuning import Tuning, analytical_first_step, tuned
+from samplers.solvers import adams, dpm_solver, runge_kutta
+from samplers.solvers.amed import (
+    IntermediatePoint,
+    amed,
+    amed_dpm_2m,
+    amed_dpm_2s,
+    end_of_step,
+    insert,
+    predicted,
+    with_midpoints,
+)
 
 SOLVERS = {
     "amed": partial(amed, middle="given"),
     "dpm_2": partial(amed_dpm_2s, middle="given"),
-    "euler": classic.euler,
+    "euler": runge_kutta.euler,
     "ipndm": adams.ipndm,
     "dpm_pp_2": dpm_solver.dpmpp_2m,
     "dpm_pp_2_eps": dpm_solver.dpm_2m,
@@ -36,7 +46,9 @@ def run(solver, outer, middles, model=denoiser, x=X1, flow=False):
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("amed/")])
 def test_the_reference_result(name):
     case = CASES[name]
-    middles = [Middle(*(case["options"][key] for key in ("r", "scale_dir", "scale_time")))] * (len(case["sigmas"]) - 1)
+    middles = [IntermediatePoint(*(case["options"][key] for key in ("r", "scale_dir", "scale_time")))] * (
+        len(case["sigmas"]) - 1
+    )
     x = run(SOLVERS[name.split("/")[1]], case["sigmas"], middles, x=X1 * case["sigmas"][0])
     assert relative_error(x, result(case)) < 1e-9
 
@@ -46,8 +58,8 @@ def test_without_scales_the_plugin_is_its_base_on_the_inserted_levels():
     inner = [outer[0]]
     for s, t in itertools.pairwise(outer):
         inner += [t**r * s ** (1 - r), t]
-    for base in (classic.euler, adams.ipndm, dpm_solver.dpmpp_2m, dpm_solver.dpmpp_3m, dpm_solver.dpm_3m):
-        ours = run(base, outer, [Middle(r)] * 3)
+    for base in (runge_kutta.euler, adams.ipndm, dpm_solver.dpmpp_2m, dpm_solver.dpmpp_3m, dpm_solver.dpm_3m):
+        ours = run(base, outer, [IntermediatePoint(r)] * 3)
         plain = integrate(denoiser, X1, list(base(read_levels(inner))), disable=True)
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
@@ -62,7 +74,7 @@ def test_with_r_one_half_and_no_scales_it_converges_to_the_solution(solver, flow
         outer = levels(n, high, low, flow)
         model = flow_denoiser if flow else denoiser
         return relative_error(
-            run(solver, outer, [Middle()] * n, model, solution(high, flow), flow), solution(low, flow)
+            run(solver, outer, [IntermediatePoint()] * n, model, solution(high, flow), flow), solution(low, flow)
         )
 
     order = math.log2(error(64) / error(128))
@@ -99,7 +111,7 @@ def test_every_level_above_0_is_one_evaluation_and_the_limits_are_finite(solver,
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 def test_the_model_is_told_the_scaled_level_and_no_more_than_pure_noise(flow):
     outer = [0.95, 0.6, 0.3] if flow else [9.0, 2.0, 0.4]
-    inner, tunings = insert(read_levels(outer, flow), [Middle(0.3, 1.0, 1.2)] * 2)
+    inner, tunings = insert(read_levels(outer, flow), [IntermediatePoint(0.3, 1.0, 1.2)] * 2)
     for solver in SOLVERS.values():
         told = [stage.sigma for stage in tuned(solver(inner), inner, tunings)]
         expected = [outer[0], 1.2 * inner[1].sigma, outer[1], 1.2 * inner[3].sigma]
@@ -126,7 +138,7 @@ def test_end_of_a_step_to_0_mirrors_its_first_half():
 @each_solver
 def test_derivative_with_respect_to_the_learned_numbers(solver):
     def sample(numbers):
-        return run(solver, [3.0, 1.0, 0.4], [Middle(*row.unbind()) for row in numbers], x=X1[:1])
+        return run(solver, [3.0, 1.0, 0.4], [IntermediatePoint(*row.unbind()) for row in numbers], x=X1[:1])
 
     numbers = torch.tensor([[0.4, 0.99, 1.02], [0.6, 1.01, 0.97]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(sample, (numbers,), rtol=1e-5, atol=1e-6)
@@ -234,7 +246,11 @@ def test_slope_without_an_earlier_prediction_is_an_error():
 )
 @each_solver
 def test_a_batch_with_numbers_of_its_own_is_its_images_one_by_one(solver, sigmas, flow, dtype):
-    numbers = [Middle(0.3, 0.99, 1.03), Middle(0.5, 1.01, 0.98), Middle(0.62, 1.0, 1.0)]
+    numbers = [
+        IntermediatePoint(0.3, 0.99, 1.03),
+        IntermediatePoint(0.5, 1.01, 0.98),
+        IntermediatePoint(0.62, 1.0, 1.0),
+    ]
     model, given = (flow_denoiser if flow else denoiser), read_levels(sigmas, flow)
     asked = []
 

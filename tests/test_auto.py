@@ -15,8 +15,8 @@ from small_models import conditioning, small_model
 from tables import PICKS, QUALITY, picks, picks_text
 
 from samplers import SAMPLERS
-from samplers.learned import Learned
-from samplers.recipe import Recipe
+from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.recipe import Recipe
 
 EXACT, VARIED = "exact seed", "more variety"
 KINDS = ("EPS", "FLOW")
@@ -102,7 +102,7 @@ def test_every_pick_is_one_that_there_is():
 def test_the_budget_is_kept(comfyui, folder, kind, variety):
     """Counted in the host; and so used that one step more would not fit."""
     model, auto = small_model(kind), module(comfyui, "auto")
-    levels = module(comfyui, "host").level_range(model.get_model_object("model_sampling"))
+    levels = module(comfyui, "host.model").level_range(model.get_model_object("model_sampling"))
     for budget in (1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 40):
         sampler, sigmas, text = choose(comfyui, model, budget, variety)
         made = evaluations_of(comfyui, model, sampler, sigmas)
@@ -122,7 +122,7 @@ def test_a_thousand_evaluations(comfyui, folder, kind, variety):
 def test_any_sampler_keeps_the_budget(comfyui):
     """Whatever a later measurement will pick."""
     model, auto = small_model("EPS"), module(comfyui, "auto")
-    levels = module(comfyui, "host").level_range(model.get_model_object("model_sampling"))
+    levels = module(comfyui, "host.model").level_range(model.get_model_object("model_sampling"))
     for spec in SAMPLERS.values():
         if spec.adaptive:
             continue
@@ -158,10 +158,10 @@ def test_a_flow_model_is_told_where_its_choice_comes_from(comfyui, folder):
 # Plans
 
 
-def plan(comfyui, model, nfe: int = 8, **about) -> Learned:
+def plan(comfyui, model, nfe: int = 8, **about) -> CalibratedPlan:
     sigmas = [14.6 * (1 - k / nfe) ** 3 for k in range(nfe + 1)]
-    kind = module(comfyui, "host").fingerprint(model)
-    return Learned(Recipe("dpmpp_2m", sigmas), about={"model": kind, "guidance": 3.0, **about})
+    kind = module(comfyui, "host.model").fingerprint(model)
+    return CalibratedPlan(Recipe("dpmpp_2m", sigmas), about={"model": kind, "guidance": 3.0, **about})
 
 
 def test_a_saved_plan_for_the_model_is_found_and_followed(comfyui, folder):
@@ -212,19 +212,19 @@ def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, f
 
 
 def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
-    from samplers.learned import load
+    from samplers.calibrated.file import load
 
-    tuning, learned = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
+    tuning, calibrated = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
 
     class Work:
         pass
 
     work = Work()
-    work.learned = module(comfyui, "plans").parse(learned.text())
+    work.calibrated = module(comfyui, "plans").parse(calibrated.text())
     with pytest.raises(KeyboardInterrupt), tuning.kept(work):
         raise KeyboardInterrupt
     (path,) = folder.glob("interrupted_*")
-    assert load(path).about == {**learned.about, "interrupted": True}
+    assert load(path).about == {**calibrated.about, "interrupted": True}
 
 
 def test_a_plan_for_another_guidance_is_left_out(comfyui, folder):
@@ -246,15 +246,15 @@ def test_a_plan_for_another_flow_shift_is_left_out(comfyui, folder):
     shifted = comfyui.nodes["ModelSamplingSD3"]()
     models = {shift: shifted.patch(small_model("FLOW"), shift=shift)[0] for shift in (3.0, 6.0)}
     sigmas = [1 - k / 8 for k in range(9)]
-    kind = module(comfyui, "host").fingerprint(models[3.0])
-    Learned(Recipe("euler", sigmas, flow=True), about={"model": kind}).save(folder / "mine.safetensors")
+    kind = module(comfyui, "host.model").fingerprint(models[3.0])
+    CalibratedPlan(Recipe("euler", sigmas, flow=True), about={"model": kind}).save(folder / "mine.safetensors")
     assert choose(comfyui, models[3.0], 8)[2].startswith("mine")
     assert "safetensors" not in choose(comfyui, models[6.0], 8)[2]
 
 
 def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, monkeypatch, caplog):
     """That which samples, once a run."""
-    model, host = small_model("EPS"), module(comfyui, "host")
+    model, host = small_model("EPS"), module(comfyui, "host.model")
     plan(comfyui, model, 8, guidance=7.5).save(folder / "strong.safetensors")
     sampler, sigmas, _ = choose(comfyui, model, 8)
     shown: list[str] = []
@@ -274,7 +274,7 @@ def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, mon
 def test_no_file_breaks_the_choice_and_no_claim_wins_it(comfyui, folder, caplog):
     """What cannot be read is left out with a warning; an error after that is above the one before is no gain."""
     model = small_model("EPS")
-    kind = module(comfyui, "host").fingerprint(model)
+    kind = module(comfyui, "host.model").fingerprint(model)
     wanted = plan(comfyui, model, 8, error_before=1.0, error_after=0.5)
     odd = {
         "least": {"error_before": 1.0, "error_after": -1e9},
@@ -284,7 +284,7 @@ def test_no_file_breaks_the_choice_and_no_claim_wins_it(comfyui, folder, caplog)
         "digits": {"model": {**kind, "sigma_min": 10**400}},
     }
     for name, about in odd.items():
-        Learned(wanted.recipe, about={"model": kind, **about}).save(folder / f"{name}.safetensors")
+        CalibratedPlan(wanted.recipe, about={"model": kind, **about}).save(folder / f"{name}.safetensors")
     metadata = {key: part if isinstance(part, str) else json.dumps(part) for key, part in wanted.as_dict().items()}
     save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, folder / "float8.safetensors", metadata)
     assert "safetensors" not in choose(comfyui, model, 8)[2]
@@ -339,7 +339,7 @@ def test_why_a_connected_plan_is_left_out(comfyui, folder, inputs, why):
 
 def test_the_published_plan_is_taken_for_its_model(comfyui, folder):
     """SD1.5 in 10 evaluations: AMED's own numbers."""
-    from samplers.published import PUBLISHED
+    from samplers.calibrated.published import PUBLISHED
 
     auto, published = module(comfyui, "auto"), PUBLISHED["amed_dpm_2m"]
     name, found = auto.best_plan(published.about["model"], 10)

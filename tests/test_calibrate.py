@@ -11,7 +11,7 @@ import torch
 from mixture import FLOW_MAX, FLOW_MIN, MU, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_denoiser, levels
 
 from samplers import SAMPLERS
-from samplers.calibrate import (
+from samplers.calibrated.fit import (
     KINDS,
     PATIENCE,
     PENALTY,
@@ -26,8 +26,8 @@ from samplers.calibrate import (
     rmse,
     unknowns,
 )
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
 
 FREE = ("level", "slope", "curvature", "scale_time")
 

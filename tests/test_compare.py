@@ -170,7 +170,7 @@ def test_the_demo_model_without_a_vae(comfyui, demo, temp):
         comfyui, demo, latent_image=demo.latent, samplers="dpmpp_2m\neuler", schedules="karras\nfewstep_karras*",
         steps="2, 4", reference_steps=6, tile=64,
     )  # fmt: skip
-    pictures = module(comfyui, "pictures")
+    pictures = module(comfyui, "ui.pictures")
     assert out["samples"].shape == (8, 12, 16, 16)
     assert grid.shape[0] == chart.shape[0] == 1 and grid.shape[-1] == chart.shape[-1] == 3
     small_tile = pictures.decode(demo.model, out["samples"])
@@ -252,7 +252,7 @@ def test_bad_input_is_named(comfyui, small, inputs, message):
 
 
 def test_options_of_both_are_taken(comfyui):
-    names = module(comfyui, "names")
+    names = module(comfyui, "ui.names")
     ours, theirs, bare = names.read_samplers("fewstep_unipc (order=2)\n dpmpp_2m_sde eta = 0.5, s_noise=1\n dpm_3m")
     assert ours.options == {"order": 2} and names.make_sampler(ours).extra_options == {"order": 2}
     assert names.make_sampler(theirs).extra_options == {"eta": 0.5, "s_noise": 1}
@@ -434,7 +434,7 @@ def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
     of = SimpleNamespace(model=watched, positive=demo.positive, negative=demo.negative)
     strip, frames, out = film(comfyui, of, sampler, sigmas, latent_image=demo.latent)
     assert len(predictions) == len(frames) == 5
-    decode = module(comfyui, "pictures").decode
+    decode = module(comfyui, "ui.pictures").decode
     wanted = torch.cat([demo.model.model.process_latent_out(p) for p in predictions])
     torch.testing.assert_close(frames, decode(demo.model, wanted))
     arguments = (demo.model, True, SEED, CFG, demo.positive, demo.negative, sampler, sigmas, demo.latent)
@@ -455,7 +455,7 @@ def test_film_of_no_steps(comfyui, small):
 
 def test_a_legend_that_is_too_long_moves_into_the_axes(comfyui):
     """Nothing is drawn over the title or beside the panel."""
-    plots = module(comfyui, "plots")
+    plots = module(comfyui, "ui.plots")
     line = [(4.0, 0.1), (8.0, 0.01)]
     few, many = (
         plots.line_plot([plots.Panel("t", "x", "error", {f"a rather long name {k}": line for k in range(count)})])

@@ -11,6 +11,9 @@ from mixture import FLOW_MIN, NOISE, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_de
 from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES
+from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
 from samplers.guidance import (
     NONE,
     SHAPES,
@@ -20,9 +23,6 @@ from samplers.guidance import (
     rescaled,
     thresholded,
 )
-from samplers.learned import Learned
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning
 
 LEVELS = (14.6, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0)
 
@@ -441,7 +441,7 @@ def test_every_sampler_of_the_host_takes_it(comfyui, eps_model):
 def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     factors = (1.0, 0.5, 2.0)
     recipe = Recipe("euler", (14.6, 4.0, 1.0, 0.0), tunings=tuple(Tuning(guidance=f) for f in factors))
-    plan = Learned(recipe, about={"guidance": 5.0})
+    plan = CalibratedPlan(recipe, about={"guidance": 5.0})
     solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result[:2]
     model, seen = watched_scales(eps_model)
     guidance = made(comfyui, "list", cfg=5.0, values="4 6 2")
@@ -462,7 +462,9 @@ def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
 def test_a_plan_is_compared_with_the_strongest_scale_of_a_list(comfyui, eps_model, caplog):
     """`cfg` is not used by a list, and its being 0 does not take the plan's factors away."""
     recipe = Recipe("euler", (14.6, 4.0, 0.0), tunings=(Tuning(guidance=0.5), Tuning()))
-    solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(Learned(recipe, about={"guidance": 6.0})).result[:2]
+    solver, sigmas = (
+        comfyui.nodes["FewStepPlanSampler"].execute(CalibratedPlan(recipe, about={"guidance": 6.0})).result[:2]
+    )
     model, seen = watched_scales(eps_model)
     guider = node(
         comfyui, "FewStepGuider", model, conditioning(1), conditioning(2),

@@ -165,7 +165,7 @@ def test_inverted_noise_comes_back_where_noise_is_scaled(comfyui, high):
 
 def test_runs_from_inside_a_node_start_from_scaled_noise(comfyui):
     """Calibration and training: from that of the host."""
-    session = module(comfyui, "session")
+    session = module(comfyui, "host.session")
     model = with_noise_scale("FLOW", 8.0)
     work = session.Session(model, conditioning(1), conditioning(2), 2.0, {"samples": torch.zeros(1, 4, 8, 8)})
     seen = []
@@ -181,13 +181,13 @@ def test_routes_are_registered_once(comfyui, monkeypatch):
     table = web.RouteTableDef()
     monkeypatch.setattr(PromptServer, "instance", types.SimpleNamespace(routes=table), raising=False)
     for _ in range(2):
-        module(comfyui, "routes").register_routes()
+        module(comfyui, "ui.routes").register_routes()
     paths = [route.path for route in table]
     assert paths and len(set(paths)) == len(paths)
 
 
 def test_kinds_of_models_are_told_apart_by_it(comfyui):
-    host = module(comfyui, "host")
+    host = module(comfyui, "host.model")
     assert host.fingerprint(with_noise_scale("FLOW", 8.0))["noise_scale"] == 8
     assert host.fingerprint(small_model("FLOW"))["noise_scale"] == 1
 
@@ -241,7 +241,7 @@ def test_latents_are_sized_by_the_model(comfyui, sized, monkeypatch):
     monkeypatch.setattr(trajectory, "trajectories", lambda *a: seen.append(original(*a)) or seen[0])
     nodes["FewStepTrajectory"].execute(model, *prompts, latent, 2.0, 0, 3, 4)
     assert seen[0].shape == (5, 3, 4, 8, 16)
-    assert module(comfyui, "session").Session(model, *prompts, 2.0, latent).shape == (4, 8, 16)
+    assert module(comfyui, "host.session").Session(model, *prompts, 2.0, latent).shape == (4, 8, 16)
     mask = nodes["FewStepDiffEditMask"].execute(model, *prompts, latent, 0.5, 2, 5, 0.5, 3.0, 0).result[0]
     assert mask.shape == (1, 8, 16)
 
@@ -249,7 +249,7 @@ def test_latents_are_sized_by_the_model(comfyui, sized, monkeypatch):
 def test_an_image_keeps_its_size(comfyui, sized):
     model, latent = sized
     latent = latent | {"samples": torch.ones(1, 4, 16, 32)}
-    fitted = module(comfyui, "session").fitting(model, latent)
+    fitted = module(comfyui, "host.session").fitting(model, latent)
     assert torch.equal(fitted["samples"], latent["samples"]) and fitted.keys() == {"samples", "type"}
 
 
@@ -259,7 +259,7 @@ def test_hosts_of_before_are_told_nothing_new(comfyui, monkeypatch):
 
     monkeypatch.setattr(comfy.sample, "fix_empty_latent_channels", lambda model, latent_image: latent_image)
     latent = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
-    assert module(comfyui, "session").fitting(small_model("EPS"), latent) == latent
+    assert module(comfyui, "host.session").fitting(small_model("EPS"), latent) == latent
 
 
 def nodes_that_sample(comfyui, model, latent):
@@ -341,7 +341,7 @@ def test_a_wrapped_model_samples(comfyui, wrap):
 def test_a_plain_function_in_place_of_the_model_is_a_clear_error(comfyui):
     """It says nothing of what its levels are."""
     model, plan = small_model("EPS"), next(iter(module(comfyui, "plans").BUILT_IN.values()))
-    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host").learned_sampler(plan)]
+    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.model").plan_sampler(plan)]
     for sampler in samplers:
         with pytest.raises(ValueError, match=r"model: this function leads to no MODEL of the host .*inner_model"):
             custom(comfyui, model, wrapped(sampler, lambda model: lambda x, s, **e: model(x, s, **e)), sigmas_of(model))
@@ -351,7 +351,7 @@ def test_a_model_that_holds_itself_is_an_error_too(comfyui):
     loop = Deeper(None)
     loop.inner_model = loop
     with pytest.raises(ValueError, match="this Deeper leads to no MODEL"):
-        module(comfyui, "host").patcher_of(loop)
+        module(comfyui, "host.model").patcher_of(loop)
 
 
 @pytest.mark.parametrize("id", SAMPLERS)
@@ -542,7 +542,7 @@ def test_of_a_schedule_and_an_override_the_one_nearest_the_sampler_counts(comfyu
 def test_inputs_that_few_need_are_advanced_where_the_host_knows_such(comfyui):
     from comfy_api.latest import io
 
-    options = module(comfyui, "options")
+    options = module(comfyui, "ui.options")
     known = "advanced" in inspect.signature(io.Float.Input).parameters
     names = set()
     for id in ("FewStepSampler", "FewStepScheduler"):
@@ -578,7 +578,7 @@ class ManualSigmas:
 
 def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
     """By the host's own node, so that the plot is what it reads. Where it has none they are known in a run."""
-    routes = module(comfyui, "routes")
+    routes = module(comfyui, "ui.routes")
     if "ManualSigmas" not in comfyui.nodes:
         monkeypatch.setitem(comfyui.nodes, "ManualSigmas", ManualSigmas)
     text = "14.6, 5.5, 1.2, 0"
@@ -604,7 +604,7 @@ def test_nodes_lie_beside_those_of_the_host(comfyui):
 # What the pack uses of the host
 
 HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "nodes")
-CODE = [*sorted((ROOT / "nodes").glob("*.py")), ROOT / "demo" / "nodes.py", ROOT / "demo" / "model.py"]
+CODE = [*sorted((ROOT / "nodes").rglob("*.py")), ROOT / "demo" / "nodes.py", ROOT / "demo" / "model.py"]
 
 
 def used_symbols(source: str) -> dict[str, set[str]]:

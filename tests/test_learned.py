@@ -20,34 +20,34 @@ import torch
 from mixture import X1, denoiser
 from safetensors.torch import load_file, save_file
 
-from samplers import recipe as recipes
-from samplers.learned import LIMIT, FileError, Learned, load, parse
-from samplers.predictor import Predictor
-from samplers.published import AMED_SD15, PUBLISHED, stable_diffusion_sigma
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning
+from samplers.calibrated import recipe as recipes
+from samplers.calibrated.file import LIMIT, CalibratedPlan, FileError, load, parse
+from samplers.calibrated.predictor import Predictor
+from samplers.calibrated.published import AMED_SD15, PUBLISHED, stable_diffusion_sigma
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
 
 SIGMAS = (14.0, 6.0, 2.5, 1.0, 0.4, 0.0)
 MODEL = {"family": "SD15", "prediction": "EPS", "sigma_max": 14.6146, "channels": 4}
 ABOUT = {"model": MODEL, "guidance": 7.5, "seeds": [1, 2], "prompts": ["a cat, “naïve”", "犬"], "error_after": 0.0123}
-PLAN = Learned(
+PLAN = CalibratedPlan(
     Recipe("ipndm_v", SIGMAS, tunings=tuple(Tuning(slope=k / 7, scale_time=1 + k / 30) for k in range(5))), about=ABOUT
 )
 
 
-def amed() -> Learned:
+def amed() -> CalibratedPlan:
     torch.manual_seed(0)
-    return Learned(Recipe("amed", SIGMAS, afs=True), Predictor(0.02, 0.1), ABOUT)
+    return CalibratedPlan(Recipe("amed", SIGMAS, afs=True), Predictor(0.02, 0.1), ABOUT)
 
 
 @pytest.fixture
 def files(tmp_path):
     """Both kinds of file, each with its contents."""
     found = {}
-    for learned in (PLAN, amed()):
-        path = tmp_path / f"{learned.kind}.safetensors"
-        learned.save(path)
-        found[learned.kind] = path
+    for calibrated in (PLAN, amed()):
+        path = tmp_path / f"{calibrated.kind}.safetensors"
+        calibrated.save(path)
+        found[calibrated.kind] = path
     return found
 
 
@@ -73,17 +73,17 @@ def test_a_plan_there_and_back(files):
 
 
 def test_a_predictor_there_and_back_bit_for_bit(files):
-    back, learned = load(files["amed"]), amed()
-    assert back.recipe == learned.recipe and back.kind == "amed" and back.about == ABOUT
+    back, calibrated = load(files["amed"]), amed()
+    assert back.recipe == calibrated.recipe and back.kind == "amed" and back.about == ABOUT
     assert back.predictor.bounds == (0.02, 0.1)
-    before, after = learned.predictor.state_dict(), back.predictor.state_dict()
+    before, after = calibrated.predictor.state_dict(), back.predictor.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not back.predictor.training and not any(p.requires_grad for p in back.predictor.parameters())
     bottleneck = torch.randn(3, 5, 8, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(
         back.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: bottleneck),
-        learned.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: bottleneck),
+        calibrated.function(denoiser, 14 * X1, disable=True, bottleneck=lambda: bottleneck),
     )
 
 
@@ -114,15 +114,15 @@ def test_saving_that_fails_leaves_what_was_there(files, monkeypatch, fault):
             args[1].write_bytes(b"half")
         raise OSError("no space left on device")
 
-    learned = PLAN
+    calibrated = PLAN
     if fault == "write":
         monkeypatch.setattr("safetensors.torch.save_file", broken)
     elif fault == "replace":
         monkeypatch.setattr("os.replace", broken)
     else:
-        learned = Learned(PLAN.recipe, about={"model": {"weights": object()}})
+        calibrated = CalibratedPlan(PLAN.recipe, about={"model": {"weights": object()}})
     with pytest.raises((OSError, TypeError)):
-        learned.save(path)
+        calibrated.save(path)
     assert path.read_bytes() == before
     assert sorted(path.parent.iterdir()) == sorted(files.values())
 
@@ -362,12 +362,12 @@ def test_weights_beyond_float32_are_refused(files):
 )
 def test_what_a_plan_says_of_itself_is_checked(tmp_path, about, named):
     """In files, with a checksum that is right, and in texts."""
-    learned, path = Learned(PLAN.recipe, about={**ABOUT, **about}), tmp_path / "plan.safetensors"
-    learned.save(path)
+    calibrated, path = CalibratedPlan(PLAN.recipe, about={**ABOUT, **about}), tmp_path / "plan.safetensors"
+    calibrated.save(path)
     with pytest.raises(FileError, match=named):
         load(path)
     with pytest.raises(FileError, match=named):
-        parse(learned.text())
+        parse(calibrated.text())
 
 
 def test_a_recipe_has_at_most_a_thousand_levels():
@@ -454,7 +454,7 @@ def mutated(given, random: random.Random):
     return copied
 
 
-def read_or_refused(read, given) -> Learned | None:
+def read_or_refused(read, given) -> CalibratedPlan | None:
     """What is read, which a sampler can follow; None if it was refused in words."""
     start, found, refused = time.process_time(), None, ""
     try:
@@ -523,7 +523,7 @@ def test_another_model_is_named_by_its_first_field_that_differs():
         PLAN.check_model({**MODEL, "prediction": "V_PREDICTION", "channels": 16})
     with pytest.raises(ValueError, match=r"sigma_max is 14\.615 there and 80 in the model"):
         PLAN.check_model({**MODEL, "sigma_max": 80.0})
-    Learned(PLAN.recipe).check_model(MODEL)
+    CalibratedPlan(PLAN.recipe).check_model(MODEL)
 
 
 # Sampling
@@ -537,9 +537,9 @@ def test_a_plan_samples_as_its_recipe():
 
 
 def test_a_predictor_is_asked_once_a_pair_and_guidance_is_set():
-    learned, asked, factors = amed(), [], []
+    calibrated, asked, factors = amed(), [], []
     recipe = Recipe("amed", SIGMAS, tunings=tuple(Tuning(guidance=1 + k / 10) for k in range(5)))
-    predicted = Learned(recipe, learned.predictor)
+    predicted = CalibratedPlan(recipe, calibrated.predictor)
 
     def bottleneck():
         asked.append(len(factors))
@@ -571,7 +571,7 @@ def test_the_published_numbers_are_at_the_inserted_levels():
     assert all(tuning == Tuning() for tuning in tunings[::2])
     assert all(tuning.scale_dir != 1 and tuning.scale_time != 1 for tuning in tunings[1::2])
     assert all(0.99 <= t.scale_dir < 1 and 0.97 < t.scale_time < 1.02 for t in tunings[1::2])
-    assert all(id == learned.recipe.base for id, learned in PUBLISHED.items())
+    assert all(id == calibrated.recipe.base for id, calibrated in PUBLISHED.items())
 
 
 def test_the_published_plan_as_text_and_file(tmp_path):

@@ -23,13 +23,13 @@ from mixture import (
 )
 
 from samplers import SAMPLERS, SCHEDULES, SamplerSpec, read_levels
-from samplers.dpm_solver import LARGEST_CORRECTION, NOISIEST, noise_corrects
+from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.predictor import Predictor
+from samplers.calibrated.recipe import Recipe
 from samplers.inversion import invert
-from samplers.learned import Learned
 from samplers.levels import pure_noise, read_run
-from samplers.plan import told
-from samplers.predictor import Predictor
-from samplers.recipe import Recipe
+from samplers.plan import model_sigmas
+from samplers.solvers.dpm_solver import LARGEST_CORRECTION, NOISIEST, noise_corrects
 
 EPS = 2.0**-23  # of float32
 
@@ -92,7 +92,7 @@ def test_rounding_of_pure_noise_changes_no_sample_and_is_told_as_given(spec, fir
     assert calls[0]["sigma"] == first
     torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
     if not spec.adaptive:
-        assert told(spec.plan([first, *rest], flow=True, **without_noise(spec)))[0] == first
+        assert model_sigmas(spec.plan([first, *rest], flow=True, **without_noise(spec)))[0] == first
     single = torch.tensor([first, *rest])  # as the host has them
     _, asked, _ = sampled(spec, X1.float(), single, mean_at_1, flow=True, **options)
     assert asked[0] == single[0]
@@ -295,7 +295,7 @@ def test_a_part_of_a_plan_without_a_step_leaves_the_sample(sigmas):
         part = recipe.piece(sigmas)
         assert part.plan() == () and part.nfe == 0 and part.tunings == ()
         assert recipe.function(model, X1, sigmas, disable=True) is X1
-    plan = Learned(Recipe("amed", RECIPE.sigmas), Predictor())
+    plan = CalibratedPlan(Recipe("amed", RECIPE.sigmas), Predictor())
     assert plan.function(model, X1, sigmas, disable=True, bottleneck=lambda: None) is X1
 
 

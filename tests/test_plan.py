@@ -25,10 +25,11 @@ from mixture import (
     without_noise,
 )
 
-from samplers import SAMPLERS, SCHEDULES, Combination, classic, dpm_solver, integrate, read_levels
+from samplers import SAMPLERS, SCHEDULES, Combination, integrate, read_levels
 from samplers.phi import expm1, phi
 from samplers.plan import economical
-from samplers.spec import NOISE_DEVICE, S_NOISE, _cached_plan
+from samplers.sampler import NOISE_DEVICE, S_NOISE, _cached_plan
+from samplers.solvers import dpm_solver, runge_kutta
 
 few = settings(max_examples=40, deadline=None)
 either = st.booleans()
@@ -86,7 +87,7 @@ def any_length():
     _cached_plan.cache_clear()
     with (
         patch.object(dpm_solver, "LARGEST_CORRECTION", math.inf),
-        patch.object(classic, "LARGEST_CORRECTION", math.inf),
+        patch.object(runge_kutta, "LARGEST_CORRECTION", math.inf),
         patch.object(dpm_solver, "NOISIEST", math.inf),
     ):
         yield

@@ -19,28 +19,28 @@ from safetensors.torch import save_file
 from small_models import conditioning, small_model
 
 from samplers import SCHEDULES, read_levels
-from samplers.amed import with_midpoints
-from samplers.learned import Learned
-from samplers.learned import load as load_file
-from samplers.predictor import Predictor, pool
-from samplers.published import AMED_SD15, PUBLISHED
-from samplers.recipe import Recipe
+from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.file import load as load_file
+from samplers.calibrated.predictor import Predictor, pool
+from samplers.calibrated.published import AMED_SD15, PUBLISHED
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
+from samplers.solvers.amed import with_midpoints
 from samplers.trajectory import principal
-from samplers.tuned import Tuning
 
 SIGMAS = (14.6, 7.0, 3.0, 1.4, 0.6, 0.2, 0.0)
 CFG = 2.5
 
 
-def small_plan(**about) -> Learned:
+def small_plan(**about) -> CalibratedPlan:
     """A plan of 6 evaluations that changes something everywhere."""
     tunings = tuple(
         Tuning(1 - 0.01 * k, 1 + 0.01 * k, 0.05 * (k > 0), 0.02 * (k > 1), 1 + 0.1 * k) for k in range(len(SIGMAS) - 1)
     )
-    return Learned(Recipe("dpmpp_2m", SIGMAS, tunings=tunings), about=about)
+    return CalibratedPlan(Recipe("dpmpp_2m", SIGMAS, tunings=tunings), about=about)
 
 
-def small_predictor(**about) -> Learned:
+def small_predictor(**about) -> CalibratedPlan:
     """An AMED predictor of large effect, drawn from a fixed seed."""
     torch.manual_seed(0)
     with torch.inference_mode(False), torch.no_grad():
@@ -48,7 +48,9 @@ def small_predictor(**about) -> Learned:
         for parameter in predictor.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
         levels, tunings = predictor.fixed(read_levels(SIGMAS))
-    return Learned(Recipe("amed_dpm_2m", levels.sigmas, tunings=tuple(tunings)), predictor.requires_grad_(False), about)
+    return CalibratedPlan(
+        Recipe("amed_dpm_2m", levels.sigmas, tunings=tuple(tunings)), predictor.requires_grad_(False), about
+    )
 
 
 def as_family(model, family: str):
@@ -379,7 +381,7 @@ def starting_noise(model, shape=(1, 4, 8, 8)):
 
 @pytest.mark.parametrize("kind", ["plan", "amed", "fixed"])
 def test_same_image_as_the_library(comfyui, eps_model, kind):
-    """The node's sampler is `Learned.function` with the host's noise, guidance and bottleneck."""
+    """The node's sampler is `CalibratedPlan.function` with the host's noise, guidance and bottleneck."""
     plan = small_plan() if kind == "plan" else small_predictor()
     direct = denoiser(eps_model)
     wanted = plan.function(
@@ -411,7 +413,7 @@ def test_image_to_image_with_a_part_of_the_sigmas(comfyui, eps_model, kind):
     image = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
     out = sample(comfyui, plan, eps_model, sigmas=low, latent=image)
     assert out.isfinite().all() and not torch.allclose(out, sample(comfyui, plan, eps_model, sigmas=low))
-    piece = Learned(plan.recipe.piece(low), plan.predictor)
+    piece = CalibratedPlan(plan.recipe.piece(low), plan.predictor)
     assert torch.equal(sample(comfyui, piece, eps_model, sigmas=low, latent=image), out)
     assert sample(comfyui, plan, eps_model, sigmas=high).isfinite().all()
 
@@ -487,7 +489,7 @@ def test_guiders_without_a_guidance_scale(comfyui, eps_model):
 
 
 def test_another_guidance_than_the_plans_is_told(comfyui, eps_model, caplog):
-    plan = Learned(Recipe("dpmpp_2m", SIGMAS), about={"guidance": 7.5})
+    plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about={"guidance": 7.5})
     sample(comfyui, plan, eps_model, cfg=2.5)
     assert "this plan was made at guidance 7.5 and runs at 2.5" in caplog.text
     caplog.clear()
@@ -571,7 +573,7 @@ def test_dropdown_without_published_levels(comfyui, caplog, family, steps, reaso
 
 def bottleneck(comfyui, model):
     name = comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0]
-    return sys.modules[f"{name}.bottleneck"].Bottleneck(model.model.diffusion_model)
+    return sys.modules[f"{name}.host.bottleneck"].Bottleneck(model.model.diffusion_model)
 
 
 def read(comfyui, model, latent=None, cfg=CFG, positive=None):
@@ -701,7 +703,7 @@ def test_inspect_prints_what_the_sampler_does(comfyui):
 
 
 def test_inspect_shows_errors_and_only_what_changes(comfyui):
-    plain = Learned(Recipe("dpmpp_2m", SIGMAS), about={"error_before": 0.25, "error_after": 0.125})
+    plain = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about={"error_before": 0.25, "error_after": 0.125})
     small, text = comfyui.nodes["FewStepInspectPlan"].execute(plain).result
     assert "error 0.25 before, 0.125 after" in text and "inserted" not in text and "scale_dir" not in text
     large, text = comfyui.nodes["FewStepInspectPlan"].execute(small_plan()).result
@@ -715,7 +717,7 @@ def test_inspect_shows_errors_and_only_what_changes(comfyui):
 
 
 def test_plots_draw_what_can_be_drawn(comfyui):
-    plots = sys.modules[comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0] + ".plots"]
+    plots = sys.modules[comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0] + ".ui.plots"]
     blue = torch.tensor([0x00, 0x72, 0xB2]) / 255
 
     def drawn(points, **options) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 from mixture import X1, denoiser, flow_denoiser, pointwise, without_noise
 
 from samplers import SAMPLERS, integrate, read_levels
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning, tuned
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning, tuned
 
 SIGMAS = (14.0, 6.0, 2.5, 1.0, 0.4, 0.0)
 FLOW = (1.0, 0.9, 0.6, 0.3, 0.1, 0.0)

@@ -10,11 +10,11 @@ import torch
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS
-from samplers.learned import Learned
-from samplers.predictor import Predictor
-from samplers.published import AMED_SD15
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning
+from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.predictor import Predictor
+from samplers.calibrated.published import AMED_SD15
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
 
 KINDS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
 CFG = 3.0
@@ -28,7 +28,7 @@ def module(comfyui, name: str):
 
 @pytest.fixture
 def routes(comfyui):
-    return module(comfyui, "routes")
+    return module(comfyui, "ui.routes")
 
 
 @pytest.fixture
@@ -263,16 +263,16 @@ def test_of_a_model_that_is_not_known(comfyui, routes):
 # Learned plans
 
 
-def learned(guidance: float = 1.0) -> Learned:
+def calibrated(guidance: float = 1.0) -> CalibratedPlan:
     sigmas = [14.6 * (1 - k / 6) ** 3 for k in range(7)]
     tunings = [Tuning(scale_time=1.0 - 0.01 * k, guidance=1 + guidance * 0.1 * k) for k in range(6)]
-    return Learned(Recipe("dpmpp_2m", sigmas, tunings=tunings))
+    return CalibratedPlan(Recipe("dpmpp_2m", sigmas, tunings=tunings))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_parts_of_a_plan_are_drawn_as_they_run(comfyui, routes, guidance):
     model, seen = watched(small_model("EPS"))
-    plan = learned(guidance)
+    plan = calibrated(guidance)
     solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
     sampler = node("FewStepPlanSampler", plan=node("FewStepLoadPlan", file="", text=plan.text()))
     high, low = comfyui.nodes["SplitSigmas"].execute(sigmas, 2).result
@@ -295,8 +295,8 @@ def test_what_auto_does_is_drawn(comfyui, routes, sd15, monkeypatch, tmp_path, u
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     model, seen = watched(sd15)
-    about = {"model": module(comfyui, "host").fingerprint(model), "guidance": CFG}
-    Learned(learned(0.0).recipe, about=about).save(tmp_path / "mine.safetensors")
+    about = {"model": module(comfyui, "host.model").fingerprint(model), "guidance": CFG}
+    CalibratedPlan(calibrated(0.0).recipe, about=about).save(tmp_path / "mine.safetensors")
     for evaluations, cfg in ((6, 0.0), (6, 7.0), (7, CFG), (10, 0.0), (10, CFG), (13, 0.0)):
         inputs = {"evaluations": evaluations, "variety": variety, "denoise": denoise, "use_plans": use_plans}
         inputs["cfg"] = cfg
@@ -335,7 +335,7 @@ def test_levels_of_a_predictor_are_listed_as_they_are_told(comfyui):
         predictor = Predictor(0.05, 0.2).eval().requires_grad_(False)
         for parameter in predictor.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    plan = Learned(Recipe("dpm_2m", [14.6, 6.0, 3.0, 1.0, 0.3, 0.1, 0.0]), predictor)
+    plan = CalibratedPlan(Recipe("dpm_2m", [14.6, 6.0, 3.0, 1.0, 0.3, 0.1, 0.0]), predictor)
     solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
     comfyui.nodes["SamplerCustom"].execute(model, True, 3, CFG, positive, negative, solver, sigmas, latent)
     assert len(told) == 6 and not {float(sigma) for sigma in told} <= set(sigmas.tolist())
@@ -416,7 +416,7 @@ def test_the_callers_options_are_not_written_to(comfyui):
 
 def test_a_run_within_a_run_leaves_the_list_of_the_whole(comfyui):
     """A sampler of another pack that calls ours for a part of the levels: steps are counted over all of them."""
-    host = module(comfyui, "host")
+    host = module(comfyui, "host.model")
     model, seen = watched(small_model("EPS"))
     (_, sigmas), *_ = schedules(comfyui, model)[0]
     part = host.sampler_function(SAMPLERS["dpmpp_2m"])

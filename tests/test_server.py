@@ -14,7 +14,7 @@ from PIL import Image
 from workflow import to_prompt
 
 from samplers import SAMPLERS, SCHEDULES
-from samplers.learned import load
+from samplers.calibrated.file import load
 
 BUILT_IN = "built-in: amed_dpm_2m (SD1.5, 10 evaluations)"
 TEXT = 3  # the host's number of a binary message with a line of text: its node's name and the text

@@ -262,7 +262,7 @@ def test_tcd_step_by_its_own_formula(gamma, t, prev):
 
 
 def test_time_of_a_sigma_and_back():
-    from samplers.ancestral import sd_sigma, sd_time
+    from samplers.solvers.ancestral import sd_sigma, sd_time
 
     for sigma in (0.0, 0.01, 0.0292, 0.5, 3.0, 14.6, 80.0):
         assert sd_sigma(sd_time(sigma)) == pytest.approx(sigma, rel=1e-12, abs=1e-15)
@@ -461,7 +461,7 @@ def test_noise_is_the_same_in_every_dtype_and_on_every_schedule():
 
 
 def test_gpu_noise_is_drawn_on_the_device_of_the_model(monkeypatch):
-    from samplers import spec as specs
+    from samplers import sampler as specs
 
     devices = []
 
@@ -729,7 +729,7 @@ def test_the_normals_of_a_seed_stay_which_they_are():
 
 def test_without_noise_no_number_is_drawn(monkeypatch):
     """At eta = 0, gamma = 0 and s_noise = 0, none from torch's generator either."""
-    from samplers import spec as specs
+    from samplers import sampler as specs
 
     monkeypatch.delattr(specs, "noise_for")
     state = torch.get_rng_state()

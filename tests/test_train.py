@@ -11,13 +11,13 @@ from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solutio
 from torch import nn
 
 from samplers import NonFiniteError, integrate, read_levels
-from samplers.amed import Middle, predicted
-from samplers.calibrate import geometric_mean, rmse
-from samplers.learned import Learned, prediction
-from samplers.predictor import Predictor
-from samplers.recipe import Recipe
-from samplers.train import SINGLESTEP, STEPS, Trainer, teacher_levels
-from samplers.tuned import Tuning
+from samplers.calibrated.file import CalibratedPlan, prediction
+from samplers.calibrated.fit import geometric_mean, rmse
+from samplers.calibrated.predictor import Predictor
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.train_amed import SINGLESTEP, STEPS, Trainer, teacher_levels
+from samplers.calibrated.tuning import Tuning
+from samplers.solvers.amed import IntermediatePoint, predicted
 
 BASES = ("amed", "amed_dpm_2s", "dpm_2m", "ipndm")
 each_base = pytest.mark.parametrize("base", BASES)
@@ -72,7 +72,7 @@ def ends_of_steps(recipe, x, numbers, model=denoiser):
     waiting = iter(numbers)
 
     def predict(state, s, t):
-        return [Middle(*row.unbind()) for row in next(waiting)]
+        return [IntermediatePoint(*row.unbind()) for row in next(waiting)]
 
     end = integrate(
         model,
@@ -113,7 +113,7 @@ def test_the_gradient_by_differences_is_that_of_autograd(base):
 @each_base
 def test_the_gradient_for_the_last_sample_is_that_of_autograd(monkeypatch, base):
     """Every step's numbers, through all that follows."""
-    monkeypatch.setattr("samplers.train.ROUNDS", 1)
+    monkeypatch.setattr("samplers.calibrated.train_amed.ROUNDS", 1)
     recipe, x = Recipe(base, SIGMAS), noise(1, 3)
     numbers = [rows(3, 0), rows(3, 1)]
     target = Trainer(Predictor(), recipe, extra=24).teach(denoiser, x)[-1]
@@ -132,7 +132,7 @@ def test_narrower_differences_are_closer(monkeypatch):
     recipe, x, first = Recipe("dpm_2m", SIGMAS[:3]), noise(1, 3), rows(3)
 
     def error(width):
-        monkeypatch.setattr("samplers.train.STEPS", tuple(width * step for step in STEPS))
+        monkeypatch.setattr("samplers.calibrated.train_amed.STEPS", tuple(width * step for step in STEPS))
         trainer = Trainer(told := Told(first), recipe, learning_rate=0.0)
         trainer.learn(denoiser, x, nothing)
         mine = first.clone().requires_grad_()
@@ -338,11 +338,11 @@ def test_a_predictor_that_gives_the_numbers_of_a_plan_follows_it():
     model, told = guided_model()
     x = noise(1, 3)
     options = {"disable": True, "set_guidance": told.append}
-    fixed = Learned(plan).function(model, x, **options)
+    fixed = CalibratedPlan(plan).function(model, x, **options)
     levels, tunings = predictor.requires_grad_(False).fixed(read_levels(SIGMAS), plan.tunings)
     assert levels.sigmas == pytest.approx(SIGMAS, rel=1e-5)
     assert torch.tensor(tunings).sub(torch.tensor(plan.tunings)).abs().max() < 1e-5
-    seen = Learned(plan, predictor).function(model, x, **options, bottleneck=lambda: torch.zeros(3, 1, 8, 8))
+    seen = CalibratedPlan(plan, predictor).function(model, x, **options, bottleneck=lambda: torch.zeros(3, 1, 8, 8))
     torch.testing.assert_close(seen, fixed, rtol=1e-4, atol=1e-4)
 
 
@@ -388,7 +388,7 @@ def test_images_that_are_gone_through_again_teach_more(monkeypatch):
     exact = teacher.teach(denoiser, x)[-1]
 
     def after(rounds: int) -> float:
-        monkeypatch.setattr("samplers.train.ROUNDS", rounds)
+        monkeypatch.setattr("samplers.calibrated.train_amed.ROUNDS", rounds)
         torch.manual_seed(0)
         trainer = Trainer(predictor := Predictor(0.05, 0.1), recipe)
         for k in range(4):
@@ -403,7 +403,7 @@ def test_images_that_are_gone_through_again_teach_more(monkeypatch):
 
 
 def test_the_oldest_are_let_go(monkeypatch):
-    monkeypatch.setattr("samplers.train.KEPT", 16)
+    monkeypatch.setattr("samplers.calibrated.train_amed.KEPT", 16)
     trainer = Trainer(Predictor(), Recipe("ipndm", SIGMAS[:3]))
     for k in range(4):
         x = noise(k, 8)

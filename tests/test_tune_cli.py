@@ -14,10 +14,10 @@ from host import COMFYUI, ROOT, environment
 from safetensors.torch import load_file
 
 from samplers import SCHEDULES, read_levels
-from samplers.learned import Learned, load
-from samplers.predictor import Predictor
-from samplers.recipe import Recipe
-from samplers.tuned import Tuning
+from samplers.calibrated.file import CalibratedPlan, load
+from samplers.calibrated.predictor import Predictor
+from samplers.calibrated.recipe import Recipe
+from samplers.calibrated.tuning import Tuning
 
 LOADER = f"""
 import sys
@@ -102,7 +102,7 @@ def test_calibrate(folder):
 def test_train_begins_with_a_plan(folder):
     """Whose base and numbers are kept."""
     tunings = tuple(Tuning(slope=0.1 * (k > 0)) for k in range(4))
-    Learned(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tunings)).save(folder / "start.safetensors")
+    CalibratedPlan(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tunings)).save(folder / "start.safetensors")
     arguments = ("--start", str(folder / "start.safetensors"), "--iterations", "1")
     code, _, complaints = tune(folder, "train", "on.safetensors", *arguments)
     assert code == 0, complaints
@@ -142,7 +142,7 @@ def test_ctrl_c_keeps_the_best(folder):
 
 def test_errors_are_said_in_a_line(folder):
     """All in one process, which takes seconds to start."""
-    Learned(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0))).save(folder / "of_four.safetensors")
+    CalibratedPlan(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0))).save(folder / "of_four.safetensors")
     cases = [
         (["--evaluations", "0"], r"evaluations = 0"),
         (["--base", "nonsense"], r"(base = ')?nonsense"),

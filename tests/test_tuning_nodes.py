@@ -76,14 +76,14 @@ def sample(comfyui, plan, model, seed: int = 1) -> torch.Tensor:
 def session(comfyui):
     def make(model=None, positive=None, **options):
         inputs = model or small_model("EPS"), positive or prompts(3), conditioning(2), CFG, latent()
-        return module(comfyui, "session").Session(*inputs, **options)
+        return module(comfyui, "host.session").Session(*inputs, **options)
 
     return make
 
 
 @pytest.fixture
 def euler(comfyui):
-    host, samplers = module(comfyui, "host"), sys.modules[module(comfyui, "host").SamplerSpec.__module__]
+    host, samplers = module(comfyui, "host.model"), sys.modules[module(comfyui, "host.model").SamplerSpec.__module__]
     registry = importlib.import_module(samplers.__name__.rpartition(".")[0])
     return host.sampler_function(registry.SAMPLERS["euler"])
 
@@ -92,7 +92,7 @@ SIGMAS = SCHEDULES["karras"].function(4, 0.03, 14.6).float()
 
 
 def samples_of(comfyui, count: int, over: int = 3) -> list:
-    return [module(comfyui, "session").Sample(k % over, 5 + k) for k in range(count)]
+    return [module(comfyui, "host.session").Sample(k % over, 5 + k) for k in range(count)]
 
 
 def test_prompts_in_one_batch_are_prompts_one_by_one(comfyui, session, euler):
@@ -201,7 +201,7 @@ def test_training_lowers_the_loss(comfyui, goal):
     """On the model of the demo, on the same batch in every iteration."""
     demo = demo_model(comfyui, ["cat face"])
     tuning = module(comfyui, "tuning")
-    session = module(comfyui, "session").Session(demo.model, demo.positive, demo.negative, 3.0, demo.latent)
+    session = module(comfyui, "host.session").Session(demo.model, demo.positive, demo.negative, 3.0, demo.latent)
     options = {"iterations": 6, "batch": 2, "samples": 1, "teacher_steps": 10, "learning_rate": 0.02}
     work = tuning.Training(session, evaluations=4, base="amed_dpm_2m", goal=goal, **options)
     work.trained = work.trained[:2] * 6
@@ -293,7 +293,7 @@ def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
 
 def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     """The slope over images of several prompts, one by one and in one batch, and that by differences."""
-    tuning, session = module(comfyui, "tuning"), module(comfyui, "session")
+    tuning, session = module(comfyui, "tuning"), module(comfyui, "host.session")
     model, recipe = small_model("FLOW"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples = samples_of(comfyui, 4, 2)
     numbers = [tuning.Unknown("level", 1), tuning.Unknown("guidance", 2)]
@@ -310,7 +310,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
 
     def cost(there):
         moved = importlib.import_module(tuning.calibrate.__module__).moved(recipe, numbers, there.tolist())
-        return (weights * tuning.run(one, tuning.Learned(moved), samples).flatten(1).square().mean(dim=1)).mean()
+        return (weights * tuning.run(one, tuning.CalibratedPlan(moved), samples).flatten(1).square().mean(dim=1)).mean()
 
     for k in range(2):
         h = torch.zeros(2, dtype=torch.float64)
@@ -398,11 +398,11 @@ def test_a_model_that_leaves_torch_is_said(comfyui):
 class Stopped:
     """Some work that has come to a plan."""
 
-    def __init__(self, learned):
-        self._learned = learned
+    def __init__(self, calibrated):
+        self._learned = calibrated
 
     @property
-    def learned(self):
+    def calibrated(self):
         if isinstance(self._learned, Exception):
             raise self._learned
         return self._learned
@@ -411,7 +411,7 @@ class Stopped:
 def predictor_plan(comfyui):
     tuning = module(comfyui, "tuning")
     with torch.inference_mode(False):
-        return tuning.Learned(tuning.Recipe("amed", (14.0, 5.0, 2.0, 0.5, 0.0)), tuning.Predictor())
+        return tuning.CalibratedPlan(tuning.Recipe("amed", (14.0, 5.0, 2.0, 0.5, 0.0)), tuning.Predictor())
 
 
 def stop(comfyui, work, error: BaseException) -> None:

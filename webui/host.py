@@ -18,9 +18,9 @@ import torch
 from modules import shared
 
 from ..samplers import SamplerSpec, ScheduleSpec
+from ..samplers.calibrated.file import CalibratedPlan
 from ..samplers.guidance import NONE, Guidance
-from ..samplers.learned import Learned
-from ..samplers.spec import DISCARD_PENULTIMATE
+from ..samplers.sampler import DISCARD_PENULTIMATE
 from .names import PLAN
 from .options import KEYS, naming, running, settings_of, tell
 
@@ -85,7 +85,7 @@ _FAMILIES = {"is_sd3": "SD3", "is_sdxl": "SDXL", "is_sd2": "SD20", "is_sd1": "SD
 
 
 def fingerprint(wrap: Any, x: torch.Tensor) -> dict[str, Any]:
-    """What tells kinds of models apart, for `Learned.check_model`, in the words of ComfyUI, as far as it is known."""
+    """The kind of a model, for `CalibratedPlan.check_model`, in the words of ComfyUI, as far as it is known."""
     found = {
         "family": next((f for flag, f in _FAMILIES.items() if getattr(wrap.inner_model, flag, False)), None),
         "prediction": prediction(wrap),
@@ -210,7 +210,7 @@ def plan_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, de
         ValueError: if there is no plan, it has another number of steps, or the host would leave out one of its levels.
     """
     p = running()
-    recipe = settings_of(p).learned().recipe
+    recipe = settings_of(p).calibrated().recipe
     if _host_discards(p):
         raise ValueError(
             "a plan needs all of its levels, and this host leaves out the next-to-last one: turn off 'Always discard "
@@ -233,26 +233,26 @@ def sample_plan(model, x, sigmas, extra_args=None, callback=None, disable=None) 
         ValueError: if there is no plan, it was made for another kind of model, or the sigmas are not its own.
     """
     settings, wrap = settings_of(model.p), model.inner_model
-    learned = settings.learned()
-    _check_model(learned, fingerprint(wrap, x))
+    calibrated = settings.calibrated()
+    _check_model(calibrated, fingerprint(wrap, x))
     try:
-        learned.recipe.piece(sigmas)
+        calibrated.recipe.piece(sigmas)
     except ValueError as error:
         raise ValueError(f"set the schedule type to Automatic or {PLAN}: {error}") from None
     scale = Scale(model, extra_args)
-    _compare_guidance(learned, scale.whole, functools.partial(tell, model.p))
+    _compare_guidance(calibrated, scale.whole, functools.partial(tell, model.p))
     with scale.along(sigmas, settings.guided(scale.whole), is_flow(wrap)) as guided:
-        return learned.function(guided, x, sigmas, extra_args, callback, disable, set_guidance=scale.set_factor)
+        return calibrated.function(guided, x, sigmas, extra_args, callback, disable, set_guidance=scale.set_factor)
 
 
-def _check_model(learned: Learned, found: dict[str, Any]) -> None:
-    wanted = learned.about.get("model", {})
+def _check_model(calibrated: CalibratedPlan, found: dict[str, Any]) -> None:
+    wanted = calibrated.about.get("model", {})
     if "family" in wanted and "family" not in found:
         raise ValueError(f"this plan was made for {wanted['family']}, and the model that is loaded is not recognised")
-    learned.check_model(found)
+    calibrated.check_model(found)
 
 
-def _compare_guidance(learned: Learned, scale: float, tell: Callable[[str], None]) -> None:
-    wanted = learned.about.get("guidance")
+def _compare_guidance(calibrated: CalibratedPlan, scale: float, tell: Callable[[str], None]) -> None:
+    wanted = calibrated.about.get("guidance")
     if isinstance(wanted, int | float) and not math.isclose(wanted, scale, rel_tol=0.02):
         tell(f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it")

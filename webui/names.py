@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
-from ..samplers.published import PUBLISHED
+from ..samplers.calibrated.published import PUBLISHED
 
 PREFIX = "fewstep_"
 MARK = " (Few-Step)"

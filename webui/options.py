@@ -16,11 +16,11 @@ from typing import Any
 from modules import scripts
 
 from ..samplers import Option, SamplerSpec, ScheduleSpec
+from ..samplers.calibrated.file import CalibratedPlan, parse
+from ..samplers.calibrated.published import PUBLISHED
 from ..samplers.checks import read_number, shortened
 from ..samplers.guidance import SHAPES, Guidance
-from ..samplers.learned import Learned, parse
-from ..samplers.published import PUBLISHED
-from ..samplers.spec import END_STEP, START_STEP
+from ..samplers.sampler import END_STEP, START_STEP
 from .names import PLAN, SAMPLER_NAMES, SCHEDULE_NAMES
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Settings:
         with naming(KEYS["guidance"]):
             return Guidance(self.guidance, cfg, self.cfg_end, self.sigma_start, self.sigma_end, self.power)
 
-    def learned(self) -> Learned:
+    def calibrated(self) -> CalibratedPlan:
         """The plan. Raises ValueError if there is none, or if it cannot be read."""
         if not self.plan:
             raise ValueError(

@@ -324,11 +324,11 @@ def check_the_text_of_an_image_restores_all_fields(host):
     options = sys.modules["fewstep.webui.options"]
     script = options.FewStepScript()
     widgets = script.ui(False)
-    learned = plan_for(host)
+    calibrated = plan_for(host)
     name = names().PLAN if host.sd_schedulers else "DPM++ 2M" + names().MARK
     for values in (
-        ("", "", "power", 1.5, 9.0, 0.25, 3.0, learned.text() if host.sd_schedulers else ""),
-        ("", "", "constant", 1.0, 0.0, 0.0, 2.0, learned.text() if host.sd_schedulers else ""),
+        ("", "", "power", 1.5, 9.0, 0.25, 3.0, calibrated.text() if host.sd_schedulers else ""),
+        ("", "", "constant", 1.0, 0.0, 0.0, 2.0, calibrated.text() if host.sd_schedulers else ""),
     ):
         p = host.processing(name, steps=4, values=values)
         host.sample(p)
@@ -369,21 +369,22 @@ def plan_for(host, **about):
 
     host.sample_with(host.processing("DPM++ 2M" + names().MARK, steps=STEPS), watch)
     high, flow = seen[0]
-    recipe, tuned, learned = (sys.modules[f"fewstep.samplers.{name}"] for name in ("recipe", "tuned", "learned"))
+    of = ("calibrated.recipe", "calibrated.tuning", "calibrated.file")
+    recipe, tuned, calibrated = (sys.modules[f"fewstep.samplers.{name}"] for name in of)
     sigmas = (high, *(high * share for share in (0.5, 0.2, 0.05)), 0.0)
     tunings = (tuned.PLAIN, tuned.Tuning(slope=0.2), tuned.PLAIN, tuned.Tuning(guidance=1.5))
-    return learned.Learned(recipe.Recipe("dpmpp_2m", sigmas, flow, tunings=tunings), about=about)
+    return calibrated.CalibratedPlan(recipe.Recipe("dpmpp_2m", sigmas, flow, tunings=tunings), about=about)
 
 
 def check_a_plan_is_followed(host):
     if not host.sd_schedulers:
         return
-    learned, name = plan_for(host, guidance=3.0, model={"sigma_max": 14.6146}), names().PLAN
-    values = ("", "", "constant", 1, 0, 0, 2, learned.text())
+    calibrated, name = plan_for(host, guidance=3.0, model={"sigma_max": 14.6146}), names().PLAN
+    values = ("", "", "constant", 1, 0, 0, 2, calibrated.text())
     p = host.processing(name, steps=4, seeds=[3], values=values)
     ours = host.sample(p)
     assert host.recorded(p)[:3] == [p.cfg_scale] * 3 and host.recorded(p)[3] == 1.5 * p.cfg_scale
-    assert p.extra_generation_params["Few-Step plan"] == learned.text()
+    assert p.extra_generation_params["Few-Step plan"] == calibrated.text()
 
     def direct(model, x, sigmas, extra_args=None, callback=None, disable=None):
         def guided(x, sigma, **args):
@@ -391,7 +392,7 @@ def check_a_plan_is_followed(host):
             return model(x, sigma, **{**args, "cond_scale": factor * args["cond_scale"]})
 
         factors = [1.0, 1.0, 1.0, 1.5]
-        return learned.recipe.function(
+        return calibrated.recipe.function(
             guided, x, sigmas, extra_args, callback, disable, set_guidance=lambda factor: None
         )
 
@@ -403,8 +404,8 @@ def check_a_plan_is_followed(host):
 def check_a_plan_that_does_not_fit_is_an_error(host):
     if not host.sd_schedulers:
         return
-    learned, name = plan_for(host), names().PLAN
-    values = ("", "", "constant", 1, 0, 0, 2, learned.text())
+    calibrated, name = plan_for(host), names().PLAN
+    values = ("", "", "constant", 1, 0, 0, 2, calibrated.text())
     with raises("paste one"):
         host.sample(host.processing(name, steps=4))
     with raises("no plan"):

@@ -37,11 +37,11 @@ class Fitted(NamedTuple):
 def fitted() -> list[Fitted]:
     found = []
     for entry in cells.learned_entries():
-        learned = cells.learned(entry)
-        base = learned.recipe.base
-        if learned.kind == "amed":
+        calibrated = cells.calibrated(entry)
+        base = calibrated.recipe.base
+        if calibrated.kind == "amed":
             base = PLAIN.get(base, base)
-        found.append(Fitted(entry, learned.recipe.nfe, learned.kind, Entry("ours", base)))
+        found.append(Fitted(entry, calibrated.recipe.nfe, calibrated.kind, Entry("ours", base)))
     return found
 
 
@@ -101,13 +101,13 @@ def _row(scores: Mapping[Any, Any], files: list[Fitted], budget: int) -> str | N
     def of(source: str) -> list[Entry]:
         return [cell.entry for cell in scores if cell.entry.source == source]
 
-    def learned(kind: str) -> list[Entry]:
+    def calibrated(kind: str) -> list[Entry]:
         return [f.entry for f in files if f.kind == kind]
 
     host = best(scores, budget, of("host"))
     if host is None:
         return None
-    ours, plan, amed = (best(scores, budget, wanted) for wanted in (of("ours"), learned("plan"), learned("amed")))
+    ours, plan, amed = (best(scores, budget, wanted) for wanted in (of("ours"), calibrated("plan"), calibrated("amed")))
     bases = {f.entry: str(f.base) for f in files}
     error = host[1].median
 
@@ -171,10 +171,10 @@ def _against_base(f: Fitted, scores: Mapping[Any, Any], frechet: Mapping[Any, tu
 
 def is_planned(f: Fitted) -> bool:
     """Whether a predictor is part of a calibrated plan: whether it has numbers that AMED does not know."""
-    return any(t.slope or t.curvature or t.guidance != 1 for t in cells.learned(f.entry).recipe.tunings)
+    return any(t.slope or t.curvature or t.guidance != 1 for t in cells.calibrated(f.entry).recipe.tunings)
 
 
 def sees_bottleneck(f: Fitted) -> bool:
     """Whether a predictor gives different images different numbers: a head has weights on what it sees of them."""
-    heads = cells.learned(f.entry).predictor.heads
+    heads = cells.calibrated(f.entry).predictor.heads
     return any(bool(head.weight[:, :SEEN].any()) for head in heads)

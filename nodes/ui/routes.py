@@ -4,7 +4,7 @@
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
 
-`levels` and `model` are what a node has told of its model in the last run (`told_of`). A node travels as {"type": its
+`levels` and `model` are what a node has told of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
 answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
 """
@@ -18,20 +18,20 @@ import comfy.model_sampling
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
-from ..samplers import SAMPLERS, SCHEDULES
-from ..samplers.checks import shortened
-from ..samplers.guidance import RAMPS, Guidance, passes
-from ..samplers.learned import Learned
-from ..samplers.plan import DENOISED, Plan
-from .auto import Choice, choose
-from .guidance import read_values
-from .host import LevelRange, host_node, progress, sigmas_over, with_factor
+from ...samplers import SAMPLERS, SCHEDULES
+from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.checks import shortened
+from ...samplers.guidance import RAMPS, Guidance, passes
+from ...samplers.plan import DENOISED, Plan
+from ..auto import Choice, choose
+from ..guidance import read_values
+from ..host.model import LevelRange, host_node, progress, sigmas_over, with_factor
+from ..host.runs import NOT_KNOWN, Run, follow, resolve
+from ..plans import FewStepLoadPlan
+from ..sampling import FewStepScheduler
 from .options import chosen_options
-from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request
 from .requests import answer as _answer
-from .runs import NOT_KNOWN, Run, follow, resolve
-from .sampling import FewStepScheduler
 
 Node = Mapping[str, Any]
 Kind = Mapping[str, Any] | None
@@ -139,7 +139,7 @@ def _drawn(steps: int, denoise: float = 1.0) -> int:
     return steps
 
 
-def _learned(inputs: Mapping[str, Any]) -> Learned:
+def _learned(inputs: Mapping[str, Any]) -> CalibratedPlan:
     """The plan on an input, if it comes from a file or a text."""
     source = inputs.get("plan") or {}
     if source.get("type") != "FewStepLoadPlan":
@@ -186,7 +186,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         "order": order,
         "evaluations": [
             {"step": stage.step, "sigma": sigma, "order": min(made, order), "noise": stage.noise is not None}
-            for stage, sigma, made in zip(stages, run.told().tolist(), orders, strict=True)
+            for stage, sigma, made in zip(stages, run.model_sigmas().tolist(), orders, strict=True)
         ],
         "guidance": scales,
         "passes": None if scales is None else passes(scales),
@@ -194,14 +194,14 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         "assumed": node["type"] == "FewStepSampler" and not request.get("sigmas"),
         "published": run.published,
         "unknown": model is None and (run.why == NOT_KNOWN or bool(node["inputs"].get("use_plans"))),
-        "levels": _shown(request, levels) if run.learned is None or run.published else None,
+        "levels": _shown(request, levels) if run.calibrated is None or run.published else None,
     }
 
 
 def _label(run: Run) -> str:
-    if run.learned is None:
+    if run.calibrated is None:
         return run.spec.label
-    how = "published" if run.published else "predicted" if run.learned.predictor is not None else "learned"
+    how = "published" if run.published else "predicted" if run.calibrated.predictor is not None else "learned"
     return f"{run.spec.label}, {how}"
 
 
@@ -261,7 +261,9 @@ def _scales(given: Any, run: Run, levels: LevelRange, model: Kind) -> list[float
         scales = [float(given[min(step, len(given) - 1)]) for step in steps]
     else:
         percent = progress(_model_sampling(levels, model))
-        scales = [*map(_guidance(given).over(run.steps, flow=levels.flow, progress=percent), run.told().tolist())]
+        scales = [
+            *map(_guidance(given).over(run.steps, flow=levels.flow, progress=percent), run.model_sigmas().tolist())
+        ]
     return [with_factor(scale, factor) for scale, factor in zip(scales, run.factors, strict=True)]
 
 

@@ -8,7 +8,7 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from ..samplers.noise import mix
+from ...samplers.noise import mix
 from .wrapped import unwrapped
 
 _PLACES = 64

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..levels import Level, Levels
+from ..phi import Scalar, exp, log, sqrt, value
+from ..plan import Noise, Stage
 from .dpm_solver import DATA, finite_step, step_1s, step_2s
-from .levels import Level, Levels
-from .phi import Scalar, exp, log, sqrt, value
-from .plan import Noise, Stage
 
 Below = Callable[[Level, Level], Level]
 """below(s, t): the level that the step from s to t goes down to."""
 
 
-def fresh_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
+def added_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
     """Noise of this variance for the step from s to t; None where there is none to add, but for rounding.
 
     Raises:
@@ -48,7 +48,7 @@ def renoised(stage: Stage, s: Level, d: Level, t: Level) -> Stage:
         return stage
     rescale = t.alpha / d.alpha
     kept = rescale * d.sigma
-    return stage._replace(update=rescale * stage.update, noise=fresh_noise((t.sigma - kept) * (t.sigma + kept), s, t))
+    return stage._replace(update=rescale * stage.update, noise=added_noise((t.sigma - kept) * (t.sigma + kept), s, t))
 
 
 def posterior(levels: Levels, eta: float) -> Below:

@@ -15,7 +15,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..samplers import Option
+from ...samplers import Option
 
 DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler is negative

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .integrate import Model, NonFiniteError, integrate
-from .levels import Levels, read_levels
-from .phi import Scalar
+from ..integrate import Model, NonFiniteError, integrate
+from ..levels import Levels, read_levels
+from ..phi import Scalar
+from ..registry import SCHEDULES
 from .recipe import Recipe
-from .registry import SCHEDULES
-from .tuned import Tuning
+from .tuning import Tuning
 
 
 class Kind(NamedTuple):

@@ -19,12 +19,12 @@ import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from comfy.patcher_extension import WrappersMP
 
-from ..samplers import SCHEDULES, SamplerSpec, ScheduleSpec
-from ..samplers.guidance import NONE
-from ..samplers.learned import Learned
-from ..samplers.published import PUBLISHED
+from ...samplers import SCHEDULES, SamplerSpec, ScheduleSpec
+from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.published import PUBLISHED
+from ...samplers.guidance import NONE
+from ..ui.progress import say
 from .bottleneck import Bottleneck
-from .progress import say
 from .runs import Run, announce, follow, resolve
 from .seeds import image_seeds
 from .wrapped import unwrapped
@@ -133,8 +133,8 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
         sampling = patcher.get_model_object("model_sampling")
         flow = is_flow(sampling)
         run = resolve(spec, options, sigmas, flow=flow, kind=fingerprint(patcher) if spec.id in PUBLISHED else None)
-        if run.learned is not None:
-            return _sample_plan(run.learned, model, x, sigmas, extra_args, callback, disable, published=run)
+        if run.calibrated is not None:
+            return _sample_plan(run.calibrated, model, x, sigmas, extra_args, callback, disable, published=run)
         if run.why is not None:
             logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
         if spec.stochastic:
@@ -184,7 +184,7 @@ def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: A
     return sigmas.float()
 
 
-def told_of(patcher: Any) -> dict[str, Any]:
+def levels_ui(patcher: Any) -> dict[str, Any]:
     """What a node tells the front end of its model, so that plots are drawn over its levels before the next run."""
     levels = level_range(patcher.get_model_object("model_sampling"))
     return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher)]}
@@ -208,7 +208,7 @@ def many_steps_schedule(model_sampling: Any) -> ScheduleSpec:
 
 
 def fingerprint(patcher: Any) -> dict[str, Any]:
-    """What tells kinds of models apart, for `Learned.check_model`: fine-tunes and LoRAs of one kind are alike."""
+    """The kind of a model, for `CalibratedPlan.check_model`: fine-tunes and LoRAs of one kind are alike."""
     sampling = patcher.get_model_object("model_sampling")
     model = patcher.model
     kinds = type(sampling).__mro__  # a class of levels and one of predictions, each with its bases
@@ -229,7 +229,7 @@ _SAMPLINGS = [name for name in vars(comfy.model_sampling) if name.startswith(("M
 
 def sample_fewstep_plan(
     model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, seed=None,
-    *, plan: Learned | None = None, see_bottleneck: bool = True,
+    *, plan: CalibratedPlan | None = None, see_bottleneck: bool = True,
 ):  # fmt: skip
     """A plan or predictor as the host calls a sampler. It adds no noise: noise_sampler and seed are not used.
 
@@ -241,20 +241,20 @@ def sample_fewstep_plan(
     return _sample_plan(plan, model, x, sigmas, extra_args, callback, disable, see_bottleneck=see_bottleneck)
 
 
-def learned_function(learned: Learned, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
+def plan_function(calibrated: CalibratedPlan, *, see_bottleneck: bool = True) -> Callable[..., torch.Tensor]:
     """The function of a plan or predictor, as `sample_fewstep_plan`, which holds it."""
-    function = functools.partial(sample_fewstep_plan, plan=learned, see_bottleneck=see_bottleneck)
+    function = functools.partial(sample_fewstep_plan, plan=calibrated, see_bottleneck=see_bottleneck)
     return functools.update_wrapper(function, sample_fewstep_plan)
 
 
-def learned_sampler(learned: Learned, *, see_bottleneck: bool = True) -> Any:
+def plan_sampler(calibrated: CalibratedPlan, *, see_bottleneck: bool = True) -> Any:
     """A SAMPLER that follows a plan. Its options hold the plan, too: hosts may make it again from name and options."""
-    options = {"plan": learned, "see_bottleneck": see_bottleneck}
-    return comfy.samplers.KSAMPLER(learned_function(learned, see_bottleneck=see_bottleneck), options)
+    options = {"plan": calibrated, "see_bottleneck": see_bottleneck}
+    return comfy.samplers.KSAMPLER(plan_function(calibrated, see_bottleneck=see_bottleneck), options)
 
 
 def _sample_plan(
-    learned: Learned,
+    calibrated: CalibratedPlan,
     model: Any,
     x: torch.Tensor,
     sigmas: torch.Tensor,
@@ -268,13 +268,13 @@ def _sample_plan(
     """Sample along a plan. A `published` one of a sampler has levels of its own, whatever the sigmas are."""
     guider = guider_of(model)
     patcher = guider.model_patcher
-    learned.check_model(fingerprint(patcher))
-    _compare_guidance(learned, guidance_scale(guider))
-    network = patcher.model.diffusion_model if learned.predictor is not None and see_bottleneck else None
+    calibrated.check_model(fingerprint(patcher))
+    _compare_guidance(calibrated, guidance_scale(guider))
+    network = patcher.model.diffusion_model if calibrated.predictor is not None and see_bottleneck else None
     with guidance_of(model) as set_guidance, Bottleneck(network) as bottleneck:
-        run = published or follow(learned, sigmas, predicts=bottleneck.sees)
+        run = published or follow(calibrated, sigmas, predicts=bottleneck.sees)
         evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
-        return learned.function(
+        return calibrated.function(
             bottleneck.watch(evaluate), x, None if published else sigmas, extra_args, callback, disable,
             set_guidance=set_guidance, bottleneck=bottleneck if bottleneck.sees else None,
         )  # fmt: skip
@@ -329,9 +329,9 @@ def guidance_scale(guider: Any) -> float | None:
     return guider.cfg if plain else None
 
 
-def same_guidance(learned: Learned, scale: float | None) -> bool:
+def same_guidance(calibrated: CalibratedPlan, scale: float | None) -> bool:
     """Whether a plan was made at this scale of guidance, as far as both are known."""
-    wanted = learned.about.get("guidance")
+    wanted = calibrated.about.get("guidance")
     known = isinstance(wanted, int | float) and scale is not None
     return not known or math.isclose(wanted, scale, rel_tol=_SAME_SCALE)
 
@@ -339,10 +339,10 @@ def same_guidance(learned: Learned, scale: float | None) -> bool:
 _SAME_SCALE = 0.02  # relative
 
 
-def _compare_guidance(learned: Learned, scale: float | None) -> None:
+def _compare_guidance(calibrated: CalibratedPlan, scale: float | None) -> None:
     """Tell it in the log, and on the node that samples."""
-    if not same_guidance(learned, scale):
-        wanted = learned.about["guidance"]
+    if not same_guidance(calibrated, scale):
+        wanted = calibrated.about["guidance"]
         warning = (
             f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it; set cfg to "
             f"{wanted:g}, or take another plan or sampler"

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SamplerSpec
-from ..samplers.learned import Learned
-from ..samplers.levels import read_sigmas
-from ..samplers.plan import Plan, told
-from ..samplers.published import PUBLISHED
+from ...samplers import SAMPLERS, SamplerSpec
+from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.published import PUBLISHED
+from ...samplers.levels import read_sigmas
+from ...samplers.plan import Plan, model_sigmas
 
 STEPS = "fewstep_steps"
 """In the host's model_options: the levels that the steps of a run begin at, and the last, where they are not those that
@@ -48,14 +48,16 @@ class Run:
         *,
         flow: bool = False,
         options: Mapping[str, Any] | None = None,
-        learned: Learned | None = None,
+        calibrated: CalibratedPlan | None = None,
         published: bool = False,
         predicts: bool = False,
         why: str | None = None,
     ):
         self.spec, self.given, self.flow, self.options = spec, tuple(given), flow, dict(options or {})
-        self.learned, self.published, self.predicts, self.why = learned, published, predicts, why
-        self.recipe = learned and (learned.recipe if published else learned.recipe.piece(self.given, in_pairs=predicts))
+        self.calibrated, self.published, self.predicts, self.why = calibrated, published, predicts, why
+        self.recipe = calibrated and (
+            calibrated.recipe if published else calibrated.recipe.piece(self.given, in_pairs=predicts)
+        )
 
     @cached_property
     def plan(self) -> Plan:
@@ -68,9 +70,9 @@ class Run:
             return self.recipe.plan()
         return self.spec.plan(self.given, flow=self.flow, **self.options)
 
-    def told(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def model_sigmas(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The levels that the model is told, one for each evaluation, rounded as `integrate` does; on the CPU."""
-        return torch.tensor(told(self.plan), dtype=dtype)
+        return torch.tensor(model_sigmas(self.plan), dtype=dtype)
 
     @property
     def steps(self) -> list[float]:
@@ -86,7 +88,7 @@ class Run:
     def factors(self) -> list[float]:
         """Of the guidance scale, one for each evaluation."""
         if self.recipe is None:
-            return [1.0] * len(self.told())
+            return [1.0] * len(self.model_sigmas())
         return [tuning.guidance for tuning in self.recipe.tunings[self.recipe.afs :]]
 
 
@@ -114,11 +116,13 @@ def resolve(
         changed = spec.changed_options(options)
         why = f"{min(changed)} was changed" if changed else _why_not(published, given, kind)
         if why is None:
-            return Run(spec, given, flow=flow, learned=published, published=True)
+            return Run(spec, given, flow=flow, calibrated=published, published=True)
     return Run(spec, given, flow=flow, options=partial_options(spec, given, options), why=why)
 
 
-def follow(learned: Learned, sigmas: Tensor | Sequence[float] | None = None, *, predicts: bool = False) -> Run:
+def follow(
+    calibrated: CalibratedPlan, sigmas: Tensor | Sequence[float] | None = None, *, predicts: bool = False
+) -> Run:
     """What a learned plan does.
 
     Args:
@@ -128,9 +132,11 @@ def follow(learned: Learned, sigmas: Tensor | Sequence[float] | None = None, *, 
     Raises:
         ValueError: if they are not its own.
     """
-    given = learned.recipe.sigmas if sigmas is None else read_sigmas(sigmas)
-    predicts = predicts and learned.predictor is not None
-    return Run(SAMPLERS[learned.recipe.base], given, flow=learned.recipe.flow, learned=learned, predicts=predicts)
+    given = calibrated.recipe.sigmas if sigmas is None else read_sigmas(sigmas)
+    predicts = predicts and calibrated.predictor is not None
+    return Run(
+        SAMPLERS[calibrated.recipe.base], given, flow=calibrated.recipe.flow, calibrated=calibrated, predicts=predicts
+    )
 
 
 def partial_options(spec: SamplerSpec, sigmas: Tensor | Sequence[float], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def partial_options(spec: SamplerSpec, sigmas: Tensor | Sequence[float], options
     return {**options, "lower_order_final": False} if part else dict(options)
 
 
-def _why_not(published: Learned, sigmas: Sequence[float], kind: Mapping[str, Any] | None) -> str | None:
+def _why_not(published: CalibratedPlan, sigmas: Sequence[float], kind: Mapping[str, Any] | None) -> str | None:
     """Why a run cannot follow published numbers; None if it can."""
     own = published.recipe.sigmas
     if len(sigmas) != len(own):
@@ -179,9 +185,9 @@ def announce(
         return model, extra_args
     device = sigmas.device if isinstance(sigmas, Tensor) else x.device
     steps = run.steps
-    told = run.told(torch.promote_types(x.dtype, torch.float32))
-    told = torch.cat([told, told.new_tensor(steps[-1:])])
-    levels = [level for level, _ in itertools.groupby(told.tolist())]
+    passed = run.model_sigmas(torch.promote_types(x.dtype, torch.float32))
+    passed = torch.cat([passed, passed.new_tensor(steps[-1:])])
+    levels = [level for level, _ in itertools.groupby(passed.tolist())]
     announced, options = _copied(extra_args)
     listed = options.get("sample_sigmas")
     known = run.given if listed is sigmas else () if listed is None else read_sigmas(listed)
@@ -190,8 +196,8 @@ def announce(
     if steps != list(run.given):
         announced["model_options"][STEPS] = steps
     if run.predicts:
-        return _announcing(model, options, _Predicted(told.to(device))), announced
-    options["sample_sigmas"] = torch.tensor(levels, dtype=told.dtype, device=device)
+        return _announcing(model, options, _Predicted(passed.to(device))), announced
+    options["sample_sigmas"] = torch.tensor(levels, dtype=passed.dtype, device=device)
     return model, announced
 
 

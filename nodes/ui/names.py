@@ -14,9 +14,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
-from ..samplers.checks import read_number, shortened
-from .host import PREFIX, sampler_function, schedule_sigmas
+from ...samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
+from ...samplers.checks import read_number, shortened
+from ..host.model import PREFIX, sampler_function, schedule_sigmas
 
 SpecT = TypeVar("SpecT", SamplerSpec, ScheduleSpec)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checks import shortened
-from .integrate import Decisions, Model, NoiseSampler, check_sample, integrate
+from .integrate import AdaptiveSolver, Model, NoiseSampler, check_sample, integrate
 from .levels import REPEATS, Run, pure_noise, read_run, read_sigmas
 from .noise import BrownianNoise, noise_for, random_seed
 from .phi import value
@@ -208,7 +208,7 @@ class SamplerSpec(_Spec):
             NonFiniteError: if the model returned NaN or infinity, naming the step.
         """
         check_sample(x)
-        plan: Plan | Decisions
+        plan: Plan | AdaptiveSolver
         own_noise: BrownianNoise | None = None
         if self.adaptive:
             options, run = self.check_options(options), read_run(read_sigmas(sigmas), flow)
@@ -273,7 +273,7 @@ def _make_plan(solver: Callable[..., Iterator[Stage]], run: Run, options: dict[s
     return _Planned(stages, run.repeats)
 
 
-def _decided(decisions: Decisions, run: Run) -> Decisions:
+def _decided(decisions: AdaptiveSolver, run: Run) -> AdaptiveSolver:
     """The stages of a solver that decides as it goes, in the terms of who gave the levels."""
     state = None
     try:

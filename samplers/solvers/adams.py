@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .classic import derivative, euler_step, heun_step, rk4_step
-from .levels import Levels
-from .phi import Scalar, exp, log, sqrt
-from .plan import Combination, P, Stage, X
+from ..levels import Levels
+from ..phi import Scalar, exp, log, sqrt
+from ..plan import Combination, P, Stage, X
+from .runge_kutta import derivative, euler_step, heun_step, rk4_step
 
 FIXED = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 """Weights of Adams-Bashforth for equal steps, newest first."""

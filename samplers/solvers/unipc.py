@@ -10,10 +10,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from ..levels import Levels
+from ..phi import Scalar, expm1, phi, value
+from ..plan import DENOISED, START, Combination, P, Stage, X
 from .dpm_solver import DATA, NOISE, Prediction, finite_step, multistep_order, taylor_data
-from .levels import Levels
-from .phi import Scalar, expm1, phi, value
-from .plan import DENOISED, START, Combination, P, Stage, X
 
 
 def unipc(

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..integrate import AdaptiveSolver, non_finite
+from ..levels import Level, Levels
+from ..phi import value
+from ..plan import START, Combination, P, Stage, X
 from .dpm_solver import DATA, NOISE, finite_step, step_1s, step_2s, step_3s
-from .integrate import Decisions, non_finite
-from .levels import Level, Levels
-from .phi import value
-from .plan import START, Combination, P, Stage, X
 
 _CLOSE = 1e-5  # of lambda: nearer than this to the end is there
 _MOST_TRIES = 1000
@@ -34,7 +34,7 @@ def dpm_adaptive(
     pcoeff: float = 0.0,
     icoeff: float = 1.0,
     dcoeff: float = 0.0,
-) -> Decisions:
+) -> AdaptiveSolver:
     """DPM-Solver-12 and -23: steps of lambda as long as the embedded error allows. `order` evaluations a try.
 
         E = || (x_low - x_high) / max(atol, rtol max(|x_low|, |x_low of the step before|)) ||, root mean square

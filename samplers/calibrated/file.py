@@ -18,11 +18,11 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from .amed import Middle, predicted
-from .checks import read_number, shortened
-from .integrate import Model, State, integrate
-from .levels import Level, read_levels
-from .phi import value
+from ..checks import read_number, shortened
+from ..integrate import Model, State, integrate
+from ..levels import Level, read_levels
+from ..phi import value
+from ..solvers.amed import IntermediatePoint, predicted
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
@@ -44,7 +44,7 @@ class FileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Learned:
+class CalibratedPlan:
     """What a file holds."""
 
     recipe: Recipe
@@ -122,7 +122,7 @@ class Learned:
 
     def text(self) -> str:
         """One line of JSON, which `parse` reads. A predictor does not fit into it: the recipe alone is written."""
-        return json.dumps(Learned(self.recipe, about=self.about).as_dict())
+        return json.dumps(CalibratedPlan(self.recipe, about=self.about).as_dict())
 
     def save(self, path: Path) -> Path:
         """Write a file, whole or not at all. One of that name is replaced.
@@ -213,16 +213,16 @@ _FIELDS = {"format", "version", "kind", "recipe", "predictor", "about"}
 
 def prediction(
     predictor: Predictor, bottleneck: Callable[[], Tensor | None], batch: int
-) -> Callable[..., list[Middle]]:
+) -> Callable[..., list[IntermediatePoint]]:
     """What `predicted` asks: the numbers for the bottleneck of the last evaluation, for zeros where there is none."""
 
-    def predict(state: State, s: Level, t: Level) -> list[Middle]:
+    def predict(state: State, s: Level, t: Level) -> list[IntermediatePoint]:
         return predictor.middles(pooled_for(predictor, bottleneck(), batch), value(s.sigma), value(t.sigma))
 
     return predict
 
 
-def load(path: Path) -> Learned:
+def load(path: Path) -> CalibratedPlan:
     """Read a file.
 
     Raises:
@@ -236,10 +236,10 @@ def load(path: Path) -> Learned:
         fields = {key: _decoded(key, entry) for key, entry in metadata.items() if key in _FIELDS}
         check_version(fields.get("version"))
         tensors = _tensors(header, content)
-        learned = _read(fields, tensors)
+        calibrated = _read(fields, tensors)
         if CHECKSUM in metadata and metadata[CHECKSUM] != json.dumps(_checksum(metadata, tensors)):
             raise _Damaged("its checksum is that of other contents")  # files of earlier versions have none
-        return learned
+        return calibrated
 
 
 def _content(path: Path) -> bytes:
@@ -305,8 +305,8 @@ def _telling(name: str) -> Iterator[None]:
         raise FileError(f"{name}: it holds what no plan does ({type(error).__name__}: {error})") from error
 
 
-def parse(text: str) -> Learned:
-    """Read a text of `Learned.text`, or the recipe of one alone.
+def parse(text: str) -> CalibratedPlan:
+    """Read a text of `CalibratedPlan.text`, or the recipe of one alone.
 
     Raises:
         FileError: naming the field at fault.
@@ -322,7 +322,7 @@ def parse(text: str) -> Learned:
         raise FileError(f"the text is no plan: {error}") from None
     with _telling("the text is no plan"):
         if isinstance(fields, dict) and "recipe" not in fields and "format" not in fields:
-            return Learned(Recipe.from_dict(fields))
+            return CalibratedPlan(Recipe.from_dict(fields))
         return _read(fields, {})
 
 
@@ -352,7 +352,7 @@ def check_version(found: Any) -> None:
         )
 
 
-def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
+def _read(fields: Any, tensors: Mapping[str, Tensor]) -> CalibratedPlan:
     """What the fields of a file or text hold. Raises ValueError, naming the field at fault."""
     fields = fields if isinstance(fields, dict) else {}
     check_format(fields.get("format"))
@@ -368,7 +368,7 @@ def _read(fields: Any, tensors: Mapping[str, Tensor]) -> Learned:
     except ValueError as error:
         raise ValueError(f"field recipe: {error}") from None
     predictor = _read_predictor(fields.get("predictor"), tensors) if fields["kind"] == "amed" else None
-    return Learned(recipe, predictor, about)
+    return CalibratedPlan(recipe, predictor, about)
 
 
 def _check_about(about: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.predictor import pool
+from ...samplers.calibrated.predictor import pool
 
 
 class Bottleneck:

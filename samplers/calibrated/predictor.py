@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, silu
 
-from .amed import Middle, end_of_step
-from .dpm_solver import finite_step
-from .levels import Levels
-from .phi import value
-from .tuned import PLAIN, Tuning
+from ..levels import Levels
+from ..phi import value
+from ..solvers.amed import IntermediatePoint, end_of_step
+from ..solvers.dpm_solver import finite_step
+from .tuning import PLAIN, Tuning
 
 _SIDE = 8  # to which a bottleneck is pooled
 _CHANNELS = 8  # of the embedding of a level
@@ -119,12 +119,12 @@ class Predictor(nn.Module):
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
             head.bias.add_(bias.to(head.bias))
 
-    def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[Middle]:
-        """The numbers as scalars, one `Middle` per image. With gradients if they are enabled, else plain."""
+    def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[IntermediatePoint]:
+        """The numbers as scalars, one `IntermediatePoint` per image. With gradients if they are enabled, else plain."""
         rows = self(bottleneck, sigma, sigma_next).double()
         if rows.requires_grad:
-            return [Middle(*row.unbind()) for row in rows.cpu()]
-        return [Middle(*row) for row in rows.tolist()]
+            return [IntermediatePoint(*row.unbind()) for row in rows.cpu()]
+        return [IntermediatePoint(*row) for row in rows.tolist()]
 
     def fixed(self, levels: Levels, tunings: Sequence[Tuning] = ()) -> tuple[Levels, list[Tuning]]:
         """Levels and numbers of a whole run without a bottleneck (zeros): a fixed plan, which costs nothing to follow.

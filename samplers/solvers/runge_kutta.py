@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .ancestral import fresh_noise
+from ..levels import Level, Levels
+from ..phi import value
+from ..plan import DENOISED, START, Combination, P, Stage, X
+from .ancestral import added_noise
 from .dpm_solver import LARGEST_CORRECTION
-from .levels import Level, Levels
-from .phi import value
-from .plan import DENOISED, START, Combination, P, Stage, X
 
 
 def derivative(s: Level) -> Combination:
@@ -87,7 +87,7 @@ def edm(levels: Levels, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: fl
         s, t = levels[i], levels[i + 1]
         if gamma and s_tmin <= value(s.sigma) <= s_tmax and value(s.alpha) > 0:
             hat = levels.at_lambda(s.lam - math.log1p(gamma))
-            noise = fresh_noise((hat.alpha * s.sigma / s.alpha) ** 2 * (gamma * (2 + gamma)), s, t)
+            noise = added_noise((hat.alpha * s.sigma / s.alpha) ** 2 * (gamma * (2 + gamma)), s, t)
             if noise and value(t.sigma) == 0:
                 noise = noise._replace(sigma_next=s.sigma / 2)
             yield Stage(i, None, (hat.alpha / s.alpha) * X, noise=noise)

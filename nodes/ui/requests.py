@@ -18,12 +18,12 @@ from typing import Any
 from aiohttp import web
 from comfy_api.latest import io
 
-from ..samplers.checks import read_number, shortened
-from ..samplers.spec import UnknownIdError
-from .auto import FewStepAuto
-from .guidance import FewStepGuidance
-from .plans import FewStepLoadPlan, FewStepPlanSampler
-from .sampling import FewStepSampler, FewStepScheduler
+from ...samplers.checks import read_number, shortened
+from ...samplers.sampler import UnknownIdError
+from ..auto import FewStepAuto
+from ..guidance import FewStepGuidance
+from ..plans import FewStepLoadPlan, FewStepPlanSampler
+from ..sampling import FewStepSampler, FewStepScheduler
 
 LIMIT = 2**20
 """Bytes of a body; a plan of a thousand levels as text takes a fifth of it."""

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .levels import Levels
-from .phi import Scalar, value
-from .plan import DENOISED, START, Combination, P, Stage, X
+from ..levels import Levels
+from ..phi import Scalar, value
+from ..plan import DENOISED, START, Combination, P, Stage, X
 
 
 class Tuning(NamedTuple):
@@ -73,7 +73,7 @@ def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) ->
                     )
                 update += (share * weight(update)) * (P[0] - P[1] if order == 1 else P[0] - 2.0 * P[1] + P[2])
         update = Combination({key: c if key in _SAMPLES else tuning.scale_dir * c for key, c in update.terms.items()})
-        yield stage._replace(sigma=told(stage, levels, tuning.scale_time), update=update)
+        yield stage._replace(sigma=model_sigma(stage, levels, tuning.scale_time), update=update)
 
 
 def in_predictions(stage: Stage) -> Combination:
@@ -96,7 +96,7 @@ def weight(update: Combination) -> Scalar:
     return sum((c for key, c in update.terms.items() if key >= 0), 0.0)
 
 
-def told(stage: Stage, levels: Levels, scale_time: Scalar) -> Scalar | None:
+def model_sigma(stage: Stage, levels: Levels, scale_time: Scalar) -> Scalar | None:
     """The sigma that the model is told: scaled, and no more than pure noise."""
     if stage.sigma is None:
         return None

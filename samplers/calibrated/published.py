@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from .learned import Learned
+from .file import CalibratedPlan
 from .recipe import Recipe
-from .tuned import Tuning
+from .tuning import Tuning
 
 
 def stable_diffusion_sigma(step: int) -> float:
@@ -21,7 +21,7 @@ _STEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73)
 _SCALE_DIR = (1, 0.9974, 1, 0.9904, 1, 0.991, 1, 0.9905, 1, 0.9904)
 _SCALE_TIME = (1, 0.9872, 1, 1.0152, 1, 1.0186, 1, 0.9934, 1, 0.9731)
 
-AMED_SD15 = Learned(
+AMED_SD15 = CalibratedPlan(
     Recipe(
         "amed_dpm_2m",
         (*map(stable_diffusion_sigma, _STEPS), 0.0),
@@ -35,4 +35,4 @@ AMED_SD15 = Learned(
     },
 )
 
-PUBLISHED: Mapping[str, Learned] = {"amed_dpm_2m": AMED_SD15}
+PUBLISHED: Mapping[str, CalibratedPlan] = {"amed_dpm_2m": AMED_SD15}

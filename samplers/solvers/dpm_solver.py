@@ -22,9 +22,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from .levels import Level, Levels
-from .phi import exp, expm1, phi, value
-from .plan import DENOISED, START, Combination, P, Stage, X
+from ..levels import Level, Levels
+from ..phi import exp, expm1, phi, value
+from ..plan import DENOISED, START, Combination, P, Stage, X
 
 
 def taylor_data(

@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..samplers.checks import read_number
+from ...samplers.checks import read_number
 
 Conditioning = list[Any]
 """The host's: entries [tensor, settings]."""

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from .ancestral import fresh_noise, posterior, renoised
+from ..levels import Level, Levels
+from ..phi import Scalar, expm1
+from ..plan import START, Noise, P, Stage, X
+from .ancestral import added_noise, posterior, renoised
 from .dpm_solver import DATA, Prediction, finite_step, multistep, step_1s, taylor_data
-from .levels import Level, Levels
-from .phi import Scalar, expm1
-from .plan import START, Noise, P, Stage, X
 
 
 def _prediction(eta: float) -> Prediction:
@@ -35,7 +35,7 @@ def _noise(eta: float, s: Level, t: Level) -> Noise | None:
     if eta == 0:
         return None
     kept: Scalar = expm1(-2 * eta * (t.lam - s.lam)) if finite_step(s, t) else -1.0
-    return fresh_noise(t.sigma**2 * -kept, s, t)
+    return added_noise(t.sigma**2 * -kept, s, t)
 
 
 def _multistep_sde(levels: Levels, order: int, eta: float, *, midpoint: bool, half_curvature: bool) -> Iterator[Stage]:

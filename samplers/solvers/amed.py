@@ -21,22 +21,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .classic import derivative, euler_step, slope_corrects
+from ..calibrated.tuning import PLAIN, Tuning, analytical_first_step, tuned
+from ..integrate import AdaptiveSolver, State
+from ..levels import Level, Levels
+from ..phi import Scalar
+from ..plan import DENOISED, START, Combination, P, Stage, X
 from .dpm_solver import NOISE, dpm_2m, finite_step, step_1s
-from .integrate import Decisions, State
-from .levels import Level, Levels
-from .phi import Scalar
-from .plan import DENOISED, START, Combination, P, Stage, X
-from .tuned import PLAIN, Tuning, analytical_first_step, tuned
+from .runge_kutta import derivative, euler_step, slope_corrects
 
 Solver = Callable[[Levels], Iterator[Stage]]
 """A solver with one stage per level, its options filled in."""
 
-Predict = Callable[[State, Level, Level], Sequence["Middle"]]
+Predict = Callable[[State, Level, Level], Sequence["IntermediatePoint"]]
 """predict(state, s, t) -> the numbers of the step from s to t, for each image of the batch."""
 
 
-class Middle(NamedTuple):
+class IntermediatePoint(NamedTuple):
     """The learned numbers of one step from s to t."""
 
     r: Scalar = 0.5
@@ -60,7 +60,7 @@ class Middle(NamedTuple):
 # Where the inserted levels lie
 
 
-def insert(outer: Levels, middles: Sequence[Middle]) -> tuple[Levels, list[Tuning]]:
+def insert(outer: Levels, middles: Sequence[IntermediatePoint]) -> tuple[Levels, list[Tuning]]:
     """The levels of the steps with their inserted ones in between, and the numbers of all of them.
 
     A step that is infinite in lambda gets no middle, and must be the last for the levels to alternate.
@@ -190,8 +190,8 @@ class Pairs:
         neither at pure noise in rectified flow nor with it."""
         return i + 2 < len(self.levels) and finite_step(self.levels[i], end_of_step(self.levels, i))
 
-    def insert(self, i: int, middles: Sequence[Middle]) -> None:
-        """Give the step that begins at levels[i] these numbers, one `Middle` per image."""
+    def insert(self, i: int, middles: Sequence[IntermediatePoint]) -> None:
+        """Give the step that begins at levels[i] these numbers, one `IntermediatePoint` per image."""
         s, end = self.levels[i], end_of_step(self.levels, i)
         for sigmas, tunings, middle in zip(self._sigmas, self._tunings, middles, strict=True):
             sigmas[i + 1] = self.levels.between(s, end, middle.r).sigma
@@ -205,7 +205,9 @@ class Pairs:
         return stacked(each, self._like)
 
 
-def predicted(solver: Solver, levels: Levels, predict: Predict, x: Tensor, tunings: Sequence[Tuning] = ()) -> Decisions:
+def predicted(
+    solver: Solver, levels: Levels, predict: Predict, x: Tensor, tunings: Sequence[Tuning] = ()
+) -> AdaptiveSolver:
     """A solver whose inserted levels and scales are predicted image by image, once a step has been evaluated at s.
 
     `levels` are those of `amed`, of which the inserted ones are replaced, see `Pairs`; x is the batch to be sampled.

@@ -26,15 +26,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .amed import Middle, Pairs, end_of_step
-from .dpm_solver import finite_step
-from .integrate import Model, combine, history_length, level_tensor, non_finite
-from .levels import Levels, read_levels
-from .phi import value
-from .plan import DENOISED, P, Stage
+from ..integrate import Model, combine, history_length, level_tensor, non_finite
+from ..levels import Levels, read_levels
+from ..phi import value
+from ..plan import DENOISED, P, Stage
+from ..registry import SAMPLERS
+from ..solvers.amed import IntermediatePoint, Pairs, end_of_step
+from ..solvers.dpm_solver import finite_step
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
-from .registry import SAMPLERS
 
 SINGLESTEP = ("amed", "amed_dpm_2s", "ddim", "euler")
 """Bases that remember nothing: each of their steps starts from the teacher's sample."""
@@ -109,9 +109,9 @@ class Trainer:
         A step has those at its start and in its middle, and the second again for r, and for scale_time if it is
         learned. A step out of pure noise has no middle to learn.
         """
-        learned = 3 + (self.predictor.bounds[SCALE_TIME - 1] > 0)
+        calibrated = 3 + (self.predictor.bounds[SCALE_TIME - 1] > 0)
         teacher = sum(stage.sigma is not None for stage in self._teacher)
-        steps = (learned if finite_step(self.levels[i], end_of_step(self.levels, i)) else 2 for i in self.starts)
+        steps = (calibrated if finite_step(self.levels[i], end_of_step(self.levels, i)) else 2 for i in self.starts)
         return teacher + sum(steps) - self.recipe.afs
 
     @torch.no_grad()
@@ -353,7 +353,7 @@ class _Student:
 
     def insert(self, i: int, rows: Tensor) -> None:
         """Give the step that begins at levels[i] these numbers, [B, 3]."""
-        self._pairs.insert(i, [Middle(*row) for row in rows.detach().double().tolist()])
+        self._pairs.insert(i, [IntermediatePoint(*row) for row in rows.detach().double().tolist()])
 
     def begin(self, i: int, operands: Operands) -> Operands:
         """The evaluation at levels[i]."""
