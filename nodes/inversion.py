@@ -11,6 +11,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io
+from einops import reduce
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec
@@ -317,6 +318,7 @@ def prediction_difference(
         guider.sample(
             noise, many, comfy.samplers.KSAMPLER(evaluate), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=seed
         )
-        total = total + found[0].abs().mean(dim=1).unflatten(0, (count, len(image))).sum(dim=0)
+        difference = reduce(found[0].abs(), "b c ... -> b ...", "mean")
+        total = total + reduce(difference, "(noise b) ... -> b ...", "sum", noise=count)
         display.show(first + count, noises)
     return (total / noises).reshape(-1, *image.shape[-2:])
