@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import time
 from types import SimpleNamespace
 
+import in_the_host
 import numpy as np
 import pytest
 import torch
+from in_the_host import module
 from small_models import conditioning, small_model
 
 CFG, SEED = 3.0, 7
-
-
-def module(comfyui, name: str):
-    """One of the pack's, as the host has loaded it."""
-    return importlib.import_module(f"{comfyui.nodes['FewStepCompare'].__module__.rpartition('.')[0]}.{name}")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +53,9 @@ def compare(comfyui, of, **changed):
 
 
 def ksample(comfyui, of, sampler: str, scheduler: str, steps: int, latent=None, denoise: float = 1.0):
-    latent = latent or {"samples": torch.zeros(1, 4, 8, 8)}
-    node = comfyui.nodes["KSampler"]()
-    arguments = (of.model, SEED, steps, CFG, sampler, scheduler, of.positive, of.negative, latent, denoise)
-    return node.sample(*arguments)[0]["samples"]
+    options = {"scheduler": scheduler, "seed": SEED, "steps": steps, "cfg": CFG, "denoise": denoise}
+    prompts = {"positive": of.positive, "negative": of.negative}
+    return in_the_host.ksample(comfyui, of.model, sampler, latent, **options, **prompts)
 
 
 def rows(table: str) -> list[list[str]]:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from in_the_host import ksample
 from mixture import FLOW_MIN, NOISE, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_denoiser
 from small_models import conditioning, controlled, small_model
 
@@ -225,11 +226,6 @@ CFG = 2.5
 STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def eps_model(comfy_process):
-    return small_model("EPS")
-
-
 def node(comfyui, name, *arguments, **options):
     return comfyui.nodes[name].execute(*arguments, **options).result[0]
 
@@ -252,11 +248,8 @@ def advanced(comfyui, guider, model, sampler="euler", scheduler="karras", sigmas
     return node(comfyui, "SamplerCustomAdvanced", noise, guider, solver, sigmas, latent)["samples"]
 
 
-def ksampler(comfyui, model, sampler="euler", cfg=CFG, positive=None, negative=None, image=None):
-    image = image or {"samples": torch.zeros(1, 4, 8, 8)}
-    positive, negative = positive or conditioning(1), negative or conditioning(2)
-    sampled = comfyui.nodes["KSampler"]().sample(model, 3, STEPS, cfg, sampler, "karras", positive, negative, image, 1)
-    return sampled[0]["samples"]
+def ksampler(comfyui, model, sampler="euler", **options):
+    return ksample(comfyui, model, sampler, **{"steps": STEPS, "cfg": CFG, **options})
 
 
 def watched_passes(model) -> tuple:
@@ -347,7 +340,10 @@ def test_ramps_run_in_the_hosts_percent(comfyui, eps_model):
 def test_cfg_pp_is_that_of_the_host(comfyui, eps_model, sampler):
     host = ksampler(comfyui, eps_model, "euler_cfg_pp", cfg=0.6)
     patched = node(comfyui, "FewStepGuidancePatch", eps_model, made(comfyui, cfg=0.6, cfg_pp=True))
-    ours = ksampler(comfyui, patched, f"fewstep_{sampler}")
+    solver = node(comfyui, "FewStepSampler", sampler)
+    sigmas = node(comfyui, "BasicScheduler", patched, "karras", STEPS, 1.0)
+    empty, prompts = {"samples": torch.zeros(1, 4, 8, 8)}, (conditioning(1), conditioning(2))
+    ours = node(comfyui, "SamplerCustom", patched, True, 3, CFG, *prompts, solver, sigmas, empty)["samples"]
     torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4 * float(host.abs().max()))
 
 
@@ -432,7 +428,15 @@ def test_every_sampler_of_the_host_takes_it(comfyui, eps_model):
     """Two runs of the pack's own kind of guidance as the host's numbers: outside of the range there is none."""
     whole = made(comfyui, "interval", sigma_start=100.0, sigma_end=1e-6)
     none = made(comfyui, "interval", sigma_start=100.0, sigma_end=50.0)
-    for sampler in ("dpmpp_2m", "uni_pc", "dpmpp_2m_sde", "lms", "dpm_adaptive", "fewstep_amed", "fewstep_dpmpp_sde"):
+    for sampler in (
+        "dpmpp_2m",
+        "uni_pc",
+        "dpmpp_2m_sde",
+        "lms",
+        "dpm_adaptive",
+        "fewstep_amed_dpm_2m",
+        "fewstep_dpmpp_sde",
+    ):
         for guidance, cfg in ((whole, CFG), (none, 1.0)):
             patched = node(comfyui, "FewStepGuidancePatch", eps_model, guidance)
             assert torch.equal(ksampler(comfyui, patched, sampler), ksampler(comfyui, eps_model, sampler, cfg=cfg))

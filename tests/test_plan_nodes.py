@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_the_host import ksample, module
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_models import conditioning, small_model
@@ -56,21 +57,6 @@ def as_family(model, family: str):
     config = model.model.model_config
     config.__class__ = type(family, (type(config),), {})
     return model
-
-
-@pytest.fixture
-def folder(comfy_process, monkeypatch, tmp_path) -> Path:
-    """models/fewstep, empty."""
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path / "fewstep")], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return tmp_path / "fewstep"
-
-
-@pytest.fixture
-def eps_model(comfy_process):
-    return small_model("EPS")
 
 
 def load(comfyui, file: str = "", text: str = ""):
@@ -516,13 +502,6 @@ def watched(model):
     return patched, sigmas, times, handle
 
 
-def ksample(comfyui, model, steps: int, cfg: float = 7.5):
-    image = {"samples": torch.zeros(1, 4, 8, 8)}
-    node = comfyui.nodes["KSampler"]()
-    arguments = (model, 3, steps, cfg, "fewstep_amed_dpm_2m", "karras", conditioning(1), conditioning(2), image, 1.0)
-    return node.sample(*arguments)[0]["samples"]
-
-
 def test_built_in_plans_are_the_published(comfyui):
     assert [plan.as_dict() for plan in built_in(comfyui).values()] == [plan.as_dict() for plan in PUBLISHED.values()]
     assert set(built_in(comfyui)) <= set(comfyui.nodes["FewStepLoadPlan"].define_schema().inputs[0].options)
@@ -533,7 +512,7 @@ def test_dropdown_follows_the_published_levels(comfyui, caplog):
     same image as the built-in plan."""
     model, sigmas, times, handle = watched(as_family(small_model("EPS"), "SD15"))
     with caplog.at_level("INFO"):
-        image = ksample(comfyui, model, 10)
+        image = ksample(comfyui, model, "fewstep_amed_dpm_2m", steps=10, cfg=7.5)
     handle.remove()
     assert "left out" not in caplog.text
     recipe = AMED_SD15.recipe
@@ -558,7 +537,7 @@ def test_dropdown_without_published_levels(comfyui, caplog, family, steps, reaso
     """Says why, and inserts midpoints."""
     model, sigmas, _, handle = watched(as_family(small_model("EPS"), family))
     with caplog.at_level("INFO"):
-        ksample(comfyui, model, steps)
+        ksample(comfyui, model, "fewstep_amed_dpm_2m", steps=steps, cfg=7.5)
     handle.remove()
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert reason in line
@@ -570,8 +549,7 @@ def test_dropdown_without_published_levels(comfyui, caplog, family, steps, reaso
 
 
 def bottleneck(comfyui, model):
-    name = comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0]
-    return sys.modules[f"{name}.bottleneck"].Bottleneck(model.model.diffusion_model)
+    return module(comfyui, "bottleneck").Bottleneck(model.model.diffusion_model)
 
 
 def read(comfyui, model, latent=None, cfg=CFG, positive=None):
@@ -715,7 +693,7 @@ def test_inspect_shows_errors_and_only_what_changes(comfyui):
 
 
 def test_plots_draw_what_can_be_drawn(comfyui):
-    plots = sys.modules[comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0] + ".plots"]
+    plots = module(comfyui, "plots")
     blue = torch.tensor([0x00, 0x72, 0xB2]) / 255
 
     def drawn(points, **options) -> torch.Tensor:
