@@ -17,16 +17,9 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 LONGEST = [
-    "browser",
-    "server",
-    "install",
-    "workflows",
-    "tuning_nodes",
-    "stochastic",
-    "tune_cli",
-    "bench_quality",
-    "plan",
-]
+    "browser", "kernels", "workflows", "server", "install", "tune_cli", "tuning_nodes", "bench_quality", "runs",
+    "stochastic", "comfyui", "hosts", "image_noise", "plan", "inversion",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,8 @@ import torch
 from in_the_host import ksample
 from small_models import conditioning, small_model
 
+pytestmark = pytest.mark.network
+
 PAIRS = {"fewstep_ddim": "euler", "fewstep_dpmpp_2m": "dpmpp_2m"}
 """Ours, and the host's own of the same mathematics."""
 

@@ -96,6 +96,7 @@ def test_the_folder_is_the_hosts(comfyui, monkeypatch):
     assert folder_paths.folder_names_and_paths["fewstep"] == ([own, "/elsewhere/plans"], {".safetensors"})
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed"])
 def test_saved_and_loaded_again(comfyui, folder, eps_model, kind):
     """The file holds all of it; as a text a predictor is its fixed plan. Nothing is ever overwritten."""
@@ -363,6 +364,7 @@ def starting_noise(model, shape=(1, 4, 8, 8)):
     return sampling.noise_scaling(torch.tensor(SIGMAS[0]), noise, torch.zeros(shape), False)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed", "fixed"])
 def test_same_image_as_the_library(comfyui, eps_model, kind):
     """The node's sampler is `Learned.function` with the host's noise, guidance and bottleneck."""
@@ -376,6 +378,7 @@ def test_same_image_as_the_library(comfyui, eps_model, kind):
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
+@pytest.mark.network
 def test_every_image_of_a_batch_has_its_own_numbers(comfyui, eps_model):
     """Those that it gets alone."""
     plan, batch = small_predictor(), {"samples": torch.zeros(2, 4, 8, 8)}
@@ -386,6 +389,7 @@ def test_every_image_of_a_batch_has_its_own_numbers(comfyui, eps_model):
     assert not torch.allclose(both, other, atol=1e-2 * float(alone.abs().max()))
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed"])
 def test_image_to_image_with_a_part_of_the_sigmas(comfyui, eps_model, kind):
     """SplitSigmas: its second part starts from an image; both parts one after the other end finite."""
@@ -412,6 +416,7 @@ def test_foreign_sigmas_say_what_to_connect(comfyui, eps_model):
 # Guidance
 
 
+@pytest.mark.network
 def test_guidance_of_each_evaluation(comfyui, eps_model):
     """The factors reach the host's guidance, and its scale is what it was afterwards."""
     scales = []
@@ -426,6 +431,7 @@ def test_guidance_of_each_evaluation(comfyui, eps_model):
     assert guider.cfg == CFG
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["error", "interruption"])
 def test_nothing_is_left_behind(comfyui, eps_model, kind):
     """After an error or a cancelled run the guidance is what it was and the network has no hooks; so after success."""
@@ -507,6 +513,7 @@ def test_built_in_plans_are_the_published(comfyui):
     assert set(built_in(comfyui)) <= set(comfyui.nodes["FewStepLoadPlan"].define_schema().inputs[0].options)
 
 
+@pytest.mark.network
 def test_dropdown_follows_the_published_levels(comfyui, caplog):
     """10 steps of an SD1.5 model: levels and scaled times of the paper, which the host rounds to whole time steps; the
     same image as the built-in plan."""
@@ -580,6 +587,7 @@ def directly(model, x, sigma, prompt: int):
     return pool(kept[0])[:, None]
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("split", [False, True], ids=["one-batch", "split"])
 @pytest.mark.parametrize(("batch", "side"), [(1, (8, 8)), (3, (8, 8)), (2, (12, 20)), (1, (4, 4))])
 def test_bottleneck_is_that_of_the_positive_prompt(comfyui, eps_model, monkeypatch, split, batch, side):
@@ -598,11 +606,13 @@ def test_bottleneck_is_that_of_the_positive_prompt(comfyui, eps_model, monkeypat
     assert orders == (3 * [[1], [0]] if split else 3 * [[1, 0]])
 
 
+@pytest.mark.network
 def test_bottleneck_without_guidance(comfyui, eps_model):
     for x, sigma, seen in read(comfyui, eps_model, cfg=1.0):
         torch.testing.assert_close(seen, directly(eps_model, x, sigma, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kinds", [[0, 1], [1, 0], [0], [1, 0, 0], [0, 1, 0]])
 def test_bottleneck_in_any_order(comfyui, eps_model, kinds):
     """A pack that wraps the model may order the batch as it likes: what counts is cond_or_uncond."""
@@ -626,6 +636,7 @@ def test_bottleneck_in_any_order(comfyui, eps_model, kinds):
         torch.testing.assert_close(middle(), torch.stack(wanted).mean(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.network
 def test_two_prompts_are_averaged(comfyui, eps_model):
     """One over the whole image, one over its right half."""
     (half,) = comfyui.nodes["ConditioningSetArea"]().append(conditioning(4), 64, 128, 64, 0, 1.0)
@@ -649,6 +660,7 @@ class Transformer(torch.nn.Module):
         return x + 0.1 * self.mix(x) + 0.1 * context.mean()
 
 
+@pytest.mark.network
 def test_a_network_without_a_middle_follows_the_fixed_numbers(comfyui):
     model = small_model("EPS")
     model.model.diffusion_model = Transformer()
@@ -749,6 +761,7 @@ def test_trajectory_node(comfyui):
     assert len(text.splitlines()) == 4
 
 
+@pytest.mark.network
 def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
     """From the noise to the host's own result, with a callback for each step; a cancelled run stops."""
     import comfy.model_management

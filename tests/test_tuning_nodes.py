@@ -80,6 +80,7 @@ def samples_of(comfyui, count: int, over: int = 3) -> list:
     return [module(comfyui, "session").Sample(k % over, 5 + k) for k in range(count)]
 
 
+@pytest.mark.network
 def test_prompts_in_one_batch_are_prompts_one_by_one(comfyui, session, euler):
     samples = samples_of(comfyui, 7)
     together, one_by_one = session(), session(batch=1)
@@ -89,6 +90,7 @@ def test_prompts_in_one_batch_are_prompts_one_by_one(comfyui, session, euler):
     torch.testing.assert_close(found, one_by_one.run(euler, SIGMAS, samples), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.network
 def test_a_sample_is_that_of_a_sampler_node(comfyui, session, euler):
     model, samples = small_model("EPS"), samples_of(comfyui, 3)
     found = session(model).run(euler, SIGMAS, samples)
@@ -99,6 +101,7 @@ def test_a_sample_is_that_of_a_sampler_node(comfyui, session, euler):
         torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize(
     "settings",
     [{"mask": torch.ones(1, 8, 8)}, {"start_percent": 0.5}, {"area": (4, 4, 0, 0)}],
@@ -116,6 +119,7 @@ def test_prompts_with_settings_of_their_own_keep_them(comfyui, session, euler, s
         torch.testing.assert_close(found[k], alone[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.network
 def test_too_little_memory_makes_smaller_batches(comfyui, session, euler):
     samples = samples_of(comfyui, 7)
 
@@ -276,6 +280,7 @@ def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
     assert all(weight is before[name] for name, weight in model.model.named_parameters())
 
 
+@pytest.mark.network
 def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     """The slope over images of several prompts, one by one and in one batch, and that by differences."""
     tuning, session = module(comfyui, "tuning"), module(comfyui, "session")
@@ -303,6 +308,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
         assert float(slope[k]) == pytest.approx(float(cost(by + h) - cost(by - h)) / 2e-2, rel=0.05)
 
 
+@pytest.mark.network
 def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, session):
     tuning, recipe = module(comfyui, "tuning"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples, by = samples_of(comfyui, 5, 2), torch.tensor([0.02], dtype=torch.float64)
