@@ -125,8 +125,7 @@ def evaluated(stage: Stage, operands: Operands, evaluate: Evaluations, keep: int
     `keep` predictions."""
     if not stage.remembers:
         return operands
-    *predictions, denoised, start, x = operands
-    del predictions[keep - 1 :]
+    predictions, (denoised, start, x) = operands[:-3][: keep - 1], operands[-3:]
     if stage.sigma is not None:
         denoised = evaluate(x, stage.sigma, stage.step, predictions)
     newest = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
@@ -167,8 +166,8 @@ class Evaluations:
 
     def __init__(self, model: Model, x: Tensor, extra_args: Mapping[str, Any] | None = None):
         self._model, self._extra_args = model, extra_args or {}
+        self._shape, self._dtype, self._device = x.shape, x.dtype, x.device
         self._wide = torch.promote_types(x.dtype, torch.float32)
-        self._narrow = x.dtype == torch.float16
         self._sums = [x.sum(dtype=self._wide)]  # finite only if all terms are: the cheapest check
         self._levels: list[tuple[int, Scalar]] = []
         self._places: dict[int, int] = {}  # the last answer in each memory
@@ -190,16 +189,16 @@ class Evaluations:
         Raises:
             ValueError: if the model wrote into x, or returned something else than a tensor like x.
         """
-        self._sigma = level_tensor(sigma, x, self._wide)
+        self._sigma = self._level(sigma)
         written = None if x.is_inference() else x._version
         self._answer = answer = self._model(x, self._sigma, **self._extra_args)
-        check_like(answer, x, "model must return the denoised sample")
+        check_like(answer, self._shape, "model must return the denoised sample")
         if written is not None and x._version != written:
             raise ValueError(
                 "the model wrote into the sample x that it was given, from which the sampler goes on: look for an "
                 "operation in place in the model or in what wraps it, and let it work on a copy"
             )
-        denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
+        denoised = answer if answer.dtype == self._dtype else answer.to(self._dtype)
         self._levels.append((step, sigma))
         self._sums.append(denoised.sum(dtype=self._wide))
         place, now = denoised.data_ptr(), len(self._levels)
@@ -214,8 +213,14 @@ class Evaluations:
         """What a callback is told of the evaluation that was just made, at x; `start` is the level of the step if noise
         was added before."""
         sigma_hat = self._sigma[0]
-        sigma = sigma_hat if start is None else level_tensor(start, x, self._wide)[0]
+        sigma = sigma_hat if start is None else self._level(start)[0]
         return {"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": self._answer}
+
+    def _level(self, sigma: Scalar) -> Tensor:
+        """A level as the model is told it, [B], on the device of x."""
+        if isinstance(sigma, Tensor):
+            return sigma.to(self._device, self._wide).expand(self._shape[0])
+        return torch.full(self._shape[:1], sigma, dtype=self._wide, device=self._device)
 
     def check_start(self) -> None:
         """Raise NonFiniteError unless the first sample is finite. Waits for the device."""
@@ -232,7 +237,7 @@ class Evaluations:
         _check_start(first)
         for answer, (step, sigma) in zip(answers, self._levels, strict=True):
             if not math.isfinite(answer):
-                raise non_finite(step, steps, sigma, narrow=self._narrow)
+                raise non_finite(step, steps, sigma, narrow=self._dtype == torch.float16)
         if not math.isfinite(last):
             raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
         if any(found[earlier] != found[now] for earlier, now in self._over):
@@ -263,7 +268,7 @@ def add_noise(
         return x + noise.scale * noise_sampler(*interval)
     wide = torch.promote_types(x.dtype, torch.float32)
     drawn = noise_sampler(*(x.new_full((), sigma, dtype=wide) for sigma in interval))
-    check_like(drawn, x, "noise_sampler must return noise")
+    check_like(drawn, x.shape, "noise_sampler must return noise")
     drawn = drawn.to(x)
     if isinstance(noise.scale, Tensor) or noise.scale > _LARGE:
         return x + noise.scale * drawn
@@ -312,13 +317,6 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     return longest
 
 
-def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sigma of an evaluation as the model wants it, [B], on the device of x."""
-    if isinstance(sigma, Tensor):
-        return sigma.to(x.device, dtype).expand(x.shape[0])
-    return x.new_full((x.shape[0],), sigma, dtype=dtype)
-
-
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, ...], to go with samples of shape [B, ...]."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
@@ -340,11 +338,11 @@ def check_sample(x: Tensor) -> None:
         raise ValueError(f"x holds no image: its shape is {list(x.shape)}")
 
 
-def check_like(answer: Any, x: Tensor, what: str) -> None:
-    """Raise ValueError unless an answer is a floating-point tensor shaped like x."""
-    if not isinstance(answer, Tensor) or answer.shape != x.shape:
+def check_like(answer: Any, shape: torch.Size, what: str) -> None:
+    """Raise ValueError unless an answer is a floating-point tensor of the shape of x."""
+    if not isinstance(answer, Tensor) or answer.shape != shape:
         got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"the {what}, shaped like x, {list(x.shape)}; it returned {got}")
+        raise ValueError(f"the {what}, shaped like x, {list(shape)}; it returned {got}")
     if answer.dtype not in FLOATS:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise ValueError(f"the {what} in one of {known}; it returned a tensor of {answer.dtype}")
