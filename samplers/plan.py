@@ -9,14 +9,14 @@ and `integrate` later puts tensors in the place of the symbols.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 
-from .levels import Run
+from .levels import Levels, Run
 from .phi import Scalar, value
 
 _X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
@@ -131,6 +131,9 @@ class Stage(NamedTuple):
         return self.sigma is not None or self.prediction is not DENOISED
 
 
+Solver = Callable[..., Iterator[Stage]]
+"""The mathematics of a sampler: levels and options in, stages out."""
+
 Plan = tuple[Stage, ...]
 """All stages of a run. Plain numbers, made before the first evaluation."""
 
@@ -154,6 +157,27 @@ def economical(stages: Iterable[Stage]) -> Plan:
         else stage._replace(update=stage.update.replace(0, stage.prediction), prediction=DENOISED)
         for i, stage in enumerate(plan)
     )
+
+
+def analytical_first_step(stages: Iterable[Stage], levels: Levels) -> Iterator[Stage]:
+    """The stages of a solver with the first evaluation left out: at high noise the sample is nearly all noise.
+
+        eps = x / sqrt(alpha^2 + sigma^2),    that is    D = alpha x / (h (h + sigma)),    h = sqrt(alpha^2 + sigma^2)
+
+    Dockhorn et al. 2022 (GENIE), arXiv 2210.05475, section 3; "AFS" in AMED, for alpha = 1.
+    """
+    (denoised,) = DENOISED.terms
+    for k, stage in enumerate(stages):
+        if k == 0:
+            s = levels[0]
+            h = (s.alpha**2 + s.sigma**2) ** 0.5
+            guess = (s.alpha / (h * (h + s.sigma))) * X
+            stage = stage._replace(
+                sigma=None,
+                update=stage.update.replace(denoised, guess),
+                prediction=stage.prediction.replace(denoised, guess),
+            )
+        yield stage
 
 
 def model_sigmas(plan: Iterable[Stage]) -> list[float]:

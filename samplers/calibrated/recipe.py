@@ -15,10 +15,10 @@ from ..checks import shortened
 from ..integrate import Model, integrate
 from ..levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from ..phi import value
-from ..plan import Plan, Stage, economical
+from ..plan import Plan, Stage, analytical_first_step, economical
 from ..registry import SAMPLERS
 from ..sampler import NOISE_DEVICE, S_NOISE
-from .tuning import PLAIN, Tuning, analytical_first_step, tuned
+from .tuning import PLAIN, Tuning, tuned
 
 PAIRED = ("amed", "amed_dpm_2s")
 """Bases whose steps have two evaluations, at a level and at the next one."""

@@ -31,8 +31,8 @@ from ..levels import Levels, read_levels
 from ..phi import value
 from ..plan import DENOISED, P, Stage
 from ..registry import SAMPLERS
-from ..solvers.amed import IntermediatePoint, Pairs, end_of_step
 from ..solvers.dpm_solver import finite_step
+from .pairs import IntermediatePoint, Pairs, end_of_step
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
