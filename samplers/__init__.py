@@ -12,9 +12,13 @@ from .denoisers import CosineVP, Denoiser, DiscreteVP, LinearVP, RectifiedFlow, 
 from .integrate import NonFiniteError, State, integrate
 from .levels import Level, Levels, read_levels
 from .noise import BrownianNoise
+from .options import Option
 from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
-from .registry import SAMPLERS, SCHEDULES
-from .sampler import Option, SamplerSpec, ScheduleSpec, UnknownIdError
+from .sampler import SamplerSpec
+from .schedule import ScheduleSpec
+from .schedules import SCHEDULES
+from .solvers import SAMPLERS
+from .spec import UnknownIdError
 
 __all__ = [
     "DENOISED",

@@ -16,8 +16,8 @@ from ..integrate import Model, integrate
 from ..levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from ..phi import value
 from ..plan import Plan, Stage, analytical_first_step, economical
-from ..registry import SAMPLERS
 from ..sampler import NOISE_DEVICE, S_NOISE
+from ..solvers import SAMPLERS
 from .tuning import PLAIN, Tuning, tuned
 
 PAIRED = ("amed", "amed_dpm_2s")

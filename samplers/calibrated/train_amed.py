@@ -30,7 +30,7 @@ from ..integrate import Model, combine, history_length, level_tensor, non_finite
 from ..levels import Levels, read_levels
 from ..phi import value
 from ..plan import DENOISED, P, Stage
-from ..registry import SAMPLERS
+from ..solvers import SAMPLERS
 from ..solvers.dpm_solver import finite_step
 from .pairs import IntermediatePoint, Pairs, end_of_step
 from .predictor import Predictor, pooled_for

@@ -15,11 +15,25 @@ over such a solver is the solver itself on these levels, with scales. An odd las
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from ..levels import Levels
 from ..plan import START, P, Solver, Stage, X, analytical_first_step
+from ..sampler import sampler
 from .dpm_solver import NOISE, dpm_2m, finite_step, step_1s
 from .runge_kutta import derivative, euler_step, slope_corrects
+
+# Options
+
+Middle = Annotated[
+    Literal["midpoint", "given"],
+    "Where every second level lies. midpoint: halfway (in log-SNR) between its neighbours; given: where the schedule "
+    "put it.",
+]
+Afs = Annotated[
+    bool, "Analytical first step: takes the starting noise for the first prediction, which saves one evaluation."
+]
+
 
 # Where the inserted levels lie
 
@@ -39,7 +53,13 @@ def with_midpoints(levels: Levels) -> Levels:
 # Solvers that know of the inserted levels
 
 
-def amed(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+@sampler(
+    "AMED-Solver",
+    paper="Zhou et al. 2024, arXiv 2312.00094",
+    help="Pairs of evaluations; the second one's direction leads all the way. With trained numbers for 4 to 6.",
+    order=2,
+)
+def amed(levels: Levels, *, middle: Middle = "midpoint", afs: Afs = False) -> Iterator[Stage]:
     """AMED-Solver: two evaluations from s to t, and the direction at the level m between them for all of the way:
 
         x_m = x_s + (sigma_m - sigma_s) d_s,    x_t = x_s + scale_dir (sigma_t - sigma_s) d_m,    d = (x - D) / sigma
@@ -68,7 +88,13 @@ def _amed(levels: Levels) -> Iterator[Stage]:
         yield from euler_step(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1])
 
 
-def amed_dpm_2s(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+@sampler(
+    "AMED-Plugin, DPM-Solver-2",
+    paper="Zhou et al. 2024, arXiv 2312.00094",
+    help="DPM-Solver-2 on pairs of levels, for trained numbers.",
+    order=2,
+)
+def amed_dpm_2s(levels: Levels, *, middle: Middle = "midpoint", afs: Afs = False) -> Iterator[Stage]:
     """AMED-Plugin over DPM-Solver-2, whose own second evaluation is the inserted one, r = (lambda_m - lambda_s) / h:
 
         x_t = (alpha_t / alpha_s) x_s - scale_dir sigma_t (e^h - 1) ((1 - 1/(2r)) eps_s + 1/(2r) eps_m)
@@ -96,7 +122,15 @@ def _amed_dpm_2s(levels: Levels) -> Iterator[Stage]:
         yield from step_1s(len(levels) - 2, levels[len(levels) - 2], levels[len(levels) - 1], NOISE)
 
 
-def amed_dpm_2m(levels: Levels, *, middle: str = "midpoint", afs: bool = False) -> Iterator[Stage]:
+@sampler(
+    "AMED-Plugin, DPM-Solver 2M",
+    paper="Zhou et al. 2024, arXiv 2312.00094",
+    help="In 10 steps from full noise on SD1.5 it follows the authors' trained plan, whatever the schedule; else "
+    "DPM-Solver 2M with every second level halfway between its neighbours.",
+    order=2,
+    curated=True,
+)
+def amed_dpm_2m(levels: Levels, *, middle: Middle = "midpoint", afs: Afs = False) -> Iterator[Stage]:
     """AMED-Plugin over DPM-Solver(2M): that solver on levels of which every second is an inserted one.
 
     Options as in `amed`. Any other solver of one evaluation a step is a base in the same way, see `Recipe`.

@@ -12,16 +12,29 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
 import torch
 
 from ..levels import Level, Levels
+from ..options import Bounds
 from ..phi import Scalar, exp, log, sqrt, value
 from ..plan import Noise, Stage
-from .dpm_solver import DATA, finite_step, step_1s, step_2s
+from ..sampler import sampler
+from .dpm_solver import DATA, Form, R, finite_step, step_1s, step_2s
 
 Below = Callable[[Level, Level], Level]
 """below(s, t): the level that the step from s to t goes down to."""
+
+
+Eta = Annotated[
+    float, Bounds(0.0, 10.0), "Amount of added noise. 0: none, the deterministic sampler; 1: all of the SDE's."
+]
+AncestralStep = Annotated[
+    Literal["posterior", "linear"],
+    "How much of the noise is replaced at a given eta. posterior: as in DDIM; linear: as ComfyUI does for SD3, Flux "
+    "and other flow models.",
+]
 
 
 def added_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
@@ -90,7 +103,18 @@ def _first_order(levels: Levels, below: Below) -> Iterator[Stage]:
             yield renoised(stage, s, d, t)
 
 
-def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Stage]:
+@sampler(
+    "DDIM (DPM-Solver++ 1)",
+    paper="Song et al. 2020, arXiv 2010.02502",
+    help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
+    order=1,
+    curated=True,
+)
+def ddim(
+    levels: Levels,
+    *,
+    eta: Annotated[float, Bounds(0.0, 10.0), "Amount of added noise. 0: deterministic; 1: DDPM."] = 0.0,
+) -> Iterator[Stage]:
     """DDIM, which is DPM-Solver++ of order 1 and, at eta = 0 in sigma space, the Euler method:
 
         x_t = alpha_t D_s + sqrt(sigma_t^2 - v) eps_s + sqrt(v) z,    v = eta^2 sigma_t^2 (1 - e^(-2h)).
@@ -101,6 +125,12 @@ def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Stage]:
     return _first_order(levels, posterior(levels, eta))
 
 
+@sampler(
+    "DDPM",
+    paper="Ho et al. 2020, arXiv 2006.11239",
+    help="The original ancestral sampler: ddim with eta = 1. For many steps.",
+    order=1,
+)
 def ddpm(levels: Levels) -> Iterator[Stage]:
     """DDPM's ancestral sampling, with the variance of the posterior: DDIM at eta = 1, the reverse SDE at order 1.
 
@@ -109,7 +139,14 @@ def ddpm(levels: Levels) -> Iterator[Stage]:
     return ddim(levels, eta=1.0)
 
 
-def euler_ancestral(levels: Levels, *, eta: float = 1.0, ancestral_step: str = "posterior") -> Iterator[Stage]:
+@sampler(
+    "Euler ancestral",
+    paper="Song et al. 2020, arXiv 2010.02502",
+    help="First order, with noise added in every step. Varied; the image changes with the number of steps.",
+    order=1,
+    curated=True,
+)
+def euler_ancestral(levels: Levels, *, eta: Eta = 1.0, ancestral_step: AncestralStep = "posterior") -> Iterator[Stage]:
     """Euler's method down to sigma_d, then noise up to sigma_t. In EDM space
 
         sigma_up = eta sigma_t sqrt(1 - (sigma_t / sigma_s)^2),    sigma_d = sqrt(sigma_t^2 - sigma_up^2),
@@ -121,13 +158,19 @@ def euler_ancestral(levels: Levels, *, eta: float = 1.0, ancestral_step: str = "
     return _first_order(levels, BELOW[ancestral_step](levels, eta))
 
 
+@sampler(
+    "DPM-Solver++ 2S ancestral",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Second order steps with ancestral noise, two evaluations a step. Varied and detailed.",
+    order=2,
+)
 def dpmpp_2s_ancestral(
     levels: Levels,
     *,
-    eta: float = 1.0,
-    r: float = 0.5,
-    solver_type: str = "midpoint",
-    ancestral_step: str = "posterior",
+    eta: Eta = 1.0,
+    r: R = 0.5,
+    solver_type: Form = "midpoint",
+    ancestral_step: AncestralStep = "posterior",
 ) -> Iterator[Stage]:
     """DPM-Solver++(2S) down to sigma_d, then noise up to sigma_t: two evaluations a step.
 
@@ -143,7 +186,25 @@ def dpmpp_2s_ancestral(
             yield renoised(stage, s, d, t) if stage.completes else stage
 
 
-def consistency(levels: Levels, *, gamma: float = 1.0, gamma_of: str = "time") -> Iterator[Stage]:
+@sampler(
+    "Consistency (LCM, TCD)",
+    paper="Song et al. 2023, arXiv 2303.01469; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024, arXiv 2402.19159",
+    help="For distilled models (LCM, TCD, Hyper-SD) at 2 to 8 steps and guidance 1 to 2.",
+    order=1,
+    curated=True,
+)
+def consistency(
+    levels: Levels,
+    *,
+    gamma: Annotated[
+        float, Bounds(0.0, 1.0), "Amount of added noise: 1 is LCM, 0 deterministic; TCD recommends 0.3."
+    ] = 1.0,
+    gamma_of: Annotated[
+        Literal["time", "sigma"],
+        "What gamma is a share of. time: that of Stable Diffusion, as in TCD; sigma: the noise level. For flow models "
+        "both are the same.",
+    ] = "time",
+) -> Iterator[Stage]:
     """Multistep consistency sampling, for distilled models (LCM, TCD, Hyper): down to (1 - gamma) of t, noise up to t.
 
         gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.

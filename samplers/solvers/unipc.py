@@ -9,21 +9,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 from ..levels import Levels
+from ..options import Bounds
 from ..phi import Scalar, expm1, phi, value
 from ..plan import DENOISED, START, Combination, P, Stage, X
-from .dpm_solver import DATA, NOISE, Prediction, finite_step, multistep_order, taylor_data
+from ..sampler import sampler
+from .dpm_solver import DATA, NOISE, LowerOrderFinal, Prediction, finite_step, multistep_order, taylor_data
 
 
+@sampler(
+    "UniPC",
+    paper="Zhao et al. 2023, arXiv 2302.04867",
+    help="Predictor and corrector at one evaluation a step. A good second opinion to dpmpp_2m.",
+    order=3,
+    curated=True,
+)
 def unipc(
     levels: Levels,
     *,
-    order: int = 3,
-    solver_type: str = "bh2",
-    prediction: str = "data",
-    corrector: bool = True,
-    lower_order_final: bool = True,
+    order: Annotated[int, Bounds(1, 3), "Number of predictions that the predictor uses."] = 3,
+    solver_type: Annotated[Literal["bh1", "bh2"], "The function B(h) of the paper; bh2 is the usual one."] = "bh2",
+    prediction: Annotated[
+        Literal["data", "noise"],
+        "What is extrapolated: the data, for guided images, or the noise, for low guidance.",
+    ] = "data",
+    corrector: Annotated[bool, "Correct each step with the next prediction; costs no evaluation."] = True,
+    lower_order_final: LowerOrderFinal = True,
 ) -> Iterator[Stage]:
     """UniPC-p, one evaluation a step. With the last p predictions m_0, m_1 ... at r_k = (lambda_k - lambda_s) / h,
 
