@@ -8,7 +8,6 @@ sigma / alpha, the level with the same signal-to-noise ratio.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Annotated
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..options import Bounds
+from ..phi import value
+from ..processes import T_MIN, LinearBeta
 from ..schedule import schedule
 
 
@@ -130,11 +131,6 @@ def polyexponential(
     return level_of(end + _ramp(n, 1.0, 0.0) ** rho * (start - end), flow)
 
 
-def _vp_sigma(t: Tensor, beta_d: float, beta_min: float) -> Tensor:
-    """The VP process with linear beta: sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t)."""
-    return torch.expm1(beta_d / 2 * t**2 + beta_min * t).sqrt()
-
-
 @schedule(
     "VP (given betas)",
     paper="Song et al. 2021, arXiv 2011.13456",
@@ -154,19 +150,14 @@ def vp(
     Song et al. 2021, arXiv 2011.13456. t runs between the times of sigma_max and sigma_min, which are 1 and 0.001 for
     the range of k-diffusion's get_sigmas_vp.
     """
-
-    def time(log_ratio: float) -> float:
-        exponent = math.log1p(math.exp(2 * log_ratio))
-        return 2 * exponent / (beta_min + math.sqrt(beta_min**2 + 2 * beta_d * exponent))
-
-    start, end = log_ends(sigma_min, sigma_max, flow)
-    return level_of(_vp_sigma(_ramp(n, time(start), time(end)), beta_d, beta_min).log(), flow)
+    beta = LinearBeta(beta_d, beta_min)
+    start, end = (
+        value(beta.inverse(math.log1p(math.exp(2 * log_ratio)))) for log_ratio in log_ends(sigma_min, sigma_max, flow)
+    )
+    return level_of(torch.as_tensor(beta.sigma(_ramp(n, start, end))).log(), flow)
 
 
-_VP_END = 1e-3  # time of sigma_min in the VP process, as in Song et al. 2021
-
-
-def _time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float, Callable[[Tensor], Tensor]]:
+def _model_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float, Callable[[Tensor], Tensor]]:
     """The model's own time: that of sigma_max, that of sigma_min, and sigma(t).
 
     For a flow model time is sigma. Else it is that of the VP process for which sigma(1) = sigma_max and
@@ -175,12 +166,11 @@ def _time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float,
     """
     if flow:
         return sigma_max, sigma_min, lambda t: t
-    log_min, log_max = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    end = _VP_END
-    beta_d = 2 * (log_min / end - log_max) / (end - 1)
-    if beta_d / 2 + log_max <= 0:  # beta(1)
-        beta_d, end = 0.0, log_min / log_max
-    return 1.0, end, functools.partial(_vp_sigma, beta_d=beta_d, beta_min=log_max - beta_d / 2)
+    end, beta = T_MIN, LinearBeta.through(sigma_min, sigma_max)
+    if beta.beta_d + beta.beta_min <= 0:  # beta(1)
+        beta = LinearBeta(0.0, math.log1p(sigma_max**2))
+        end = math.log1p(sigma_min**2) / beta.beta_min
+    return 1.0, end, lambda t: torch.as_tensor(beta.sigma(t))
 
 
 @schedule(
@@ -195,7 +185,7 @@ def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
 
     Song et al. 2021, arXiv 2011.13456; the default of DPM-Solver for large images.
     """
-    start, end, sigma = _time(sigma_min, sigma_max, flow)
+    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
     return sigma(_ramp(n, start, end))
 
 
@@ -211,7 +201,7 @@ def time_quadratic(n: int, sigma_min: float, sigma_max: float, *, flow: bool = F
 
     Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502.
     """
-    start, end, sigma = _time(sigma_min, sigma_max, flow)
+    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
     return sigma(_ramp(n, math.sqrt(start), math.sqrt(end)) ** 2)
 
 
@@ -242,7 +232,7 @@ def beta(
         from scipy.special import betaincinv  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("the beta schedule needs scipy: pip install scipy") from error
-    start, end, sigma = _time(sigma_min, sigma_max, flow)
+    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
     quantile = torch.from_numpy(betaincinv(alpha, beta, _ramp(n, 1.0, 0.0).numpy()))
     return sigma(end + (start - end) * quantile)
 

@@ -11,7 +11,6 @@ exponential integrators iPNDM; in rectified flow d is the velocity. A step to si
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
@@ -19,8 +18,9 @@ import torch
 
 from ..levels import Levels
 from ..options import Bounds
-from ..phi import Scalar, exp, log, sqrt
+from ..phi import Scalar, exp, log
 from ..plan import Combination, P, Stage, X
+from ..processes import LinearBeta
 from ..sampler import sampler
 from .runge_kutta import derivative, euler_step, heun_step, rk4_step
 
@@ -156,24 +156,13 @@ def deis(
             h = t.sigma - s.sigma
             yield from _adams_bashforth(levels, i, variable_weights([(node - s.sigma) / h for node in nodes]))
         else:
-            weights = time_weights([_vp_time(node) for node in nodes], s.sigma, t.sigma)
+            weights = time_weights([_TIME.time(node) for node in nodes], s.sigma, t.sigma)
             x_t = sum((w * d for w, d in zip(weights, P, strict=False)), start=X)
             yield Stage(i, s.sigma, x_t, derivative(s))
 
 
-def _vp(sigma_min: float = 0.002, sigma_max: float = 80.0, end: float = 1e-3) -> tuple[float, float]:
-    """beta_d and beta_min of sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t) with these sigmas at `end` and at 1."""
-    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    beta_d = 2 * (low / end - high) / (end - 1)
-    return beta_d, high - beta_d / 2
-
-
-_BETA_D, _BETA_MIN = _vp()
+_TIME = LinearBeta.through(0.002, 80.0)  # as in diff-sampler
 _GAUSS = 40  # nodes of the quadrature: its error is below 1e-13 for steps over the whole range of a model
-
-
-def _vp_time(sigma: Scalar) -> Scalar:
-    return (sqrt(_BETA_MIN**2 + 2 * _BETA_D * log(1 + sigma * sigma)) - _BETA_MIN) / _BETA_D
 
 
 @functools.cache
@@ -194,7 +183,7 @@ def time_weights(nodes: Sequence[Scalar], start: Scalar, end: Scalar) -> list[Sc
     width = log(end) - log(start)
     for place, weight in _gauss_legendre():
         sigma = start * exp(place * width)
-        tau = _vp_time(sigma)
+        tau = _TIME.time(sigma)
         for j, node in enumerate(nodes):
             lagrange: Scalar = weight * width * sigma
             for other in (n for k, n in enumerate(nodes) if k != j):

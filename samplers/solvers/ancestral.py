@@ -1,6 +1,6 @@
-"""Ancestral samplers: a step of the ODE to below the next level, then fresh noise up to it.
+"""Ancestral samplers: a step of the ODE down to sigma_d (sigma_down), below the next level, then added noise up to it.
 
-A sample at level d, below t, becomes one at t by rescaling and noise, which is exact in both spaces:
+A sample at level d, below t, becomes one at t by rescaling and added noise, which is exact in both spaces:
 
     x_t = (alpha_t / alpha_d) x_d + sqrt(sigma_t^2 - (alpha_t sigma_d / alpha_d)^2) z.
 
@@ -9,23 +9,19 @@ Samplers differ in how far below t they go and in how they get there.
 
 from __future__ import annotations
 
-import bisect
-import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
-
-import torch
 
 from ..levels import Level, Levels
 from ..options import Bounds
 from ..phi import Scalar, exp, log, sqrt, value
 from ..plan import Noise, Stage
+from ..processes import stable_diffusion_sigma, stable_diffusion_time
 from ..sampler import sampler
 from .dpm_solver import DATA, Form, R, finite_step, step_1s, step_2s
 
-Below = Callable[[Level, Level], Level]
-"""below(s, t): the level that the step from s to t goes down to."""
-
+SigmaDown = Callable[[Level, Level], Level]
+"""sigma_down(s, t): the level that the step from s to t goes down to, before noise is added."""
 
 Eta = Annotated[
     float, Bounds(0.0, 10.0), "Amount of added noise. 0: none, the deterministic sampler; 1: all of the SDE's."
@@ -47,7 +43,7 @@ def added_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
         return None
     if value(t.lam) < value(s.lam):
         raise ValueError(
-            f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot take fresh noise: to invert an "
+            f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot add noise: to invert an "
             "image set the option for it (eta, gamma, s_churn) to 0, or take a sampler without noise"
         )
     if value(variance) < 0:  # a difference of squares that are nearly equal
@@ -55,8 +51,8 @@ def added_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
     return Noise(sqrt(variance), s.sigma, t.sigma)
 
 
-def renoised(stage: Stage, s: Level, d: Level, t: Level) -> Stage:
-    """The stage that ends at d, with its sample taken up to t."""
+def ancestral(stage: Stage, s: Level, d: Level, t: Level) -> Stage:
+    """The stage of a step from s that ends at d as an ancestral one: added noise takes the sample up to t."""
     if d is t:
         return stage
     rescale = t.alpha / d.alpha
@@ -64,43 +60,43 @@ def renoised(stage: Stage, s: Level, d: Level, t: Level) -> Stage:
     return stage._replace(update=rescale * stage.update, noise=added_noise((t.sigma - kept) * (t.sigma + kept), s, t))
 
 
-def posterior(levels: Levels, eta: float) -> Below:
+def posterior(levels: Levels, eta: float) -> SigmaDown:
     """Down to where the noise kept has variance sigma_t^2 (1 - eta^2 (1 - e^(-2h))): DDPM's posterior at eta = 1.
 
-    Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, eq. 16. For eta above 1 all noise is fresh where the formula would
-    make the variance negative.
+    Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, eq. 16. For eta above 1 none is kept where the formula would make
+    the variance negative.
     """
 
-    def below(s: Level, t: Level) -> Level:
+    def sigma_down(s: Level, t: Level) -> Level:
         if eta == 0 or value(t.sigma) == 0:
             return t
         kept = 1 - eta**2 + eta**2 * (exp(-2 * (t.lam - s.lam)) if finite_step(s, t) else 0.0)
         return levels.at_lambda(t.lam - log(kept) / 2) if value(kept) > 0 else levels.at_sigma(0.0)
 
-    return below
+    return sigma_down
 
 
-def linear(levels: Levels, eta: float) -> Below:
+def linear(levels: Levels, eta: float) -> SigmaDown:
     """Down to sigma_t (1 - eta (1 - sigma_t / sigma_s)): ComfyUI's choice for rectified flow."""
 
-    def below(s: Level, t: Level) -> Level:
+    def sigma_down(s: Level, t: Level) -> Level:
         if eta == 0 or value(t.sigma) == 0:
             return t
         sigma = t.sigma * (1 - eta * (1 - t.sigma / s.sigma))
         return levels.at_sigma(sigma if value(sigma) > 0 else 0.0)
 
-    return below
+    return sigma_down
 
 
-BELOW: dict[str, Callable[[Levels, float], Below]] = {"posterior": posterior, "linear": linear}
+SIGMA_DOWN: dict[str, Callable[[Levels, float], SigmaDown]] = {"posterior": posterior, "linear": linear}
 
 
-def _first_order(levels: Levels, below: Below) -> Iterator[Stage]:
+def _first_order(levels: Levels, sigma_down: SigmaDown) -> Iterator[Stage]:
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        d = below(s, t)
+        d = sigma_down(s, t)
         for stage in step_1s(i, s, d, DATA):
-            yield renoised(stage, s, d, t)
+            yield ancestral(stage, s, d, t)
 
 
 @sampler(
@@ -155,7 +151,7 @@ def euler_ancestral(levels: Levels, *, eta: Eta = 1.0, ancestral_step: Ancestral
     for rectified flow; in EDM space the two agree at eta = 1.
     k-diffusion, after Song et al. 2020, arXiv 2010.02502; Euler: Karras et al. 2022, arXiv 2206.00364.
     """
-    return _first_order(levels, BELOW[ancestral_step](levels, eta))
+    return _first_order(levels, SIGMA_DOWN[ancestral_step](levels, eta))
 
 
 @sampler(
@@ -177,13 +173,13 @@ def dpmpp_2s_ancestral(
     The step to d is that of `dpmpp_2s`, order 1 where it is infinite in lambda; d as in `euler_ancestral`.
     Lu et al. 2022, arXiv 2211.01095, Algorithm 1; k-diffusion.
     """
-    below = BELOW[ancestral_step](levels, eta)
+    sigma_down = SIGMA_DOWN[ancestral_step](levels, eta)
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        d = below(s, t)
+        d = sigma_down(s, t)
         step = step_2s(levels, i, s, d, DATA, r, solver_type) if finite_step(s, d) else step_1s(i, s, d, DATA)
         for stage in step:
-            yield renoised(stage, s, d, t) if stage.completes else stage
+            yield ancestral(stage, s, d, t) if stage.completes else stage
 
 
 @sampler(
@@ -215,36 +211,11 @@ def consistency(
     arXiv 2402.19159, Algorithm 2.
     """
 
-    def below(s: Level, t: Level) -> Level:
+    def sigma_down(s: Level, t: Level) -> Level:
         if gamma == 0 or value(t.sigma) == 0:
             return t
         if gamma_of == "sigma" or levels.flow:
             return levels.at_sigma((1 - gamma) * t.sigma)
-        return levels.at_sigma(sd_sigma((1 - gamma) * sd_time(t.sigma)))
+        return levels.at_sigma(stable_diffusion_sigma((1 - gamma) * stable_diffusion_time(t.sigma)))
 
-    return _first_order(levels, below)
-
-
-@functools.cache
-def _sd_sigmas() -> list[float]:
-    """Sigmas of Stable Diffusion at the times 0, 1 ... 1000: linear in sqrt(beta), with no noise at time 0.
-
-    Rombach et al. 2022, arXiv 2112.10752; beta from 0.00085 to 0.012.
-    """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alpha_bar = (1 - betas).cumprod(0)
-    return [0.0, *((1 - alpha_bar) / alpha_bar).sqrt().tolist()]
-
-
-def sd_time(sigma: Scalar) -> Scalar:
-    """The time of a sigma, linear between those of the table and beyond its end."""
-    sigmas = _sd_sigmas()
-    k = min(max(bisect.bisect_right(sigmas, value(sigma)) - 1, 0), len(sigmas) - 2)
-    return k + (sigma - sigmas[k]) / (sigmas[k + 1] - sigmas[k])
-
-
-def sd_sigma(time: Scalar) -> Scalar:
-    """The sigma of a time; undoes `sd_time`."""
-    sigmas = _sd_sigmas()
-    k = min(max(int(value(time)), 0), len(sigmas) - 2)
-    return sigmas[k] + (time - k) * (sigmas[k + 1] - sigmas[k])
+    return _first_order(levels, sigma_down)

@@ -21,7 +21,7 @@ from ..levels import Level, Levels
 from ..phi import Scalar, expm1
 from ..plan import START, Noise, P, Stage, X
 from ..sampler import sampler
-from .ancestral import Eta, added_noise, posterior, renoised
+from .ancestral import Eta, added_noise, ancestral, posterior
 from .dpm_solver import DATA, Curvature, Form, Prediction, R, finite_step, multistep, step_1s, taylor_data
 
 
@@ -92,20 +92,20 @@ def dpmpp_3m_sde(levels: Levels, *, eta: Eta = 1.0, solver_type: Curvature = "pu
 def dpmpp_sde(levels: Levels, *, eta: Eta = 1.0, r: R = 0.5) -> Iterator[Stage]:
     """SDE-DPM-Solver++ singlestep: two evaluations a step, at s and at lambda_u = lambda_s + r h, both ancestral.
 
-        x_u = (step of order 1 from s to below u) + noise up to u
-        x_t = (step of order 1 from s to below t, for (1 - 1/(2r)) D_s + 1/(2r) D_u) + noise up to t
+        x_u = (step of order 1 from s to sigma_down of u) + noise up to u
+        x_t = (step of order 1 from s to sigma_down of t, for (1 - 1/(2r)) D_s + 1/(2r) D_u) + noise up to t
 
-    How far below is as in DDIM. The noise of both comes from one path: the way to t goes on from that to u.
+    sigma_down is that of DDIM. The noise of both comes from one path: the way to t goes on from that to u.
     k-diffusion, after Lu et al. 2022, arXiv 2211.01095.
     """
-    below = posterior(levels, eta)
+    sigma_down = posterior(levels, eta)
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        d = below(s, t)
+        d = sigma_down(s, t)
         if not finite_step(s, t):
-            yield from (renoised(stage, s, d, t) for stage in step_1s(i, s, d, DATA))
+            yield from (ancestral(stage, s, d, t) for stage in step_1s(i, s, d, DATA))
             continue
         u = levels.between(s, t, r)
-        d_u = below(s, u)
-        yield renoised(Stage(i, s.sigma, taylor_data(X, s, d_u, P[0]), completes=False), s, d_u, u)
-        yield renoised(Stage(i, u.sigma, taylor_data(START, s, d, P[1] + (P[0] - P[1]) / (2 * r))), s, d, t)
+        d_u = sigma_down(s, u)
+        yield ancestral(Stage(i, s.sigma, taylor_data(X, s, d_u, P[0]), completes=False), s, d_u, u)
+        yield ancestral(Stage(i, u.sigma, taylor_data(START, s, d, P[1] + (P[0] - P[1]) / (2 * r))), s, d, t)
