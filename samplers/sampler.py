@@ -75,6 +75,28 @@ class SamplerSpec(Spec):
         amounts = (option for option in self.solver_options if option.minimum == 0)
         return next((o for o in amounts if self._adds_noise(o, 0.0) < self._adds_noise(o, o.maximum)), None)
 
+    @cached_property
+    def paired(self) -> bool:
+        """Whether it evaluates once at each level and takes two of them for a step: the first and the second, the third
+        and the fourth, and so on."""
+        stages = () if self.adaptive else tuple(self.solver(_SOME_LEVELS))
+        return [stage.completes for stage in stages] == [k % 2 == 1 for k in range(len(_SOME_LEVELS) - 1)]
+
+    @cached_property
+    def at_given_levels(self) -> Mapping[str, str]:
+        """The choices by which it evaluates at the levels that it is given, where it moves some of them by default."""
+
+        def moved(**choice: str) -> bool:
+            return [stage.sigma for stage in self.solver(_UNEVEN_LEVELS, **choice)] != [*_UNEVEN_LEVELS.sigmas[:-1]]
+
+        choices = ({option.name: choice} for option in self.solver_options for choice in option.choices)
+        return {} if self.adaptive else next((c for c in choices if moved() and not moved(**c)), {})
+
+    def solver_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the solver alone, defaults filled in; raises ValueError as `check_options`."""
+        checked = self.check_options(given)
+        return {option.name: checked[option.name] for option in self.solver_options}
+
     def _adds_noise(self, option: Option | None = None, value: Any = None) -> bool:
         """Whether it does, with one option at another value than its default."""
         changed = {} if option is None else {option.name: value}
@@ -174,7 +196,8 @@ class SamplerSpec(Spec):
         )
 
 
-_SOME_LEVELS = Levels((8.0, 4.0, 2.0, 1.0))
+_SOME_LEVELS = Levels((8.0, 4.0, 2.0, 1.0, 0.5))
+_UNEVEN_LEVELS = Levels((8.0, 5.0, 2.0, 0.7, 0.5))
 
 
 class PreparedRun(NamedTuple):

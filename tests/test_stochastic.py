@@ -317,7 +317,7 @@ def test_churn_by_its_formula():
 
 @each_stochastic
 def test_no_noise_on_the_way_up(spec):
-    with pytest.raises(ValueError, match=r"up to .* cannot take fresh noise: to invert .* set the option .* to 0"):
+    with pytest.raises(ValueError, match=r"up to .* cannot add noise: to invert .* set the option .* to 0"):
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **with_noise(spec))
     if spec.id != "ddpm":
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, **without_noise(spec))
