@@ -269,8 +269,7 @@ def solve_backward(
         else:
             x = below * (levels[i].alpha / levels[n].alpha)
 
-        told = levels[i].sigma if stage.sigma is None else stage.sigma
-        sigma = level_tensor(told, x, wide)
+        sigma = level_tensor(levels[i].sigma if stage.sigma is None else stage.sigma, x, wide)
         jacobian, accelerated = _jacobian(stage, levels, i, n), Anderson()
         for _ in range(evaluations):
             answer = model(x, sigma)

@@ -15,7 +15,7 @@ from .phi import Scalar, exp, log, value
 SAME_LEVEL = 1e-4
 """Levels that differ by less than this share are one: float32 in the host, rounded numbers in a workflow."""
 
-_LARGEST = torch.finfo(torch.float32).max  # in which the model is told its level
+_LARGEST = torch.finfo(torch.float32).max  # of the sigma passed to the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Run(NamedTuple):
     """All different, as the mathematics takes them. Fewer than two: there is no step."""
 
     given: tuple[float, ...]
-    """The same as they were given, which is what the model is told."""
+    """The same as they were given, which is the sigma passed to the model."""
 
     numbers: tuple[int, ...]
     """Where they stand among those given. The step from levels[k] is that from sigmas[numbers[k]]."""

@@ -97,7 +97,7 @@ P = tuple(Combination({k: 1.0}) for k in range(4))
 
 
 class Noise(NamedTuple):
-    """Fresh noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
+    """Added noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
 
     scale: Scalar
     sigma: Scalar
@@ -181,13 +181,13 @@ def analytical_first_step(stages: Iterable[Stage], levels: Levels) -> Iterator[S
 
 
 def model_sigmas(plan: Iterable[Stage]) -> list[float]:
-    """The levels that the model is told in a run, one for each evaluation, in order."""
+    """The sigmas passed to the model in a run, one for each evaluation, in order."""
     return [value(stage.sigma) for stage in plan if stage.sigma is not None]
 
 
 def as_given(stage: Stage, run: Run) -> Stage:
-    """A stage in the terms of who gave the levels: its step numbered as it stands among them, and the model told pure
-    noise as it was given."""
+    """A stage in the terms of who gave the levels: its step numbered as it stands among them, and pure noise
+    passed to the model as it was given."""
     sigma = stage.sigma
     if sigma is not None and value(sigma) == 1:
         sigma = next((given for level, given in zip(run.levels, run.given, strict=True) if level.sigma == 1), sigma)

@@ -82,8 +82,9 @@ def stable_diffusion_time(sigma: Scalar) -> Scalar:
 def stable_diffusion_sigma(time: Scalar) -> Scalar:
     """The sigma of a time, 0 to 1000; undoes `stable_diffusion_time`."""
     sigmas = _stable_diffusion_sigmas()
-    k = min(max(int(value(time)), 0), len(sigmas) - 2)
-    return sigmas[k] + (time - k) * (sigmas[k + 1] - sigmas[k])
+    k = min(max(int(value(time)), 0), len(sigmas) - 1)
+    start = min(k, len(sigmas) - 2)
+    return sigmas[k] + (time - k) * (sigmas[start + 1] - sigmas[start])
 
 
 # The processes of networks

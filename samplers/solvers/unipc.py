@@ -57,16 +57,16 @@ def unipc(
     corrected = [corrector and i < steps - 1 and kind.corrects(s, t, t) for i, (s, t) in enumerate(ends)]
     for i in range(steps):
         s = levels[i]
-        predict = _update(X, levels, i, orders[i], kind, solver_type)
+        predict = _step(X, levels, i, orders[i], kind, solver_type)
         if i > 0 and corrected[i - 1]:
-            correct = _update(START, levels, i - 1, orders[i - 1], kind, solver_type, corrects=True)
+            correct = _step(START, levels, i - 1, orders[i - 1], kind, solver_type, corrects=True)
             yield Stage(i, s.sigma, correct, kind.of(s))
             yield Stage(i, None, predict, completes=not corrected[i])
         else:
             yield Stage(i, s.sigma, predict, kind.of(s), completes=not corrected[i])
 
 
-def _update(
+def _step(
     x: Combination, levels: Levels, i: int, order: int, kind: Prediction, solver_type: str, corrects: bool = False
 ) -> Combination:
     """The step from levels[i] to levels[i + 1]; as a corrector it knows the prediction at its end, P[0]."""
