@@ -22,7 +22,7 @@ from ..checks import read_number, shortened
 from ..integrate import Model, State, integrate
 from ..levels import Level, read_levels
 from ..phi import value
-from ..solvers.amed import IntermediatePoint, predicted
+from .pairs import IntermediatePoint, predicted
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from ..integrate import Model, NonFiniteError, integrate
 from ..levels import Levels, read_levels
 from ..phi import Scalar
-from ..registry import SCHEDULES
+from ..schedules import SCHEDULES
 from .recipe import Recipe
 from .tuning import Tuning
 

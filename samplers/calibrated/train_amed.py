@@ -28,9 +28,9 @@ from torch import Tensor
 from ..integrate import Evaluations, Model, Operands, evaluated, history_length, non_finite, updated
 from ..levels import Levels, read_levels
 from ..phi import value
-from ..registry import SAMPLERS
-from ..solvers.amed import IntermediatePoint, Pairs, end_of_step
+from ..solvers import SAMPLERS
 from ..solvers.dpm_solver import finite_step
+from .pairs import IntermediatePoint, Pairs, end_of_step
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
