@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from host import ROOT, Server, import_comfyui, load_pack, server
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # however busy it is
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
