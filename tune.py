@@ -5,6 +5,8 @@ In the folder of ComfyUI, with the pack in custom_nodes/few-step:
     python -m custom_nodes.few-step.tune calibrate --checkpoint sd15.safetensors --prompts prompts.txt --out portraits
     torchrun --nproc_per_node=2 -m custom_nodes.few-step.tune train --checkpoint sd15.safetensors ...
 
+Behind torchrun, --start is called --start-from: torchrun takes the short name for one of its own options.
+
 The file of prompts holds one per line. The plan is written to models/fewstep, or where --out says if that is a path.
 Ctrl-C keeps the best so far. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped.
 """
@@ -104,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--start",
+        "--start-from",  # the former is a beginning of torchrun's --start-method
         type=Path,
         metavar="FILE",
         help="a plan or predictor to begin with; --base, --schedule and --afs are then its own",

@@ -32,7 +32,8 @@ NODES = {
 REGISTERED = {
     "the folder models/fewstep": (".plans", "register_folder"),
     "the plots in the nodes": (".ui.routes", "register_routes"),
-    "the names in the host's lists of samplers and schedules": (".registration", "register"),
+    "the names of samplers in the host's lists": (".registration", "register_samplers"),
+    "the names of schedules in the host's lists": (".registration", "register_schedules"),
 }
 """What the host is told of, and by which function."""
 

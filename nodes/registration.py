@@ -17,8 +17,12 @@ from ..samplers import SAMPLERS, SCHEDULES
 from .host.model import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
 
 
-def register() -> None:
-    """Add what is not there yet. Entries that exist, the host's or ours from an earlier load, stay as they are."""
+def register_samplers() -> None:
+    """Add what is not there yet. Entries that exist, the host's or ours from an earlier load, stay as they are.
+
+    Raises:
+        AttributeError: naming the lists that did not take the names.
+    """
     # Newer hosts make a SAMPLER again from the name of its function: every one is to be found.
     for function in (sample_fewstep_plan, *map(sampler_function, SAMPLERS.values())):
         if not hasattr(k_diffusion, function.__name__):
@@ -26,6 +30,9 @@ def register() -> None:
     names = [PREFIX + spec.id for spec in SAMPLERS.values() if spec.curated]
     _extend(names, (comfy.samplers.KSampler, "SAMPLERS"), (comfy.samplers, "SAMPLER_NAMES"))
 
+
+def register_schedules() -> None:
+    """As `register_samplers`."""
     known = comfy.samplers.SCHEDULER_HANDLERS
     if not isinstance(known, MutableMapping):
         known = comfy.samplers.SCHEDULER_HANDLERS = dict(known)
@@ -43,12 +50,27 @@ def _extend(names: Sequence[str], *places: tuple[Any, str]) -> None:
     """Append names to the list that each of the places, an object and its attribute, holds.
 
     Where another pack has put no list (a tuple) it is replaced by one: by the same in all places that held the same.
+
+    Raises:
+        AttributeError: naming the places that did not take them, after all others have.
     """
-    lists: dict[int, list[str]] = {}
+    lists: list[tuple[Any, list[str]]] = []  # what was found, and what takes its place
+    refused = []
     for owner, attribute in places:
         found = getattr(owner, attribute, None)
         if found is None:  # a host that has one list, or none: `needs` tells of it
             continue
-        dropdown = lists.setdefault(id(found), found if isinstance(found, list) else list(found))
-        dropdown += [name for name in names if name not in list(dropdown)]
-        setattr(owner, attribute, dropdown)
+        try:
+            dropdown = next((taken for known, taken in lists if known is found), None)
+            if dropdown is None:
+                dropdown = found if isinstance(found, list) else list(found)
+                lists.append((found, dropdown))
+            dropdown += [name for name in names if name not in list(dropdown)]
+            if dropdown is not found:
+                setattr(owner, attribute, dropdown)
+            if not {*names} <= {*getattr(owner, attribute)}:
+                raise TypeError("it is made anew whenever it is read")
+        except Exception as error:  # of whatever another pack has put there
+            refused.append(f"{owner.__name__}.{attribute} does not take them ({error})")
+    if refused:
+        raise AttributeError("; ".join(refused))

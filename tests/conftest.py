@@ -10,9 +10,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from host import ROOT, Server, import_comfyui, load_pack, server
+from hypothesis import HealthCheck, settings
 from in_the_host import module
 from small_models import small_model
 
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # however busy it is
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 

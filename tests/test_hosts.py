@@ -436,8 +436,9 @@ def test_dropdowns_of_another_type_get_our_names(comfyui, monkeypatch, kind):
     ours = {name for name in before if name.startswith("fewstep_")}
     plain = {name: handler for name, handler in before.items() if name not in ours}
     monkeypatch.setattr(host, "SCHEDULER_HANDLERS", types.MappingProxyType(plain))
-    registration.register()
-    registration.register()  # changes nothing
+    for _ in range(2):  # the second time changes nothing
+        registration.register_samplers()
+        registration.register_schedules()
     for name, ending, specs in (
         ("SAMPLERS", "SAMPLER_NAMES", SAMPLERS), ("SCHEDULERS", "SCHEDULER_NAMES", SCHEDULES),
     ):  # fmt: skip
@@ -454,9 +455,34 @@ def test_one_list_of_two_replaced(comfyui, monkeypatch):
 
     monkeypatch.setattr(host.KSampler, "SAMPLERS", ("euler", "mine"))
     kept = host.SAMPLER_NAMES
-    module(comfyui, "registration").register()
+    module(comfyui, "registration").register_samplers()
     assert host.SAMPLER_NAMES is kept
     assert host.KSampler.SAMPLERS[:2] == ["euler", "mine"] and "fewstep_dpmpp_2m" in host.KSampler.SAMPLERS
+
+
+@pytest.mark.parametrize("kind", ["cannot be assigned", "is made anew", "of instances"])
+@pytest.mark.parametrize("name", ["SAMPLERS", "SCHEDULERS"])
+def test_a_list_that_takes_no_names_is_told_and_the_others_get_them(comfyui, monkeypatch, caplog, name, kind):
+    import comfy.samplers as host
+
+    lists = {"SAMPLERS": (host.SAMPLER_NAMES, SAMPLERS), "SCHEDULERS": (host.SCHEDULER_NAMES, SCHEDULES)}
+    theirs = {n: [entry for entry in names if "fewstep_" not in entry] for n, (names, _) in lists.items()}
+    for n, ending in (("SAMPLERS", "SAMPLER_NAMES"), ("SCHEDULERS", "SCHEDULER_NAMES")):
+        monkeypatch.setattr(host.KSampler, n, list(theirs[n]))
+        monkeypatch.setattr(host, ending, list(theirs[n]))
+    made = {"cannot be assigned": tuple, "is made anew": list}.get(kind)
+    if made:
+        odd = type("Odd", (type,), {name: property(lambda cls: made(theirs[name]))})
+        monkeypatch.setattr(host, "KSampler", odd("KSampler", (host.KSampler,), {}))
+    else:
+        monkeypatch.setattr(host.KSampler, name, property(lambda sampler: theirs[name]))
+    assert another_copy("beside_another_pack") == ids(comfyui)
+    for n, names in (("SAMPLERS", host.SAMPLER_NAMES), ("SCHEDULERS", host.SCHEDULER_NAMES)):
+        expected = theirs[n] + [f"fewstep_{spec.id}" for spec in lists[n][1].values() if spec.curated]
+        assert names == expected and (n == name or getattr(host.KSampler, n) == expected)
+    (said,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
+    kinds = {"SAMPLERS": "samplers", "SCHEDULERS": "schedules"}
+    assert f"left out: the names of {kinds[name]} in" in said and f"KSampler.{name} does not take them" in said
 
 
 # Scales of guidance that other nodes change
@@ -685,7 +711,7 @@ GONE = {  # what a host lacks: which nodes are left out, and what the log says o
     "comfy.model_management.OOM_EXCEPTION": ({"FewStepCompare"}, "affected: the nodes that sample by themselves"),
     "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),
     "comfy.samplers.SAMPLER_NAMES": (set(), "affected: the names of our samplers"),
-    "comfy.samplers.SchedulerHandler": (set(), "left out: the names in the host's lists"),
+    "comfy.samplers.SchedulerHandler": (set(), "left out: the names of schedules in the host's lists"),
     "folder_paths.get_filename_list": ({"FewStepLoadPlan"}, "affected: the folder models/fewstep"),
     "comfy.supported_models_base.BASE": (set(), "affected: the demo nodes"),
     "server.PromptServer": (set(), "left out: the plots in the nodes"),

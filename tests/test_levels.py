@@ -269,6 +269,17 @@ def test_a_pair_of_amed_that_is_too_long_is_two_steps_of_euler():
         torch.testing.assert_close(x, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("id", ["heun", "edm", "rk4", "plms", "dpmpp_2s_ancestral"])
+def test_a_part_that_ends_above_0_is_the_whole_run_up_to_there(id):
+    """So a step to its last level evaluates the model there."""
+    sigmas = [9.0, 4.0, 1.5, 0.3, 0.0]
+    part, whole = SAMPLERS[id].plan(sigmas[:3]), SAMPLERS[id].plan(sigmas)
+    assert told(part)[-1] == pytest.approx(1.5, rel=1e-12)
+    for stage, same in zip(part, whole, strict=False):
+        assert (stage.step, stage.sigma, stage.noise) == (same.step, same.sigma, same.noise)
+        assert stage.update.terms == pytest.approx(same.update.terms, rel=1e-12)
+
+
 # No step
 
 

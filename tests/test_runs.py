@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -360,10 +361,9 @@ def test_first_levels_just_above_one(comfyui):
 @pytest.mark.parametrize("sampler", ["amed", "amed_dpm_2m", "dpm_fast", "dpmpp_2s", "dpm_adaptive", "plms"])
 def test_context_windows(comfyui, sampler):
     """The host looks up the step of an evaluation; its own two-stage samplers fail there in 0.3.75."""
-    model = small_model("EPS")
-    (windows,) = (
-        comfyui.nodes["ContextWindowsManual"].execute(model, 4, 2, "standard_static", 1, False, "pyramid", 2).result
-    )
+    model, node = small_model("EPS"), comfyui.nodes["ContextWindowsManual"].execute
+    more = [False] if "freenoise" in inspect.signature(node).parameters else []  # newer hosts ask for it
+    (windows,) = node(model, 4, 2, "standard_static", 1, False, "pyramid", 2, *more).result
     (_, sigmas), *_ = schedules(comfyui, model)[0]
     (solver,) = comfyui.nodes["FewStepSampler"].execute(sampler).result
     assert run(comfyui, windows, solver, sigmas).isfinite().all()

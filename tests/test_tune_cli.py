@@ -165,6 +165,27 @@ def test_two_processes_learn_what_one_does(folder, done):
     assert (two - one).norm() < 0.01 * (one - weights(untrained)).norm()
 
 
+def test_torchrun_hands_on_every_option():
+    """By one of its names. Torchrun looks for beginnings of its own options behind the name of the script, too."""
+    from torch.distributed import run as torchrun
+
+    import tune as cli
+
+    def handed_on(name: str) -> bool:
+        arguments = ["train", name, "value"]
+        try:
+            return torchrun.parse_args(["--standalone", "-m", "tune", *arguments]).training_script_args == arguments
+        except SystemExit:
+            return False
+
+    (commands,) = cli.parser()._subparsers._group_actions
+    options = [option for option in commands.choices["train"]._actions if option.dest != "help"]
+    assert [option.dest for option in options if not any(map(handed_on, option.option_strings))] == []
+    needed = ["--checkpoint", "a", "--prompts", "b", "--out", "c"]
+    for name in ("--start", "--start-from"):
+        assert cli.parser().parse_args(["train", *needed, name, "plan"]).start == Path("plan")
+
+
 def test_ctrl_c_keeps_the_best(folder):
     code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "1000", loader="stopped")
     assert code == 130, complaints
