@@ -274,7 +274,7 @@ def test_a_part_that_ends_above_0_is_the_whole_run_up_to_there(id):
     """So a step to its last level evaluates the model there."""
     sigmas = [9.0, 4.0, 1.5, 0.3, 0.0]
     part, whole = SAMPLERS[id].plan(sigmas[:3]), SAMPLERS[id].plan(sigmas)
-    assert told(part)[-1] == pytest.approx(1.5, rel=1e-12)
+    assert model_sigmas(part)[-1] == pytest.approx(1.5, rel=1e-12)
     for stage, same in zip(part, whole, strict=False):
         assert (stage.step, stage.sigma, stage.noise) == (same.step, same.sigma, same.noise)
         assert stage.update.terms == pytest.approx(same.update.terms, rel=1e-12)
