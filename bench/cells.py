@@ -191,7 +191,7 @@ def learned_path(entry: Entry) -> Path:
 @functools.cache
 def calibrated(entry: Entry) -> Any:
     """As the pack inside the host loads it."""
-    return import_pack().samplers.calibrated.file.load(learned_path(entry))
+    return import_pack().samplers.calibrated.plan.load(learned_path(entry))
 
 
 # Levels and evaluations

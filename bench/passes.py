@@ -23,7 +23,8 @@ from bench import cells
 from torch import Tensor
 
 import comfy.samplers
-from samplers.calibrated.fit import Goal, calibrate, plain_recipes, rmse
+from samplers.calibrated.fit import calibrate, plain_recipes
+from samplers.calibrated.objective import Goal, rmse
 from samplers.calibrated.recipe import Recipe
 # isort: on
 
@@ -90,15 +91,15 @@ def main() -> None:
         exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), levels, tuple(pairs))
         return Goal(lambda recipe: final_samples(recipe, pairs, left_out), exact)
 
-    fit, check = (goal([cells.Pair(prompts[k % 8], seed + k) for k in range(16)]) for seed in (1000, 2000))
+    training, validation = (goal([cells.Pair(prompts[k % 8], seed + k) for k in range(16)]) for seed in (1000, 2000))
     report = goal(quality.Bench(quality.Size(), None).reported_on)
     few = [cells.Pair(prompts[k], 1000 + k) for k in range(4)]
-    look = Goal(lambda recipe: final_samples(recipe, few, left_out), fit.target[:4])
+    screening = Goal(lambda recipe: final_samples(recipe, few, left_out), training.target[:4])
     sampling = cells._model()[0].get_model_object("model_sampling")
     starts = plain_recipes(("ipndm_v",), o.evaluations, float(sampling.sigma_min), float(sampling.sigma_max))
-    for progress in calibrate(starts, look, fit, check, rounds=o.rounds):
+    for progress in calibrate(starts, screening, training, validation, rounds=o.rounds):
         last = progress
-    error = float(rmse(report.differences(last.best)).median())
+    error = float(rmse(report.residuals(last.best)).median())
     passes = 2 * o.evaluations - len(left_out)
     print(f"{o.evaluations} evaluations, {passes} passes: {last.before:.4f} -> {last.after:.4f}; reported: {error:.4f}")
 

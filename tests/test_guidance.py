@@ -12,7 +12,8 @@ from mixture import FLOW_MIN, NOISE, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_de
 from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES
-from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.about import About
+from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
 from samplers.guidance import (
@@ -458,7 +459,7 @@ def test_every_sampler_of_the_host_takes_it(comfyui, eps_model):
 def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     factors = (1.0, 0.5, 2.0)
     recipe = Recipe("euler", (14.6, 4.0, 1.0, 0.0), tunings=tuple(Tuning(guidance=f) for f in factors))
-    plan = CalibratedPlan(recipe, about={"guidance": 5.0})
+    plan = CalibratedPlan(recipe, about=About(guidance=5.0))
     solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result[:2]
     model, seen = watched_scales(eps_model)
     guidance = made(comfyui, "list", cfg=5.0, values="4 6 2")
@@ -480,7 +481,7 @@ def test_a_plan_is_compared_with_the_strongest_scale_of_a_list(comfyui, eps_mode
     """`cfg` is not used by a list, and its being 0 does not take the plan's factors away."""
     recipe = Recipe("euler", (14.6, 4.0, 0.0), tunings=(Tuning(guidance=0.5), Tuning()))
     solver, sigmas = (
-        comfyui.nodes["FewStepPlanSampler"].execute(CalibratedPlan(recipe, about={"guidance": 6.0})).result[:2]
+        comfyui.nodes["FewStepPlanSampler"].execute(CalibratedPlan(recipe, about=About(guidance=6.0))).result[:2]
     )
     model, seen = watched_scales(eps_model)
     guider = node(

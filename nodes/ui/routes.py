@@ -19,7 +19,7 @@ from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
 from ...samplers import SAMPLERS, SCHEDULES
-from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.checks import shortened
 from ...samplers.guidance import RAMPS, Guidance, passes
 from ...samplers.plan import DENOISED, Plan

@@ -119,7 +119,7 @@ class Predictor(nn.Module):
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
             head.bias.add_(bias.to(head.bias))
 
-    def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[IntermediatePoint]:
+    def intermediate_points(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[IntermediatePoint]:
         """The numbers as scalars, one `IntermediatePoint` per image. With gradients if they are enabled, else plain."""
         rows = self(bottleneck, sigma, sigma_next).double()
         if rows.requires_grad:
@@ -136,9 +136,9 @@ class Predictor(nn.Module):
         for i in range(0, len(levels) - 2, 2):
             s, end = levels[i], end_of_step(levels, i)
             if finite_step(s, end):
-                (middle,) = self.middles(zeros, value(s.sigma), value(end.sigma))
-                sigmas[i + 1] = levels.between(s, end, middle.r).sigma
-                tunings[i + 1] = middle.over(tunings[i + 1])
+                (point,) = self.intermediate_points(zeros, value(s.sigma), value(end.sigma))
+                sigmas[i + 1] = levels.between(s, end, point.r).sigma
+                tunings[i + 1] = point.over(tunings[i + 1])
         return Levels(tuple(sigmas), levels.flow), tunings
 
 

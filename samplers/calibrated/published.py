@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from .file import CalibratedPlan
+from .about import About
+from .plan import CalibratedPlan
 from .recipe import Recipe
 from .tuning import Tuning
 
@@ -27,12 +28,12 @@ AMED_SD15 = CalibratedPlan(
         (*map(stable_diffusion_sigma, _STEPS), 0.0),
         tunings=tuple(Tuning(scale_dir=d, scale_time=t) for d, t in zip(_SCALE_DIR, _SCALE_TIME, strict=True)),
     ),
-    about={
-        "model": {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"},
-        "guidance": 7.5,
-        "source": "Zhou et al. 2024, arXiv 2312.00094, example notebook: a predictor without bottleneck, trained on "
+    about=About(
+        model={"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"},
+        guidance=7.5,
+        source="Zhou et al. 2024, arXiv 2312.00094, example notebook: a predictor without bottleneck, trained on "
         "captions of MS-COCO. Its last level, time step 0, is replaced by sigma = 0.",
-    },
+    ),
 )
 
 PUBLISHED: Mapping[str, CalibratedPlan] = {"amed_dpm_2m": AMED_SD15}
