@@ -125,14 +125,14 @@ class Guidance:
         return self.shape != "constant" or self.cfg_pp
 
     def over(
-        self, sigmas: Sequence[float], *, flow: bool = False, progress: Callable[[float], float] | None = None
+        self, sigmas: Sequence[float], *, flow: bool = False, elapsed: Callable[[float], float] | None = None
     ) -> Callable[[float], float]:
         """The scale w at a level sigma of a run.
 
         Args:
             sigmas: the levels of the run, in the order they are gone through.
             flow: levels of a rectified-flow model.
-            progress: how much of sampling is over at a level, from 0 at pure noise to 1 at the clean image, in which
+            elapsed: how much of sampling is over at a level, from 0 at pure noise to 1 at the clean image, in which
                 ramps run. Without it the share of the run's own way in sigma / (1 + sigma) (in rectified flow sigma).
 
         Raises:
@@ -141,7 +141,7 @@ class Guidance:
         steps = list(itertools.pairwise(sigmas))
         if not steps:  # and no evaluation either
             return lambda sigma: self.strongest
-        done = progress or _progress_of_run(sigmas, flow)
+        done = elapsed or _elapsed_of_run(sigmas, flow)
         start, end = _interval(flow) if self.shape == "interval" else (math.inf, 0.0)
         start, end = self.sigma_start or start, self.sigma_end or end
         if start <= end:
@@ -159,15 +159,15 @@ class Guidance:
                 u = (done(sigma) - first) / (last - first) if last > first else float(sigma <= end)  # else: a jump
                 u = min(1.0, max(0.0, u))
                 w += (self.cfg_end - self.cfg) * RAMPS[self.shape](u, self.power)
-            return w / _share(*steps[step], flow) if self.cfg_pp else w
+            return w / _prediction_weight(*steps[step], flow) if self.cfg_pp else w
 
         return scale
 
     def scales(
-        self, sigmas: Sequence[float], *, flow: bool = False, progress: Callable[[float], float] | None = None
+        self, sigmas: Sequence[float], *, flow: bool = False, elapsed: Callable[[float], float] | None = None
     ) -> list[float]:
         """The scale at the start of each step, as `over`."""
-        return [*map(self.over(sigmas, flow=flow, progress=progress), sigmas[:-1])]
+        return [*map(self.over(sigmas, flow=flow, elapsed=elapsed), sigmas[:-1])]
 
 
 def passes(scales: Sequence[float]) -> int:
@@ -226,14 +226,14 @@ def _step(sigma: float, sigmas: Sequence[float]) -> int:
     return max(begun, 1) - 1
 
 
-def _share(s: float, t: float, flow: bool) -> float:
+def _prediction_weight(s: float, t: float, flow: bool) -> float:
     """1 - e^-h for the step from s to t: the share of the prediction in a first-order step."""
     alpha_s, alpha_t = (1 - pure_noise(s), 1 - pure_noise(t)) if flow else (1.0, 1.0)
     left = t * alpha_s / (s * alpha_t) if s and alpha_t else math.inf  # e^-h; inf on the way up to pure noise
     return 1 - left if left != 1 else 1.0  # a step of no length changes nothing
 
 
-def _progress_of_run(sigmas: Sequence[float], flow: bool) -> Callable[[float], float]:
+def _elapsed_of_run(sigmas: Sequence[float], flow: bool) -> Callable[[float], float]:
     def clock(sigma: float) -> float:
         return sigma if flow else sigma / (1 + sigma)
 

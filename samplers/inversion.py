@@ -174,17 +174,19 @@ class _Way:
         """From the last level to the first: the samples of all levels, first to last."""
         if not self.stages:
             return self._ascending(sample)
-        return solve_backward(self._counted, sample, self.stages, self.levels, self._report, evaluations=evaluations)
+        return solve_backward(
+            self._counted, sample, self.stages, self.levels, self._after_step, evaluations=evaluations
+        )
 
     def down(self, sample: Tensor) -> Tensor:
-        return self._run(sample, self.given, self._report)
+        return self._run(sample, self.given, self._after_step)
 
     def _ascending(self, sample: Tensor) -> tuple[Tensor, ...]:
         seen: list[Tensor] = [] if self.levels[len(self.levels) - 1].sigma else [sample]
 
         def record(step: dict[str, Any]) -> None:
             seen.append(step["x"])
-            self._report(step)
+            self._after_step(step)
 
         lowest = self.levels.at_sigma(self.rising[0])
         start = sample * (lowest.alpha / self.levels[len(self.levels) - 1].alpha)
@@ -200,7 +202,7 @@ class _Way:
         self.nfe += 1
         return self.model(x, sigma, **self.extra_args)
 
-    def _report(self, step: dict[str, Any]) -> None:
+    def _after_step(self, step: dict[str, Any]) -> None:
         if self.callback is not None:
             self.callback(step | {"i": self.done, "steps": self.steps})
         self.done += 1

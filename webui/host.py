@@ -125,7 +125,7 @@ class Scale:
     def along(self, sigmas: torch.Tensor, guidance: Guidance, flow: bool) -> Iterator[Callable[..., torch.Tensor]]:
         """The model as it is guided along a run over these levels."""
         with naming(KEYS["guidance"]):
-            scale_at = guidance.over(sigmas.tolist(), flow=flow, progress=progress(self._model.inner_model))
+            scale_at = guidance.over(sigmas.tolist(), flow=flow, elapsed=progress(self._model.inner_model))
 
         def evaluate(x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
             scale = scale_at(float(sigma[0])) if guidance.varies else self.whole

@@ -81,7 +81,7 @@ class CalibratedPlan:
 
         Args:
             bottleneck: gives the network's bottleneck of the last evaluation, [B, C, H, W], or None where it has none.
-                Without it the predictor's numbers are those of the recipe, the same for all images.
+                Without it the intermediate points are those of the recipe, the same for all images.
         """
         if self.predictor is None or bottleneck is None:
             return self.recipe.function(model, x, sigmas, extra_args, callback, disable, set_guidance=set_guidance)
