@@ -1,6 +1,6 @@
 """The container of calibrated plans: safetensors with JSON in its metadata, and a checksum of both.
 
-What the fields mean is told in `plan`. Nothing here is ever unpickled.
+What the fields mean is in `plan`. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
