@@ -136,6 +136,7 @@ def test_what_a_plan_says_of_itself_is_read_by_field():
     assert about.more == {"latent": "large", "mood": 1} and about.guidance is None and about.model == {}
     stopped = dataclasses.replace(about, interrupted=True).as_dict()
     assert list(stopped) == ["prompts", "seeds", "latent", "mood", "improved", "interrupted"]
+    assert dataclasses.replace(about, latent=(4, 8, 8)).as_dict()["latent"] == [4, 8, 8]
     assert About(error_before=2.0, error_after=1.0).gain == 0.5 and About(error_after=1.0).gain == 1
     assert About().as_dict() == {} and not About(error_after=1.0).measured
 

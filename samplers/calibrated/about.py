@@ -44,13 +44,13 @@ class About:
     """`sampler`, `schedule` and `steps` of the run that was to be matched."""
 
     baseline: str | None = None
-    """What the error was before of."""
+    """The sampler and schedule, or the plan, whose error is `error_before`."""
 
     iterations: int | None = None
     """Batches of a training."""
 
     error_before: float | None = None
-    """In validation, of the baseline."""
+    """In validation, which nothing is fitted to, of the baseline."""
 
     error_after: float | None = None
     """In validation, of the plan."""
@@ -86,7 +86,7 @@ class About:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what is not known is left out."""
         known = {name: getattr(self, name) for name in _DEFAULTS}
-        kept = {name: entry for name, entry in known.items() if entry != _DEFAULTS[name]} | dict(self.more)
+        kept = dict(self.more) | {name: entry for name, entry in known.items() if entry != _DEFAULTS[name]}
         order = dict.fromkeys((*self.written, *kept))
         return {name: _as_json(kept[name] if name in kept else known[name]) for name in order}
 
