@@ -26,6 +26,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tools")) if path not in
 import torch  # noqa: E402
 from host import import_comfyui, import_pack  # noqa: E402
 
+from samplers import SAMPLERS  # noqa: E402
+
 PROMPTS = (
     "cat face", "red apple", "penguin", "hamburger", "grinning face", "tulip", "octopus", "slice of pizza",
     "fox", "lion", "panda", "bear", "monkey face", "chicken", "snail", "butterfly",
@@ -38,7 +40,6 @@ EVALUATIONS = (5, 6, 8, 4, 10, 12)
 CALIBRATED = "ipndm_v"  # the base of the calibrated plans
 BASES = (CALIBRATED, "dpmpp_2m", "dpm_2m", "ipndm", "amed", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
 PLANNED = ("euler", "amed_dpm_2s")  # bases that inserted levels alone help too little: they get a plan of their own
-PAIRED = ("amed", "amed_dpm_2s")  # an odd number of evaluations is one more without the first (AFS)
 GUIDANCE = 3.0
 SEED, SAMPLES = 10_000, 16  # of the fit
 SEED_TRAINED, HELD, BATCH, BATCHES = 20_000, 32, 16, 8  # of the training
@@ -87,7 +88,7 @@ class Learning:
         if base == CALIBRATED:
             plan = self.files.load(self.path(f"calibrated-{evaluations}"))
         else:
-            afs = base in PAIRED and evaluations % 2 == 1
+            afs = SAMPLERS[base].paired and evaluations % 2 == 1  # one more, without the first (AFS)
             fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
             plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
         levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)

@@ -8,13 +8,18 @@
 `model(x, sigma, **extra_args) -> denoised` is a k-diffusion denoiser; `Denoiser` makes one of a network.
 """
 
-from .denoisers import CosineVP, Denoiser, DiscreteVP, LinearVP, RectifiedFlow, classifier_free, classifier_guided
+from .denoisers import Denoiser, classifier_free, classifier_guided
 from .integrate import NonFiniteError, State, integrate
 from .levels import Level, Levels, read_levels
 from .noise import BrownianNoise
+from .options import Option
 from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
-from .registry import SAMPLERS, SCHEDULES
-from .sampler import Option, SamplerSpec, ScheduleSpec, UnknownIdError
+from .processes import CosineVP, DiscreteVP, LinearVP, RectifiedFlow
+from .sampler import SamplerSpec
+from .schedule import ScheduleSpec
+from .schedules import SCHEDULES
+from .solvers import SAMPLERS
+from .spec import UnknownIdError
 
 __all__ = [
     "DENOISED",

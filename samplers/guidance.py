@@ -148,7 +148,7 @@ class Guidance:
             raise ValueError(f"sigma_start = {start:g} must be above sigma_end = {end:g}")
 
         def scale(sigma: float) -> float:
-            step = _step(sigma, sigmas)
+            step = _step_at(sigma, sigmas)
             if self.shape == "interval" and not end < sigma <= start * (1 + SAME_LEVEL):
                 return NONE
             w = self.cfg
@@ -159,7 +159,7 @@ class Guidance:
                 u = (done(sigma) - first) / (last - first) if last > first else float(sigma <= end)  # else: a jump
                 u = min(1.0, max(0.0, u))
                 w += (self.cfg_end - self.cfg) * RAMPS[self.shape](u, self.power)
-            return w / _prediction_weight(*steps[step], flow) if self.cfg_pp else w
+            return w / _first_order_share(*steps[step], flow) if self.cfg_pp else w
 
         return scale
 
@@ -219,14 +219,14 @@ def agreement_of(conditional: Tensor, unconditional: Tensor) -> Tensor:
     return torch.cosine_similarity(conditional.flatten(1).float(), unconditional.flatten(1).float(), dim=1)
 
 
-def _step(sigma: float, sigmas: Sequence[float]) -> int:
+def _step_at(sigma: float, sigmas: Sequence[float]) -> int:
     """The step of a run that evaluates at a level: the last one that begins at or before it."""
     way = 1 if sigmas[-1] < sigmas[0] else -1
     begun = sum(way * (start - sigma) >= -SAME_LEVEL * sigma for start in sigmas[:-1])
     return max(begun, 1) - 1
 
 
-def _prediction_weight(s: float, t: float, flow: bool) -> float:
+def _first_order_share(s: float, t: float, flow: bool) -> float:
     """1 - e^-h for the step from s to t: the share of the prediction in a first-order step."""
     alpha_s, alpha_t = (1 - pure_noise(s), 1 - pure_noise(t)) if flow else (1.0, 1.0)
     left = t * alpha_s / (s * alpha_t) if s and alpha_t else math.inf  # e^-h; inf on the way up to pure noise

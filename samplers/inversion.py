@@ -26,7 +26,7 @@ from .integrate import Evaluations, Model, NonFiniteError, check_sample, combine
 from .levels import REPEATS, Level, Levels, Run, read_run
 from .phi import Scalar, value
 from .plan import DENOISED, START, Combination, Stage, X, as_given
-from .sampler import NOISE_DEVICE, S_NOISE, SamplerSpec
+from .sampler import SamplerSpec
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -84,7 +84,7 @@ def invert(
     goes: the best for each image is kept, and it ends early when none has gained.
 
     Args:
-        sampler: one without fresh noise, or with that set to 0.
+        sampler: one without added noise, or with that set to 0.
         model: a k-diffusion denoiser, as in `SamplerSpec.function`.
         image: clean, [B, C, ...].
         sigmas: 1-D, descending, as the sampler will use them. If they end above 0, the image is taken for alpha_n x_0.
@@ -323,18 +323,15 @@ def _single_steps(sampler: SamplerSpec, levels: Levels, options: Mapping[str, An
     Raises:
         ValueError: naming the option at fault, or if the sampler adds noise.
     """
-    checked = sampler.check_options(options)
+    arguments = sampler.solver_arguments(options)
     if sampler.adaptive:
         return ()
-    for common in (S_NOISE, NOISE_DEVICE):
-        if sampler.stochastic:
-            checked.pop(common.name)
-    stages = tuple(sampler.solver(levels, **checked))  # as the papers have them: all remember the same kind
+    stages = tuple(sampler.solver(levels, **arguments))  # as the papers have them: all remember the same kind
     if any(stage.noise for stage in stages):
-        hint = next((name for name in ("eta", "gamma", "s_churn") if name in checked), "")
+        amount = sampler.noise_option
         raise ValueError(
-            f"{sampler.id} adds fresh noise, so that no noise leads back to the image: "
-            + (f"set {hint} to 0" if hint else "take ddim or another sampler without")
+            f"{sampler.id} adds noise, so that no noise leads back to the image: "
+            + (f"set {amount.name} to 0" if amount else "take ddim or another sampler without")
         )
     single = [stage.sigma for stage in stages] == [levels[i].sigma for i in range(len(levels) - 1)]
     return stages if single and all(stage.completes for stage in stages) else ()

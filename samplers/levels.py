@@ -15,7 +15,7 @@ from .phi import Scalar, exp, log, value
 SAME_LEVEL = 1e-4
 """Levels that differ by less than this share are one: float32 in the host, rounded numbers in a workflow."""
 
-_LARGEST = torch.finfo(torch.float32).max  # in which the model is told its level
+_LARGEST = torch.finfo(torch.float32).max  # of the sigma passed to the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Run(NamedTuple):
     """All different, as the mathematics takes them. Fewer than two: there is no step."""
 
     given: tuple[float, ...]
-    """The same as they were given, which is what the model is told."""
+    """The same as they were given, which is the sigma passed to the model."""
 
     numbers: tuple[int, ...]
     """Where they stand among those given. The step from levels[k] is that from sigmas[numbers[k]]."""
@@ -134,7 +134,22 @@ def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Run:
     Raises:
         ValueError: naming the sigma at fault.
     """
-    given = read_sigmas(sigmas)
+    run = check_run(read_sigmas(sigmas), flow)
+    if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
+        scalars = sigmas.to("cpu", torch.float64)
+        exact = torch.tensor([value(level.sigma) for level in run.levels], dtype=torch.float64)
+        mine = scalars[list(run.numbers)]
+        levels = torch.where(mine == exact, mine, exact).unbind()  # 1 to rounding has no gradient
+        return run._replace(levels=Levels(tuple(levels), flow))
+    return run
+
+
+def check_run(given: tuple[float, ...], flow: bool = False) -> Run:
+    """The levels of `read_run`, of sigmas that are read.
+
+    Raises:
+        ValueError: naming the sigma at fault.
+    """
     values = tuple(map(pure_noise, given)) if flow else given
     for i, sigma in enumerate(values):
         if not 0 <= sigma <= _LARGEST:  # NaN as well
@@ -155,11 +170,6 @@ def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Run:
             )
     if ascending and values[numbers[0]] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
-    if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
-        scalars = sigmas.to("cpu", torch.float64)
-        exact = torch.tensor(values, dtype=torch.float64)
-        levels = torch.where(scalars == exact, scalars, exact).unbind()  # 1 to rounding has no gradient
-        return Run(Levels(tuple(levels[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
     return Run(Levels(tuple(values[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
 
 

@@ -1,4 +1,4 @@
-"""Fresh noise for the stochastic samplers: one Brownian path per image."""
+"""The noise that stochastic samplers add: one Brownian path per image."""
 
 from __future__ import annotations
 

@@ -38,6 +38,11 @@ def log(z: Scalar) -> Scalar:
     return math.log(z) if z else -math.inf
 
 
+def log1p(z: Scalar) -> Scalar:
+    """log(1 + z) without cancellation."""
+    return z.log1p() if isinstance(z, torch.Tensor) else math.log1p(z)
+
+
 def sqrt(z: Scalar) -> Scalar:
     return z.sqrt() if isinstance(z, torch.Tensor) else math.sqrt(z)
 

@@ -9,14 +9,14 @@ and `integrate` later puts tensors in the place of the symbols.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 
-from .levels import Run
+from .levels import Levels, Run
 from .phi import Scalar, value
 
 _X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
@@ -102,7 +102,7 @@ P = tuple(Combination({k: 1.0}) for k in range(4))
 
 
 class Noise(NamedTuple):
-    """Fresh noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
+    """Added noise of unit variance, times `scale`, drawn for the interval between two sigmas."""
 
     scale: Scalar
     sigma: Scalar
@@ -136,6 +136,9 @@ class Stage(NamedTuple):
         return self.sigma is not None or self.prediction is not DENOISED
 
 
+Solver = Callable[..., Iterator[Stage]]
+"""The mathematics of a sampler: levels and options in, stages out."""
+
 Plan = tuple[Stage, ...]
 """All stages of a run. Plain numbers, made before the first evaluation."""
 
@@ -161,14 +164,35 @@ def economical(stages: Iterable[Stage]) -> Plan:
     )
 
 
+def analytical_first_step(stages: Iterable[Stage], levels: Levels) -> Iterator[Stage]:
+    """The stages of a solver with the first evaluation left out: at high noise the sample is nearly all noise.
+
+        eps = x / sqrt(alpha^2 + sigma^2),    that is    D = alpha x / (h (h + sigma)),    h = sqrt(alpha^2 + sigma^2)
+
+    Dockhorn et al. 2022 (GENIE), arXiv 2210.05475, section 3; "AFS" in AMED, for alpha = 1.
+    """
+    (denoised,) = DENOISED.terms
+    for k, stage in enumerate(stages):
+        if k == 0:
+            s = levels[0]
+            h = (s.alpha**2 + s.sigma**2) ** 0.5
+            guess = (s.alpha / (h * (h + s.sigma))) * X
+            stage = stage._replace(
+                sigma=None,
+                update=stage.update.replace(denoised, guess),
+                prediction=stage.prediction.replace(denoised, guess),
+            )
+        yield stage
+
+
 def model_sigmas(plan: Iterable[Stage]) -> list[float]:
-    """The levels that the model is told in a run, one for each evaluation, in order."""
+    """The sigmas passed to the model in a run, one for each evaluation, in order."""
     return [value(stage.sigma) for stage in plan if stage.sigma is not None]
 
 
 def as_given(stage: Stage, run: Run) -> Stage:
-    """A stage in the terms of who gave the levels: its step numbered as it stands among them, and the model told pure
-    noise as it was given."""
+    """A stage in the terms of who gave the levels: its step numbered as it stands among them, and pure noise
+    passed to the model as it was given."""
     sigma = stage.sigma
     if sigma is not None and value(sigma) == 1:
         sigma = next((given for level, given in zip(run.levels, run.given, strict=True) if level.sigma == 1), sigma)

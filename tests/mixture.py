@@ -122,7 +122,7 @@ def given(spec: SamplerSpec, **options: object) -> dict[str, object]:
 
 def without_noise(spec: SamplerSpec) -> dict[str, object]:
     """The options under which the sampler is deterministic, on the levels that it is given."""
-    return given(spec, eta=0.0, gamma=0.0, s_churn=0.0, middle="given")
+    return dict(spec.at_given_levels) | ({spec.noise_option.name: 0.0} if spec.noise_option else {})
 
 
 def with_noise(spec: SamplerSpec) -> dict[str, object]:

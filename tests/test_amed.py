@@ -12,19 +12,12 @@ from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solutio
 from test_reference import CASES, result
 
 from samplers import SAMPLERS, SCHEDULES, X, integrate, read_levels
+from samplers.calibrated.pairs import IntermediatePoint, end_of_step, predicted
 from samplers.calibrated.predictor import Predictor, pool
-from samplers.calibrated.tuning import Tuning, analytical_first_step, tuned
+from samplers.calibrated.tuning import Tuning, tuned
+from samplers.plan import analytical_first_step
 from samplers.solvers import adams, dpm_solver, runge_kutta
-from samplers.solvers.amed import (
-    IntermediatePoint,
-    amed,
-    amed_dpm_2m,
-    amed_dpm_2s,
-    end_of_step,
-    insert,
-    predicted,
-    with_midpoints,
-)
+from samplers.solvers.amed import amed, amed_dpm_2m, amed_dpm_2s, with_midpoints
 
 SOLVERS = {
     "amed": partial(amed, middle="given"),
@@ -38,9 +31,12 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
 
 def run(solver, outer, middles, model=denoiser, x=X1, flow=False):
-    """Sample with a solver on levels with inserted ones."""
-    levels, tunings = insert(read_levels(outer, flow), middles)
-    return integrate(model, x, list(tuned(solver(levels), levels, tunings)), disable=True)
+    """Sample with a solver on levels between which others are inserted, the same for all images."""
+    levels, numbers = list(outer[:1]), iter(middles)
+    for s, t in itertools.pairwise(outer):
+        levels += [(s + t) / 2, t]  # the inserted one is replaced
+    ask = predicted(solver, read_levels(levels, flow), lambda state, s, t: [next(numbers)] * len(x), x)
+    return integrate(model, x, ask, disable=True)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("amed/")])
@@ -110,11 +106,18 @@ def test_every_level_above_0_is_one_evaluation_and_the_limits_are_finite(solver,
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 def test_the_model_is_told_the_scaled_level_and_no_more_than_pure_noise(flow):
-    outer = [0.95, 0.6, 0.3] if flow else [9.0, 2.0, 0.4]
-    inner, tunings = insert(read_levels(outer, flow), [IntermediatePoint(0.3, 1.0, 1.2)] * 2)
+    outer = read_levels([0.95, 0.6, 0.3] if flow else [9.0, 2.0, 0.4], flow)
+    a, b = (outer.between(s, t, 0.3).sigma for s, t in itertools.pairwise(outer))
+    expected = [outer[0].sigma, 1.2 * a, outer[1].sigma, 1.2 * b]
+    told = []
+
+    def model(x, sigma):
+        told.append(float(sigma[0]))
+        return 0.5 * x
+
     for solver in SOLVERS.values():
-        told = [stage.sigma for stage in tuned(solver(inner), inner, tunings)]
-        expected = [outer[0], 1.2 * inner[1].sigma, outer[1], 1.2 * inner[3].sigma]
+        told.clear()
+        run(solver, outer.sigmas, [IntermediatePoint(0.3, 1.0, 1.2)] * 2, model, flow=flow)
         assert told == pytest.approx([min(sigma, 1.0) if flow else sigma for sigma in expected], rel=1e-12)
 
 
@@ -266,7 +269,7 @@ def test_a_batch_with_numbers_of_its_own_is_its_images_one_by_one(solver, sigmas
         for i in range(0, len(given) - 2, 2):
             if given[i].alpha:
                 inner[i + 1] = given.between(given[i], end_of_step(given, i), mine.r).sigma
-                tunings[i + 1] = mine.tuning
+                tunings[i + 1] = mine.over(Tuning())
         alone_levels = read_levels(inner, flow)
         plan = list(tuned(solver(alone_levels), alone_levels, tunings))
         alone = integrate(model, x[k : k + 1], plan, disable=True)

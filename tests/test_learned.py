@@ -26,9 +26,10 @@ from samplers.calibrated.about import About
 from samplers.calibrated.file import LIMIT, FileError
 from samplers.calibrated.plan import CalibratedPlan, load, parse
 from samplers.calibrated.predictor import Predictor
-from samplers.calibrated.published import AMED_SD15, PUBLISHED, stable_diffusion_sigma
+from samplers.calibrated.published import AMED_SD15, PUBLISHED
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
+from samplers.processes import stable_diffusion_sigma
 
 SIGMAS = (14.0, 6.0, 2.5, 1.0, 0.4, 0.0)
 MODEL = {"family": "SD15", "prediction": "EPS", "sigma_max": 14.6146, "channels": 4}
@@ -429,13 +430,13 @@ def test_a_plan_is_made_once(monkeypatch):
     made = []
     spec = recipes.SAMPLERS["euler"]
 
-    def counted(*arguments, **options):
-        made.append(1)
-        return spec.solver(*arguments, **options)
+    def counted(levels):
+        made.append(levels.sigmas)
+        return spec.solver(levels)
 
-    monkeypatch.setattr(recipes, "SAMPLERS", {"euler": dataclasses.replace(spec, solver=counted, options=())})
+    monkeypatch.setattr(recipes, "SAMPLERS", {"euler": dataclasses.replace(spec, solver=counted)})
     recipe = parse('{"base": "euler", "sigmas": [3, 2, 1, 0]}').recipe
-    assert recipe.plan() is recipe.plan() and len(made) == 1
+    assert recipe.plan() is recipe.plan() and made.count((3.0, 2.0, 1.0, 0.0)) == 1
 
 
 # Checksums
@@ -586,7 +587,7 @@ def test_the_levels_of_stable_diffusion():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     kept = torch.cumprod(1 - betas, dim=0)
     sigmas = ((1 - kept) / kept).sqrt()
-    assert [stable_diffusion_sigma(step) for step in (0, 500, 999)] == pytest.approx(sigmas[[0, 500, 999]].tolist())
+    assert [stable_diffusion_sigma(step + 1) for step in (0, 500, 999)] == pytest.approx(sigmas[[0, 500, 999]].tolist())
     steps = [999, 885, 799, 705, 599, 492, 400, 329, 200, 73]
     recipe = AMED_SD15.recipe
     assert recipe.sigmas[:-1] == pytest.approx(sigmas[steps].tolist(), rel=1e-12)

@@ -32,7 +32,7 @@ BASES = [
     "amed_dpm_2s",
     "amed_dpm_2m",
 ]
-PAIRS = ("amed", "amed_dpm_2s")
+PAIRS = tuple(id for id in BASES if SAMPLERS[id].paired)
 each_base = pytest.mark.parametrize("base", BASES)
 
 TUNINGS = (

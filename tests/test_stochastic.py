@@ -31,6 +31,7 @@ from test_plan import alpha, runs
 
 from samplers import SAMPLERS, SCHEDULES, integrate
 from samplers.noise import BrownianNoise, _seed_of_normals, mix, noise_for
+from samplers.processes import stable_diffusion_sigma, stable_diffusion_time
 
 MEAN, VARIANCE = 0.7, 0.3
 RANGE = {False: (3.0, 0.1), True: (0.8, 0.1)}
@@ -262,11 +263,10 @@ def test_tcd_step_by_its_own_formula(gamma, t, prev):
 
 
 def test_time_of_a_sigma_and_back():
-    from samplers.solvers.ancestral import sd_sigma, sd_time
-
     for sigma in (0.0, 0.01, 0.0292, 0.5, 3.0, 14.6, 80.0):
-        assert sd_sigma(sd_time(sigma)) == pytest.approx(sigma, rel=1e-12, abs=1e-15)
-    assert sd_time(((1 - sd_alphas()[499]) / sd_alphas()[499]).sqrt().item()) == pytest.approx(500, abs=1e-9)
+        assert stable_diffusion_sigma(stable_diffusion_time(sigma)) == pytest.approx(sigma, rel=1e-12, abs=1e-15)
+    step_499 = ((1 - sd_alphas()[499]) / sd_alphas()[499]).sqrt().item()
+    assert stable_diffusion_time(step_499) == pytest.approx(500, abs=1e-9)
 
 
 @pytest.mark.parametrize(("sigmas", "flow"), [([9.0, 2.0, 0.3], False), ([0.9, 0.5, 0.2], True)])
@@ -317,7 +317,7 @@ def test_churn_by_its_formula():
 
 @each_stochastic
 def test_no_noise_on_the_way_up(spec):
-    with pytest.raises(ValueError, match=r"up to .* cannot take fresh noise: to invert .* set the option .* to 0"):
+    with pytest.raises(ValueError, match=r"up to .* cannot add noise: to invert .* set the option .* to 0"):
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, seed=0, **with_noise(spec))
     if spec.id != "ddpm":
         spec.function(denoiser, X1, [0.1, 0.5, 2.0], disable=True, **without_noise(spec))

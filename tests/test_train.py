@@ -12,12 +12,12 @@ from torch import nn
 
 from samplers import NonFiniteError, integrate, read_levels
 from samplers.calibrated.objective import geometric_mean, rmse
+from samplers.calibrated.pairs import IntermediatePoint, predicted
 from samplers.calibrated.plan import CalibratedPlan, prediction
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.train_amed import SINGLESTEP, STEPS, Trainer, teacher_levels
 from samplers.calibrated.tuning import Tuning
-from samplers.solvers.amed import IntermediatePoint, predicted
 
 BASES = ("amed", "amed_dpm_2s", "dpm_2m", "ipndm")
 each_base = pytest.mark.parametrize("base", BASES)

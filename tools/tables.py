@@ -1,4 +1,4 @@
-"""The tables of README.md, made from the registry, and that of Few-Step Auto, made from docs/quality.csv.
+"""The tables of README.md, from what samplers and schedules say of themselves, and that of Auto, from docs/quality.csv.
 
 python tools/tables.py          writes them anew
 """
@@ -60,7 +60,7 @@ def tables() -> dict[str, str]:
     schedules = ((f"`{s.id}`", s.label, _dropdown(s), _options(s), s.help, s.paper) for s in SCHEDULES.values())
     return {
         "samplers": _table(
-            ("id", "name", "order", "evaluations a step", "fresh noise", "dropdown", "options", "what for", "paper"),
+            ("id", "name", "order", "evaluations a step", "added noise", "dropdown", "options", "what for", "paper"),
             samplers,
         ),
         "schedules": _table(("id", "name", "dropdown", "options", "what for", "paper"), schedules),
@@ -96,8 +96,8 @@ _BY_THEORY = _FLOW + "this is the usual choice, not measured: "
 FLOW_PICKS = {
     EXACT: [(1, "euler", "beta*", _FEW), (5, "dpm_2m", "beta*", _MEASURED)],
     VARIED: [
-        (1, "euler_ancestral", "beta", _BY_THEORY + "with few steps fresh noise wants a sampler of first order."),
-        (12, "dpmpp_2m_sde", "beta", _BY_THEORY + "second order and fresh noise at one evaluation a step."),
+        (1, "euler_ancestral", "beta", _BY_THEORY + "with few steps added noise wants a sampler of first order."),
+        (12, "dpmpp_2m_sde", "beta", _BY_THEORY + "second order and added noise at one evaluation a step."),
     ],
 }
 
@@ -123,13 +123,13 @@ def _exact(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     found = []
     for budget, measured in _by_budget(rows, "median"):
         best = min(measured, key=lambda row: float(row["median"]))
-        why = f"{_measured(budget)} the least error of all without fresh noise, {float(best['median']):.2g}."
+        why = f"{_measured(budget)} the least error of all without added noise, {float(best['median']):.2g}."
         found.append(_pick(budget if found else 1, best["sampler"], best["schedule"], why))
     return found
 
 
 def _varied(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Of each budget, among those with fresh noise that are not told apart from the nearest to the distribution of
+    """Of each budget, among those with added noise that are not told apart from the nearest to the distribution of
     many-step samples (by its standard error), one of the highest order. Below the first budget one of a single
     evaluation a step: of others there would be too few steps.
     """
@@ -149,7 +149,7 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     equal = [row for row in rows if _distance(row) <= limit]
     best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
     why = (
-        f"{_measured(budget)} of those with fresh noise one of the nearest to what many steps give (Fréchet distance "
+        f"{_measured(budget)} of those with added noise one of the nearest to what many steps give (Fréchet distance "
         f"{_distance(best):.2g})."
     )
     return _pick(start, best["sampler"], best["schedule"], why)

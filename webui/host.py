@@ -20,7 +20,7 @@ from modules import shared
 from ..samplers import SamplerSpec, ScheduleSpec
 from ..samplers.calibrated.plan import CalibratedPlan
 from ..samplers.guidance import NONE, Guidance
-from ..samplers.sampler import DISCARD_PENULTIMATE
+from ..samplers.schedule import DISCARD_PENULTIMATE
 from .names import PLAN
 from .options import KEYS, naming, running, settings_of, tell
 

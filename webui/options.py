@@ -20,7 +20,7 @@ from ..samplers.calibrated.plan import CalibratedPlan, parse
 from ..samplers.calibrated.published import PUBLISHED
 from ..samplers.checks import read_number, shortened
 from ..samplers.guidance import SHAPES, Guidance
-from ..samplers.sampler import END_STEP, START_STEP
+from ..samplers.schedule import END_STEP, START_STEP
 from .names import PLAN, SAMPLER_NAMES, SCHEDULE_NAMES
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Widgets for the options of the registry, and back again.
+"""Widgets for the options of samplers and schedules, and back again.
 
 A node offers every option of every sampler it can choose. A number or switch on which they agree shows its default;
 choices, and what they differ on, start at "default" (a number at -1), which means that of the chosen sampler; the
@@ -21,6 +21,16 @@ DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler is negative
 _SWITCH = {"on": True, "off": False}
 
+ORDER = (
+    "r", "solver_type", "lower_order_final", "r1", "r2", "corrected_start", "order", "prediction", "corrector", "eta",
+    "s_noise", "noise_device", "ancestral_step", "s_churn", "s_tmin", "s_tmax", "start", "rtol", "atol", "h_init",
+    "accept_safety", "pcoeff", "icoeff", "dcoeff", "gamma", "gamma_of", "middle", "afs",
+    "rho", "discard_penultimate", "shift", "start_step", "end_step", "beta_d", "beta_min", "median", "scale", "alpha",
+    "beta", "threshold_noise", "linear_steps", "table", "coeff",
+)  # fmt: skip
+"""The names of all options, in the order of their widgets. Workflows save the values of widgets by position: a new name
+goes to the end, and none is ever taken away."""
+
 RARE = frozenset({
     "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
     "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
@@ -30,13 +40,14 @@ RARE = frozenset({
 
 
 def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
-    """One input per option name, in order of first appearance."""
+    """One input per option name, in `ORDER`; names that are not there come last."""
     specs = list(specs)
     uses: dict[str, dict[str, Option]] = {}
     for spec in specs:
         for option in spec.options:
             uses.setdefault(option.name, {})[spec.id] = option
-    return [_input(name, used, for_all=len(used) == len(specs)) for name, used in uses.items()]
+    names = sorted(uses, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return [_input(name, uses[name], for_all=len(uses[name]) == len(specs)) for name in names]
 
 
 def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:

@@ -19,7 +19,7 @@ from aiohttp import web
 from comfy_api.latest import io
 
 from ...samplers.checks import read_number, shortened
-from ...samplers.sampler import UnknownIdError
+from ...samplers.spec import UnknownIdError
 from ..auto import FewStepAuto
 from ..guidance import FewStepGuidance
 from ..plans import FewStepLoadPlan, FewStepPlanSampler

@@ -9,7 +9,44 @@
     objective.py    what is minimised: residuals, weights, the error of the last sample
     parameters.py   what can be fitted
     gauss_newton.py, bfgs.py    the two ways to minimise: by differences of runs, by gradients
-    predictor.py, train_amed.py    the network of AMED, which sees each image, and its training
+    predictor.py, pairs.py, train_amed.py    the network of AMED, a run with points of its own for each image, training
 
-Modules are imported one by one, since solvers use `tuning`, and recipes use the solvers.
+The solvers know nothing of this room.
 """
+
+from .about import About
+from .file import FileError
+from .fit import DEFAULT_BASES, DEFAULT_FREE, Progress, calibrate, plain_recipes
+from .objective import Differentiable, DifferentiableGoal, Goal, geometric_mean, rmse
+from .parameters import Parameter
+from .plan import CalibratedPlan, load, parse
+from .predictor import Predictor
+from .published import PUBLISHED
+from .recipe import Recipe
+from .train_amed import Trainer
+from .tuning import PLAIN, Tuning
+
+__all__ = [
+    "DEFAULT_BASES",
+    "DEFAULT_FREE",
+    "PLAIN",
+    "PUBLISHED",
+    "About",
+    "CalibratedPlan",
+    "Differentiable",
+    "DifferentiableGoal",
+    "FileError",
+    "Goal",
+    "Parameter",
+    "Predictor",
+    "Progress",
+    "Recipe",
+    "Trainer",
+    "Tuning",
+    "calibrate",
+    "geometric_mean",
+    "load",
+    "parse",
+    "plain_recipes",
+    "rmse",
+]

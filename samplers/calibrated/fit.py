@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..registry import SCHEDULES
+from ..schedules import SCHEDULES
 from .bfgs import BFGS
 from .gauss_newton import GaussNewton
 from .objective import Differentiable, Goal, Trial, geometric_mean, rmse

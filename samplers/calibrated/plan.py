@@ -18,10 +18,10 @@ from ..checks import read_number, shortened
 from ..integrate import Model, State, integrate
 from ..levels import Level, read_levels
 from ..phi import value
-from ..solvers.amed import IntermediatePoint, predicted
 from . import file
 from .about import About
 from .file import FileError, naming
+from .pairs import IntermediatePoint, predicted
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 

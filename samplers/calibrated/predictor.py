@@ -15,8 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d, silu
 
 from ..levels import Levels
 from ..phi import value
-from ..solvers.amed import IntermediatePoint, end_of_step
 from ..solvers.dpm_solver import finite_step
+from .pairs import IntermediatePoint, end_of_step
 from .tuning import PLAIN, Tuning
 
 _SIDE = 8  # to which a bottleneck is pooled

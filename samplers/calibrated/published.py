@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from ..phi import value
+from ..processes import stable_diffusion_sigma
 from .about import About
 from .plan import CalibratedPlan
 from .recipe import Recipe
 from .tuning import Tuning
 
-
-def stable_diffusion_sigma(step: int) -> float:
-    """The level of a time step, 0 to 999, of Stable Diffusion: betas from 0.00085 to 0.012, linear in their root."""
-    low, high = math.sqrt(0.00085), math.sqrt(0.012)
-    kept = math.prod(1 - (low + (high - low) * k / 999) ** 2 for k in range(step + 1))
-    return math.sqrt((1 - kept) / kept)
-
-
-_STEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73)
+_STEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73)  # of Stable Diffusion: step k is time k + 1
 _SCALE_DIR = (1, 0.9974, 1, 0.9904, 1, 0.991, 1, 0.9905, 1, 0.9904)
 _SCALE_TIME = (1, 0.9872, 1, 1.0152, 1, 1.0186, 1, 0.9934, 1, 0.9731)
 
 AMED_SD15 = CalibratedPlan(
     Recipe(
         "amed_dpm_2m",
-        (*map(stable_diffusion_sigma, _STEPS), 0.0),
+        (*(value(stable_diffusion_sigma(step + 1)) for step in _STEPS), 0.0),
         tunings=tuple(Tuning(scale_dir=d, scale_time=t) for d, t in zip(_SCALE_DIR, _SCALE_TIME, strict=True)),
     ),
     about=About(

@@ -19,20 +19,14 @@ from ..checks import shortened
 from ..integrate import Model, integrate
 from ..levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from ..phi import value
-from ..plan import Plan, Stage, economical
-from ..registry import SAMPLERS
-from ..sampler import NOISE_DEVICE, S_NOISE
-from .tuning import PLAIN, Tuning, analytical_first_step, tuned
-
-PAIRED = ("amed", "amed_dpm_2s")
-"""Bases whose steps have two evaluations, at a level and at the next one."""
+from ..plan import Plan, Stage, analytical_first_step, economical
+from ..solvers import SAMPLERS
+from .tuning import PLAIN, Tuning, tuned
 
 MOST_LEVELS = 1000
 """Of a recipe. Every reader of a file or text makes its plan."""
 
 _SIGMA = (1e-6, 1e6)  # above 0; models have 2e-4 to 5e3
-
-_NOT_SOLVER = {S_NOISE.name, NOISE_DEVICE.name}  # options of every sampler that can add noise
 
 _BOUNDS = {
     "scale_dir": (0.1, 10.0),
@@ -52,7 +46,7 @@ class Recipe:
     """
 
     base: str
-    """Id of a sampler without noise that evaluates the model once at each level; `amed` and `amed_dpm_2s` are two."""
+    """Id of a sampler without noise that evaluates the model once at each level. It may take two of them for a step."""
 
     sigmas: tuple[float, ...]
     """Descending levels, n + 1 for n evaluations; one alone is a part without a step."""
@@ -85,9 +79,7 @@ class Recipe:
             raise ValueError(
                 f"base = {shortened(self.base)} is no sampler of this version; known: {', '.join(SAMPLERS)}"
             )
-        options = dict(self.options)
-        if "middle" in {option.name for option in SAMPLERS[self.base].options}:
-            options["middle"] = "given"
+        options = {**self.options, **SAMPLERS[self.base].at_given_levels}
         _reading("options", lambda: SAMPLERS[self.base].check_options(options))
         object.__setattr__(self, "options", MappingProxyType(options))
         tunings = tuple(Tuning(*t) for t in self.tunings) or (PLAIN,) * (len(levels) - 1)
@@ -130,7 +122,7 @@ class Recipe:
             ValueError: at the first stage by which it is none that can follow a recipe.
         """
         spec, expected = SAMPLERS[self.base], iter(levels.sigmas[:-1])
-        for stage in () if spec.adaptive else spec.solver(levels, **self._solver_options):
+        for stage in () if spec.adaptive else spec.solver(levels, **spec.solver_arguments(self.options)):
             sigma = next(expected, None)
             if stage.noise or stage.sigma is None or sigma is None or value(stage.sigma) != value(sigma):
                 break
@@ -142,10 +134,6 @@ class Recipe:
             f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level and add no "
             "noise, as dpmpp_2m or ipndm_v"
         )
-
-    @property
-    def _solver_options(self) -> dict[str, Any]:
-        return {k: v for k, v in SAMPLERS[self.base].check_options(self.options).items() if k not in _NOT_SOLVER}
 
     @property
     def nfe(self) -> int:
@@ -177,7 +165,7 @@ class Recipe:
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
-        if last - first > 1 and first % 2 and (in_pairs or self.base in PAIRED):
+        if last - first > 1 and first % 2 and (in_pairs or SAMPLERS[self.base].paired):
             raise ValueError(
                 f"sigmas: this part of the plan begins at its level {first}, in the middle of a step: begin one level "
                 "earlier or later"

@@ -28,9 +28,9 @@ from torch import Tensor
 from ..integrate import Evaluations, Model, Operands, evaluated, history_length, non_finite, updated
 from ..levels import Levels, read_levels
 from ..phi import value
-from ..registry import SAMPLERS
-from ..solvers.amed import IntermediatePoint, Pairs, end_of_step
+from ..solvers import SAMPLERS
 from ..solvers.dpm_solver import finite_step
+from .pairs import IntermediatePoint, Pairs, end_of_step
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
@@ -339,7 +339,7 @@ class _Student:
         self._guidance = [tuning.guidance for tuning in recipe.tunings]
 
     def has_point(self, i: int) -> bool:
-        return self._pairs.has_middle(i)
+        return self._pairs.has_point(i)
 
     def evaluates(self, i: int) -> bool:
         """Whether the model is asked at levels[i]: it is not at an analytical first step."""

@@ -102,24 +102,3 @@ def model_sigma(stage: Stage, levels: Levels, scale_time: Scalar) -> Scalar | No
         return None
     sigma = scale_time * stage.sigma
     return 1.0 if levels.flow and value(sigma) > 1 else sigma
-
-
-def analytical_first_step(stages: Iterable[Stage], levels: Levels) -> Iterator[Stage]:
-    """The stages of a solver with the first evaluation left out: at high noise the sample is nearly all noise.
-
-        eps = x / sqrt(alpha^2 + sigma^2),    that is    D = alpha x / (h (h + sigma)),    h = sqrt(alpha^2 + sigma^2)
-
-    Dockhorn et al. 2022 (GENIE), arXiv 2210.05475, section 3; "AFS" in AMED, for alpha = 1.
-    """
-    (denoised,) = DENOISED.terms
-    for k, stage in enumerate(stages):
-        if k == 0:
-            s = levels[0]
-            h = (s.alpha**2 + s.sigma**2) ** 0.5
-            guess = (s.alpha / (h * (h + s.sigma))) * X
-            stage = stage._replace(
-                sigma=None,
-                update=stage.update.replace(denoised, guess),
-                prediction=stage.prediction.replace(denoised, guess),
-            )
-        yield stage

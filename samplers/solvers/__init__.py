@@ -1,0 +1,47 @@
+"""The samplers. Each is declared beside its solver, and has its place in the list here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..sampler import DECLARED, SamplerSpec
+from ..spec import Registry
+from . import adams, adaptive, amed, ancestral, dpm_solver, runge_kutta, sde, unipc  # noqa: F401  # they declare
+
+SAMPLERS: Mapping[str, SamplerSpec] = Registry(
+    "sampler",
+    (
+        "dpmpp_2s",
+        "dpmpp_3s",
+        "dpmpp_2m",
+        "dpmpp_3m",
+        "dpm_2s",
+        "dpm_3s",
+        "dpm_2m",
+        "dpm_3m",
+        "euler",
+        "heun",
+        "rk4",
+        "unipc",
+        "ipndm",
+        "ipndm_v",
+        "ddim",
+        "dpmpp_2m_sde",
+        "dpmpp_3m_sde",
+        "dpmpp_sde",
+        "dpmpp_2s_ancestral",
+        "euler_ancestral",
+        "ddpm",
+        "edm",
+        "deis",
+        "plms",
+        "dpm_fast",
+        "dpm_adaptive",
+        "consistency",
+        "amed",
+        "amed_dpm_2s",
+        "amed_dpm_2m",
+    ),
+    DECLARED,
+)
+"""Every sampler, by id, in the order in which nodes and tables show them."""

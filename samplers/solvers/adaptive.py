@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..integrate import AdaptiveSolver, non_finite
 from ..levels import Level, Levels
+from ..options import Bounds
 from ..phi import value
 from ..plan import START, Combination, P, Stage, X
+from ..sampler import sampler
 from .dpm_solver import DATA, NOISE, finite_step, step_1s, step_2s, step_3s
 
 _CLOSE = 1e-5  # of lambda: nearer than this to the end is there
@@ -23,17 +26,31 @@ _SETTLED = 40  # tries after which the step is what the tolerances ask for, and 
 _UNEVEN = 5  # how many times longer than now the steps may become yet
 
 
+@sampler(
+    "DPM-Solver adaptive",
+    paper="Lu et al. 2022, arXiv 2206.00927",
+    help="Chooses its own steps by their error: rtol sets the quality, not the number of steps. Low guidance.",
+    order=3,
+)
 def dpm_adaptive(
     levels: Levels,
     *,
-    order: int = 3,
-    rtol: float = 0.05,
-    atol: float = 0.0078,
-    h_init: float = 0.05,
-    accept_safety: float = 0.81,
-    pcoeff: float = 0.0,
-    icoeff: float = 1.0,
-    dcoeff: float = 0.0,
+    order: Annotated[int, Bounds(2, 3), "DPM-Solver-12 (2) or -23 (3): evaluations of a try."] = 3,
+    rtol: Annotated[
+        float,
+        Bounds(1e-5, 1.0, step=1e-4),
+        "Relative tolerance. Smaller: more evaluations, closer to the exact result.",
+    ] = 0.05,
+    atol: Annotated[
+        float, Bounds(1e-6, 1.0, step=1e-4), "Absolute tolerance, for latents or images of size 1."
+    ] = 0.0078,
+    h_init: Annotated[float, Bounds(1e-3, 10.0, step=1e-3), "First step, in log-SNR / 2."] = 0.05,
+    accept_safety: Annotated[
+        float, Bounds(0.01, 1.0), "A try that wants the step shortened to less than this is repeated."
+    ] = 0.81,
+    pcoeff: Annotated[float, Bounds(0.0, 5.0), "Proportional term of the step size controller."] = 0.0,
+    icoeff: Annotated[float, Bounds(0.0, 5.0), "Integral term of the step size controller."] = 1.0,
+    dcoeff: Annotated[float, Bounds(0.0, 5.0), "Derivative term of the step size controller."] = 0.0,
 ) -> AdaptiveSolver:
     """DPM-Solver-12 and -23: steps of lambda as long as the embedded error allows. `order` evaluations a try.
 

@@ -20,11 +20,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from ..levels import Level, Levels
+from ..options import Bounds
 from ..phi import exp, expm1, phi, value
 from ..plan import DENOISED, START, Combination, P, Stage, X
+from ..sampler import sampler
+
+# Options that several solvers have
+
+R = Annotated[float, Bounds(0.05, 1.0), "Where in the step (in log-SNR) the second evaluation lies."]
+R1 = Annotated[float, Bounds(0.05, 0.95), "Where in the step the second evaluation lies; smaller than r2."]
+R2 = Annotated[float, Bounds(0.1, 1.0), "Where in the step the third evaluation lies. Order 3 needs 2/3."]
+Form = Annotated[Literal["midpoint", "heun"], "Form of the update; midpoint is the paper's."]
+Curvature = Annotated[
+    Literal["published", "exact"],
+    "published: the formula of every implementation, which takes half the curvature (order 2 in the limit of many "
+    "steps); exact: all of it (order 3).",
+]
+LowerOrderFinal = Annotated[
+    bool,
+    "Lower the order over the last steps. Steadier with few steps; no effect on the step to sigma 0, which always has "
+    "order 1.",
+]
+CorrectedStart = Annotated[
+    bool, "Take the first step again, with a higher order, once the second prediction is known. Costs no evaluation."
+]
 
 
 def taylor_data(
@@ -183,8 +205,15 @@ def step_3s(
     yield Stage(i, v.sigma, kind.taylor(START, s, t, p_s, *derivatives), kind.of(v))
 
 
+@sampler(
+    "DPM-Solver++ 2S",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Second order, two evaluations a step. Remembers nothing between steps: it forgives strong guidance.",
+    order=2,
+    curated=True,
+)
 def dpmpp_2s(
-    levels: Levels, *, r: float = 0.5, solver_type: str = "midpoint", lower_order_final: bool = False
+    levels: Levels, *, r: R = 0.5, solver_type: Form = "midpoint", lower_order_final: LowerOrderFinal = False
 ) -> Iterator[Stage]:
     """DPM-Solver++(2S): two evaluations a step, at s and at lambda_u = lambda_s + r h.
 
@@ -197,8 +226,14 @@ def dpmpp_2s(
     return _singlestep_2(levels, DATA, r, solver_type, lower_order_final)
 
 
+@sampler(
+    "DPM-Solver 2S",
+    paper="Lu et al. 2022, arXiv 2206.00927",
+    help="Second order in the noise prediction, two evaluations a step. For low guidance.",
+    order=2,
+)
 def dpm_2s(
-    levels: Levels, *, r: float = 0.5, solver_type: str = "midpoint", lower_order_final: bool = False
+    levels: Levels, *, r: R = 0.5, solver_type: Form = "midpoint", lower_order_final: LowerOrderFinal = False
 ) -> Iterator[Stage]:
     """DPM-Solver-2: two evaluations a step, at s and at lambda_u = lambda_s + r h.
 
@@ -221,13 +256,19 @@ def _singlestep_2(
             yield from step_1s(i, s, t, kind)
 
 
+@sampler(
+    "DPM-Solver++ 3S",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Third order, three evaluations a step. For exact results with many evaluations and low guidance.",
+    order=3,
+)
 def dpmpp_3s(
     levels: Levels,
     *,
-    r1: float = 1 / 3,
-    r2: float = 2 / 3,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    r1: R1 = 1 / 3,
+    r2: R2 = 2 / 3,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = False,
 ) -> Iterator[Stage]:
     """DPM-Solver++(3S): three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
 
@@ -245,13 +286,19 @@ def dpmpp_3s(
     return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final)
 
 
+@sampler(
+    "DPM-Solver 3S",
+    paper="Lu et al. 2022, arXiv 2206.00927",
+    help="Third order in the noise prediction, three evaluations a step. For many evaluations, low guidance.",
+    order=3,
+)
 def dpm_3s(
     levels: Levels,
     *,
-    r1: float = 1 / 3,
-    r2: float = 2 / 3,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    r1: R1 = 1 / 3,
+    r2: R2 = 2 / 3,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = False,
 ) -> Iterator[Stage]:
     """DPM-Solver-3: three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
 
@@ -279,6 +326,13 @@ def _singlestep_3(
             yield from step_1s(i, s, t, kind)
 
 
+@sampler(
+    "DPM-Solver fast",
+    paper="Lu et al. 2022, arXiv 2206.00927",
+    help="Steps of order 3 that share the given number of evaluations, at levels of its own (uniform log-SNR). For "
+    "low guidance.",
+    order=2,
+)
 def dpm_fast(levels: Levels) -> Iterator[Stage]:
     """DPM-Solver-fast: n evaluations for n + 1 levels, in steps of order 3 with one or two of lower order at the end.
 
@@ -319,8 +373,19 @@ def dpm_fast(levels: Levels) -> Iterator[Stage]:
         yield from step_1s(last, levels[last], levels[n], DATA)
 
 
+@sampler(
+    "DPM-Solver++ 2M",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Second order at one evaluation a step. The best all-rounder, with a schedule that fits the steps.",
+    order=2,
+    curated=True,
+)
 def dpmpp_2m(
-    levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True, corrected_start: bool = False
+    levels: Levels,
+    *,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = True,
+    corrected_start: CorrectedStart = False,
 ) -> Iterator[Stage]:
     """DPM-Solver++(2M): one evaluation a step, a line through the last two predictions.
 
@@ -333,8 +398,19 @@ def dpmpp_2m(
     return _multistep_2(levels, DATA, solver_type, lower_order_final, corrected_start)
 
 
+@sampler(
+    "DPM-Solver 2M",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Second order in the noise prediction, one evaluation a step. For 8 to 12 steps, low guidance.",
+    order=2,
+    curated=True,
+)
 def dpm_2m(
-    levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True, corrected_start: bool = False
+    levels: Levels,
+    *,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = True,
+    corrected_start: CorrectedStart = False,
 ) -> Iterator[Stage]:
     """DPM-Solver(2M): one evaluation a step, a line through the last two predictions of the noise.
 
@@ -359,8 +435,19 @@ def _multistep_2(
     )
 
 
+@sampler(
+    "DPM-Solver++ 3M",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Third order from the last three predictions, one evaluation a step. From 20 steps on, low guidance.",
+    order=3,
+    curated=True,
+)
 def dpmpp_3m(
-    levels: Levels, *, solver_type: str = "published", lower_order_final: bool = True, corrected_start: bool = False
+    levels: Levels,
+    *,
+    solver_type: Curvature = "published",
+    lower_order_final: LowerOrderFinal = True,
+    corrected_start: CorrectedStart = False,
 ) -> Iterator[Stage]:
     """DPM-Solver++(3M): one evaluation a step, a parabola through the last three predictions.
 
@@ -375,8 +462,19 @@ def dpmpp_3m(
     return _multistep_3(levels, DATA, solver_type, lower_order_final, corrected_start)
 
 
+@sampler(
+    "DPM-Solver 3M",
+    paper="Lu et al. 2022, arXiv 2211.01095",
+    help="Third order in the noise prediction, one evaluation a step. From 15 steps on, low guidance.",
+    order=3,
+    curated=True,
+)
 def dpm_3m(
-    levels: Levels, *, solver_type: str = "published", lower_order_final: bool = True, corrected_start: bool = False
+    levels: Levels,
+    *,
+    solver_type: Curvature = "published",
+    lower_order_final: LowerOrderFinal = True,
+    corrected_start: CorrectedStart = False,
 ) -> Iterator[Stage]:
     """DPM-Solver(3M): one evaluation a step, a parabola through the last three predictions of the noise.
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 from ..levels import Level, Levels
+from ..options import Bounds
 from ..phi import value
 from ..plan import DENOISED, START, Combination, P, Stage, X
+from ..sampler import sampler
 from .ancestral import added_noise
 from .dpm_solver import LARGEST_CORRECTION
 
@@ -42,6 +45,12 @@ def euler_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
     yield Stage(i, s.sigma, (t.sigma / s.sigma) * X + (1 - t.sigma / s.sigma) * DENOISED, derivative(s))
 
 
+@sampler(
+    "Euler",
+    paper="Karras et al. 2022, arXiv 2206.00364",
+    help="First order, the same numbers as ddim.",
+    order=1,
+)
 def euler(levels: Levels) -> Iterator[Stage]:
     """Euler's method: x_t = x_s + (sigma_t - sigma_s) d_s. The same numbers as DDIM.
 
@@ -51,6 +60,12 @@ def euler(levels: Levels) -> Iterator[Stage]:
         yield from euler_step(i, levels[i], levels[i + 1])
 
 
+@sampler(
+    "Heun",
+    paper="Karras et al. 2022, arXiv 2206.00364",
+    help="Second order in sigma, two evaluations a step. Steady with low guidance.",
+    order=2,
+)
 def heun(levels: Levels) -> Iterator[Stage]:
     """Heun's method: an Euler step to t, then the step again with the mean of the derivatives at both ends.
 
@@ -73,7 +88,23 @@ def heun_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
     yield Stage(i, t.sigma, START + (h / 2) * (P[0] + P[1]), derivative(t))
 
 
-def edm(levels: Levels, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = 1e4) -> Iterator[Stage]:
+@sampler(
+    "EDM (Heun with churn)",
+    paper="Karras et al. 2022, arXiv 2206.00364",
+    help="Heun with noise added before each step: set s_churn (10 to 40); at 0 it is heun. For many steps.",
+    order=2,
+)
+def edm(
+    levels: Levels,
+    *,
+    s_churn: Annotated[
+        float,
+        Bounds(0.0, 1000.0),
+        "Noise added over the whole run, in units of the level: s_churn / steps before each step, at most 41%.",
+    ] = 0.0,
+    s_tmin: Annotated[float, Bounds(0.0, 1e4), "No churn below this noise level."] = 0.0,
+    s_tmax: Annotated[float, Bounds(0.0, 1e4), "No churn above this noise level."] = 1e4,
+) -> Iterator[Stage]:
     """The stochastic sampler of EDM: before each step noise is added up to sigma_hat, then a step of `heun` is taken.
 
         sigma_hat = (1 + gamma) sigma_s,    gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma_s <= s_tmax, or 0
@@ -95,6 +126,12 @@ def edm(levels: Levels, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: fl
         yield from heun_step(i, s, t)
 
 
+@sampler(
+    "Runge-Kutta 4",
+    paper="Kutta 1901",
+    help="Fourth order in sigma, four evaluations a step. For reference images with very many evaluations.",
+    order=4,
+)
 def rk4(levels: Levels) -> Iterator[Stage]:
     """The classical Runge-Kutta method of order 4, four evaluations a step, at s, twice in the middle m, and at t.
 

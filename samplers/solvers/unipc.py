@@ -9,21 +9,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 from ..levels import Levels
+from ..options import Bounds
 from ..phi import Scalar, expm1, phi, value
 from ..plan import DENOISED, START, Combination, P, Stage, X
-from .dpm_solver import DATA, NOISE, Prediction, finite_step, multistep_order, taylor_data
+from ..sampler import sampler
+from .dpm_solver import DATA, NOISE, LowerOrderFinal, Prediction, finite_step, multistep_order, taylor_data
 
 
+@sampler(
+    "UniPC",
+    paper="Zhao et al. 2023, arXiv 2302.04867",
+    help="Predictor and corrector at one evaluation a step. A good second opinion to dpmpp_2m.",
+    order=3,
+    curated=True,
+)
 def unipc(
     levels: Levels,
     *,
-    order: int = 3,
-    solver_type: str = "bh2",
-    prediction: str = "data",
-    corrector: bool = True,
-    lower_order_final: bool = True,
+    order: Annotated[int, Bounds(1, 3), "Number of predictions that the predictor uses."] = 3,
+    solver_type: Annotated[Literal["bh1", "bh2"], "The function B(h) of the paper; bh2 is the usual one."] = "bh2",
+    prediction: Annotated[
+        Literal["data", "noise"],
+        "What is extrapolated: the data, for guided images, or the noise, for low guidance.",
+    ] = "data",
+    corrector: Annotated[bool, "Correct each step with the next prediction; costs no evaluation."] = True,
+    lower_order_final: LowerOrderFinal = True,
 ) -> Iterator[Stage]:
     """UniPC-p, one evaluation a step. With the last p predictions m_0, m_1 ... at r_k = (lambda_k - lambda_s) / h,
 
@@ -44,16 +57,16 @@ def unipc(
     corrected = [corrector and i < steps - 1 and kind.corrects(s, t, t) for i, (s, t) in enumerate(ends)]
     for i in range(steps):
         s = levels[i]
-        predict = _update(X, levels, i, orders[i], kind, solver_type)
+        predict = _step(X, levels, i, orders[i], kind, solver_type)
         if i > 0 and corrected[i - 1]:
-            correct = _update(START, levels, i - 1, orders[i - 1], kind, solver_type, corrects=True)
+            correct = _step(START, levels, i - 1, orders[i - 1], kind, solver_type, corrects=True)
             yield Stage(i, s.sigma, correct, kind.of(s))
             yield Stage(i, None, predict, completes=not corrected[i])
         else:
             yield Stage(i, s.sigma, predict, kind.of(s), completes=not corrected[i])
 
 
-def _update(
+def _step(
     x: Combination, levels: Levels, i: int, order: int, kind: Prediction, solver_type: str, corrects: bool = False
 ) -> Combination:
     """The step from levels[i] to levels[i + 1]; as a corrector it knows the prediction at its end, P[0]."""

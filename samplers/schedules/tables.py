@@ -1,0 +1,96 @@
+"""Schedules that were optimised for a model and published as tables of levels."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from ..options import Bounds
+from ..schedule import schedule
+from .analytic import level_of, log_ends
+
+
+def _from_table(table: list[float], n: int, sigma_min: float, sigma_max: float, flow: bool) -> Tensor:
+    """The first n of n + 1 levels, by interpolating the logarithms of a published table linearly in the step index.
+
+    They are stretched affinely in log(sigma / alpha), so that the ends of the table fall on sigma_max and sigma_min.
+    """
+    logs = torch.tensor(table, dtype=torch.float64).log()
+    height = (logs - logs[-1]) / (logs[0] - logs[-1])
+    height = torch.nn.functional.interpolate(height[None, None], n + 1, mode="linear", align_corners=True)[0, 0, :-1]
+    start, end = log_ends(sigma_min, sigma_max, flow)
+    return level_of(end + height * (start - end), flow)
+
+
+# Those of the Stable Diffusion models are the levels of the published time steps.
+Table = Literal["sd15", "sdxl", "svd"]
+
+AYS_TABLES: dict[Table, list[float]] = {
+    "sd15": [14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904,
+             0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582],
+    "sdxl": [14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289,
+             0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582],
+    "svd": [700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002],
+}  # fmt: skip
+
+
+@schedule(
+    "Align Your Steps",
+    paper="Sabour et al. 2024, arXiv 2404.14507",
+    help="Optimised for one model and 10 steps; interpolated for others.",
+    curated=True,
+    ends_at_sigma_min=False,
+)
+def ays(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    table: Annotated[Table, "The model it was optimised for; another range of levels stretches it."] = "sd15",
+    flow: bool = False,
+) -> Tensor:
+    """Align Your Steps: the levels optimised for a model, published for 10 steps.
+
+    Sabour, Fidler, Kreis 2024, arXiv 2404.14507. Other numbers of steps are log-linear in between, other ranges are
+    stretched in log-SNR. As published, the last entry of the table gives way to 0: the last level is not sigma_min.
+    """
+    return _from_table(AYS_TABLES[table], n, sigma_min, sigma_max, flow)
+
+
+@functools.cache
+def _gits_tables() -> list[list[list[float]]]:
+    """The published tables, by coefficient (0.80, 0.85 ... 1.50) and number of steps (2 ... 20)."""
+    published = json.loads(Path(__file__).with_name("gits.json").read_text())
+    return [[[published["levels"][i] for i in row] for row in rows] for rows in published["steps"].values()]
+
+
+@schedule(
+    "GITS",
+    paper="Chen et al. 2024, arXiv 2405.11326",
+    help="Published levels for each number of steps from 2 to 20, from the curvature of trajectories.",
+    curated=True,
+    ends_at_sigma_min=False,
+)
+def gits(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    coeff: Annotated[
+        float, Bounds(0.8, 1.5, step=0.05), "Which table: larger puts more steps at low noise. In steps of 0.05."
+    ] = 1.2,
+    flow: bool = False,
+) -> Tensor:
+    """Geometry-inspired time scheduling: published tables for 2 to 20 steps of Stable Diffusion.
+
+    Chen, Zhou, Wang, Shen, Lyu 2024, arXiv 2405.11326. `coeff` is taken to the nearest of the published 0.80, 0.85 ...
+    1.50. More than 20 steps are log-linear in the table of 20, other ranges are stretched in log-SNR. As published, the
+    last entry of a table gives way to 0: the last level is not sigma_min.
+    """
+    tables = _gits_tables()[round(20 * coeff) - 16]
+    return _from_table(tables[min(max(n, 2), 20) - 2], n, sigma_min, sigma_max, flow)
