@@ -6,10 +6,11 @@ They were fitted on other prompts and seeds than the ones reported, see demo/lea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench import cells
 from bench.cells import Entry, Schedule
+from bench.errors import Cell, Score
 
 OWN_LEVELS = Schedule("learned", "its own")
 
@@ -36,7 +37,7 @@ class Fitted(NamedTuple):
 
 def fitted() -> list[Fitted]:
     found = []
-    for entry in cells.learned_entries():
+    for entry in cells.plan_entries():
         calibrated = cells.calibrated(entry)
         base = calibrated.recipe.base
         if calibrated.kind == "amed":
@@ -45,7 +46,7 @@ def fitted() -> list[Fitted]:
     return found
 
 
-def best(scores: Mapping[Any, Any], budget: int, wanted: Iterable[Entry]) -> tuple[Any, Any] | None:
+def best(scores: Mapping[Cell, Score], budget: int, wanted: Iterable[Entry]) -> tuple[Cell, Score] | None:
     """The cell with the least median error at a budget, of these entries on their own kind of schedules."""
     entries = set(wanted)
     found = [
@@ -57,14 +58,14 @@ def best(scores: Mapping[Any, Any], budget: int, wanted: Iterable[Entry]) -> tup
     return min(found, key=lambda pair: pair[1].median, default=None)
 
 
-def medians(ours: Any, other: Any) -> tuple[float, float]:
+def medians(ours: Score, other: Score) -> tuple[float, float]:
     """Of two scores on the images that both were measured on."""
     count = min(len(ours.errors), len(other.errors))
     first, second = (float(score.errors[:count].quantile(0.5)) for score in (ours, other))
     return first, second
 
 
-def without_gain(scores: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+def without_gain(scores: Mapping[Cell, Score]) -> list[tuple[Cell, Cell]]:
     """AMED over a base whose error is not below the base's own at the same evaluations: (its cell, the base's)."""
     found = []
     for f in fitted():
@@ -76,7 +77,7 @@ def without_gain(scores: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     return found
 
 
-def describe(scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float]]) -> str:
+def describe(scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, float]]) -> str:
     """A section of docs/QUALITY.md. `frechet` holds distances to the data by cell, with their standard errors."""
     files = fitted()
     lines = [
@@ -95,7 +96,7 @@ def describe(scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float
     return "\n".join([*(line for line in lines if line is not None), ""])
 
 
-def _row(scores: Mapping[Any, Any], files: list[Fitted], budget: int) -> str | None:
+def _row(scores: Mapping[Cell, Score], files: list[Fitted], budget: int) -> str | None:
     """The best of each kind at a budget; None where nothing of the host was measured."""
 
     def of(source: str) -> list[Entry]:
@@ -111,7 +112,7 @@ def _row(scores: Mapping[Any, Any], files: list[Fitted], budget: int) -> str | N
     bases = {f.entry: str(f.base) for f in files}
     error = host[1].median
 
-    def told(found: tuple[Any, Any] | None) -> str:
+    def text(found: tuple[Cell, Score] | None) -> str:
         if found is None:
             return ""
         cell, score = found
@@ -119,7 +120,7 @@ def _row(scores: Mapping[Any, Any], files: list[Fitted], budget: int) -> str | N
 
     ratios = [found[1].median / error for found in (plan, amed) if found]
     goal = _goal(budget, ratios) if plan else ""
-    return f"| {budget} | {error:.4f}, {host[0].entry} | {told(ours)} | {told(plan)} | {told(amed)} | {goal} |"
+    return f"| {budget} | {error:.4f}, {host[0].entry} | {text(ours)} | {text(plan)} | {text(amed)} | {goal} |"
 
 
 def _goal(budget: int, ratios: list[float]) -> str:
@@ -131,7 +132,7 @@ def _goal(budget: int, ratios: list[float]) -> str:
 
 
 def _describe_plugin(
-    files: list[Fitted], scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float]]
+    files: list[Fitted], scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, float]]
 ) -> list[str]:
     plugins = [f for f in files if f.kind == "amed"]
     if not plugins:
@@ -156,7 +157,7 @@ def _describe_plugin(
     return lines
 
 
-def _against_base(f: Fitted, scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float]]) -> str:
+def _against_base(f: Fitted, scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, float]]) -> str:
     """Error, and distance where it was measured, of AMED and of its base."""
     ours, plain = (best(scores, f.evaluations, [entry]) for entry in (f.entry, f.base))
     if not ours or not plain:

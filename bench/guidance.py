@@ -10,18 +10,24 @@ one for each training image and its words, to the training images.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-# The benchmark finds the host and the pack for the imports after it.
-# isort: off
-import quality
-import torch
-from bench import cells, distances
-from host import ROOT, import_pack
-from torch import Tensor
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import comfy.samplers
+# The benchmark finds the host for the imports after it.
+# isort: off
+import torch  # noqa: E402
+from bench import cells, distances  # noqa: E402
+from bench.distributions import AXES, load_data  # noqa: E402
+from bench.settings import REFERENCE, Size  # noqa: E402
+from host import import_pack  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import comfy.samplers  # noqa: E402
 # isort: on
 
 MANY_STEPS = 60
@@ -56,26 +62,21 @@ def sample(
 ) -> Passes:
     """Final latents under a schedule of guidance."""
     pack = import_pack()
-    patcher, words = cells._model()
     passes = []
 
     def counted(apply: Any, given: dict[str, Any]) -> Tensor:
         passes.append(len(given["input"]))
         return apply(given["input"], given["timestep"], **given["c"])
 
-    patched = pack.nodes.guidance.guide(patcher, pack.samplers.guidance.Guidance(**fields))
+    patched = pack.nodes.guidance.guide(cells.model()[0], pack.samplers.guidance.Guidance(**fields))
     patched.set_model_unet_function_wrapper(counted)
-    guider = comfy.samplers.CFGGuider(patched)
-    guider.set_conds(cells._conditioning(words, [pair.prompt for pair in pairs]), cells._conditioning(words, [""]))
-    noise = cells.starting_noise(pairs)
     function = comfy.samplers.KSAMPLER(cells.SAMPLERS[sampler.name].function, dict(sampler.options))
-    with torch.inference_mode():
-        found = guider.sample(noise, torch.zeros_like(noise), function, torch.tensor(sigmas), disable_pbar=True, seed=0)
-    return Passes(found.cpu(), sum(passes) / len(pairs))
+    latents = cells.run(comfy.samplers.CFGGuider(patched), function, sigmas, pairs)
+    return Passes(latents, sum(passes) / len(pairs))
 
 
 def in_batches(fields: dict[str, Any], sigmas: Sequence[float], pairs: Sequence[cells.Pair]) -> Tensor:
-    batches = quality.chunks(pairs, 16)
+    batches = cells.chunks(pairs, 16)
     return torch.cat([sample(fields, SAMPLER, sigmas, batch).latents for batch in batches])
 
 
@@ -84,17 +85,17 @@ class Table:
 
     def __init__(self, evaluations: int, images: int):
         self.evaluations = evaluations
-        self.pairs = quality.Bench(quality.Size(), None).reported_on
+        self.pairs = Size().reported_on
         self._few = cells.make_levels(SAMPLER, SCHEDULE, evaluations)
-        self._many = cells.make_levels(*quality.REFERENCE, MANY_STEPS)
+        self._many = cells.make_levels(*REFERENCE, MANY_STEPS)
         self._plain = self._limit(ROWS["constant"])
-        latents, words = quality.load_data() or (torch.empty(0), [])
+        latents, words = load_data() or (torch.empty(0), [])
         self._shown = [cells.Pair(prompt, 5 * 10**6 + k) for k, prompt in enumerate(words[:images])]
-        self._axes = distances.principal_axes(latents.flatten(1), quality.AXES)
+        self._axes = distances.principal_axes(latents.flatten(1), AXES)
         self._data = latents.flatten(1) @ self._axes
 
     def _limit(self, fields: dict[str, Any]) -> Tensor:
-        return sample(fields, quality.REFERENCE[0], self._many, self.pairs).latents
+        return sample(fields, REFERENCE[0], self._many, self.pairs).latents
 
     def row(self, name: str) -> str:
         fields = ROWS[name]
@@ -141,7 +142,7 @@ def main() -> None:
     if o.only == list(ROWS):
         text = INTRODUCTION.format(
             evaluations=o.evaluations, sampler=SAMPLER, schedule=SCHEDULE, w=W, pairs=len(table.pairs), many=MANY_STEPS,
-            images=o.images, axes=quality.AXES,
+            images=o.images, axes=AXES,
         )  # fmt: skip
         (ROOT / "docs" / "GUIDANCE.md").write_text("\n".join([text.rstrip(), *rows, ""]))
 

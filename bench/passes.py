@@ -4,27 +4,34 @@
 
 Guidance takes two passes of the network an evaluation, D = U + w (C - U). At the evaluations that are named the
 unconditional one is left out and the difference C - U is that of the last evaluation that had both, as in affine reuse
-(Castillo et al. 2023, arXiv 2312.12487). Levels, slopes, the guidance of each evaluation and the told levels are fitted
-with the passes left out, and the error on the images of bench/quality.py is printed beside their number.
+(Castillo et al. 2023, arXiv 2312.12487). Levels, slopes, the guidance of each evaluation and the sigmas passed to the
+model are fitted with the passes left out, and the error on the images of bench/quality.py is printed beside their
+number.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-# The benchmark finds the host and the pack for the imports after it.
-# isort: off
-import quality
-import torch
-from bench import cells
-from torch import Tensor
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import comfy.samplers
-from samplers.calibrated.fit import Goal, calibrate, plain_recipes, rmse
-from samplers.calibrated.recipe import Recipe
+# The benchmark finds the host for the imports after it.
+# isort: off
+import torch  # noqa: E402
+from bench import cells  # noqa: E402
+from bench.settings import PROMPTS, REFERENCE, Size  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import comfy.samplers  # noqa: E402
+from samplers.calibrated.fit import calibrate, plain_recipes  # noqa: E402
+from samplers.calibrated.objective import Goal, rmse  # noqa: E402
+from samplers.calibrated.recipe import Recipe  # noqa: E402
 # isort: on
 
 
@@ -50,9 +57,7 @@ class Both:
 
 def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozenset[int]) -> Tensor:
     """Latents of a recipe that leaves out the unconditional pass at these evaluations."""
-    patcher, words = cells._model()
-    guider = comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(cells._conditioning(words, [pair.prompt for pair in pairs]), cells._conditioning(words, [""]))
+    guider = comfy.samplers.CFGGuider(cells.model()[0])
     unguided = replace(recipe, tunings=tuple(t._replace(guidance=1.0) for t in recipe.tunings))
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
@@ -69,10 +74,7 @@ def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozens
 
         return unguided.function(evaluate, x, disable=True)
 
-    noise = cells.starting_noise(pairs)
-    sampler, sigmas = comfy.samplers.KSAMPLER(sample), torch.tensor(recipe.sigmas)
-    with torch.inference_mode():
-        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0).cpu()
+    return cells.run(guider, comfy.samplers.KSAMPLER(sample), recipe.sigmas, pairs)
 
 
 def main() -> None:
@@ -83,22 +85,22 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     left_out = frozenset(o.leave_out)
-    prompts = quality.PROMPTS[:8]
+    prompts = PROMPTS[:8]
 
     def goal(pairs: Sequence[cells.Pair]) -> Goal:
-        levels = cells.make_levels(*quality.REFERENCE, 100)
+        levels = cells.make_levels(*REFERENCE, 100)
         exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), levels, tuple(pairs))
         return Goal(lambda recipe: final_samples(recipe, pairs, left_out), exact)
 
-    fit, check = (goal([cells.Pair(prompts[k % 8], seed + k) for k in range(16)]) for seed in (1000, 2000))
-    report = goal(quality.Bench(quality.Size(), None).reported_on)
+    training, validation = (goal([cells.Pair(prompts[k % 8], seed + k) for k in range(16)]) for seed in (1000, 2000))
+    report = goal(Size().reported_on)
     few = [cells.Pair(prompts[k], 1000 + k) for k in range(4)]
-    look = Goal(lambda recipe: final_samples(recipe, few, left_out), fit.target[:4])
-    sampling = cells._model()[0].get_model_object("model_sampling")
+    screening = Goal(lambda recipe: final_samples(recipe, few, left_out), training.target[:4])
+    sampling = cells.model()[0].get_model_object("model_sampling")
     starts = plain_recipes(("ipndm_v",), o.evaluations, float(sampling.sigma_min), float(sampling.sigma_max))
-    for progress in calibrate(starts, look, fit, check, rounds=o.rounds):
+    for progress in calibrate(starts, screening, training, validation, rounds=o.rounds):
         last = progress
-    error = float(rmse(report.differences(last.best)).median())
+    error = float(rmse(report.residuals(last.best)).median())
     passes = 2 * o.evaluations - len(left_out)
     print(f"{o.evaluations} evaluations, {passes} passes: {last.before:.4f} -> {last.after:.4f}; reported: {error:.4f}")
 

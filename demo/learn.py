@@ -54,7 +54,7 @@ class Learning:
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
         self.tuning, self.plans, self.options = pack.nodes.tuning, pack.nodes.plans, options
-        self.files = pack.samplers.calibrated.file
+        self.files = pack.samplers.calibrated.plan
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
         self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
@@ -112,7 +112,8 @@ class Learning:
             pass
         found = training.calibrated
         told = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
-        about = {**calibrated.about, "trained": {name: found.about[name] for name in told}}
+        trained = found.about.as_dict()
+        about = dataclasses.replace(calibrated.about, trained={name: trained[name] for name in told})
         return dataclasses.replace(found, about=about)
 
     def learn(self, name: str) -> Any | None:
@@ -121,7 +122,7 @@ class Learning:
         kind, *base, evaluations = name.split("-")
         if self.options.refine:
             calibrated = self.files.load(path) if path.exists() and kind == "amed" else None
-            return self.trained(calibrated) if calibrated is not None and "trained" not in calibrated.about else None
+            return self.trained(calibrated) if calibrated is not None and not calibrated.about.trained else None
         if path.exists():
             return None
         if kind == "calibrated":
@@ -158,10 +159,10 @@ def main() -> None:
 
 
 def told(about: Any) -> str:
-    fitted = f"{about['error_before']:.4f} ({about['baseline']}) -> {about['error_after']:.4f}"
-    if "trained" not in about:
+    fitted = f"{about.error_before:.4f} ({about.baseline}) -> {about.error_after:.4f}"
+    if not about.trained:
         return fitted
-    trained = about["trained"]
+    trained = about.trained
     return f"{fitted}; trained: {trained['error_before']:.4f} -> {trained['error_after']:.4f}"
 
 

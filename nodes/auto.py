@@ -17,7 +17,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
-from ..samplers.calibrated.file import CalibratedPlan, FileError, load
+from ..samplers.calibrated.file import FileError
+from ..samplers.calibrated.plan import CalibratedPlan, load
 from ..samplers.checks import shortened
 from .host.model import (
     LevelRange,
@@ -107,7 +108,7 @@ def why_not(plan: CalibratedPlan, model: Mapping[str, Any], budget: int, cfg: fl
     if plan.recipe.nfe > budget:
         return f"it makes {plan.recipe.nfe} evaluations and the budget is {budget}"
     if not same_guidance(plan, cfg):
-        return f"it was made at guidance {plan.about['guidance']:g} and cfg is {cfg:g}"
+        return f"it was made at guidance {plan.about.guidance:g} and cfg is {cfg:g}"
     return None
 
 
@@ -134,10 +135,10 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
     fitting = [
         (name, plan)
         for name, plan in saved_plans()
-        if plan.about.get("model")
-        and plan.about.get("improved", True)
+        if plan.about.model
+        and plan.about.improved is not False
         and not _unfinished(name, plan)
-        and (plan.gain < 1 or "error_after" not in plan.about)
+        and (plan.gain < 1 or plan.about.error_after is None)
         and plan.recipe.nfe >= budget - 1
         and why_not(plan, model, budget, cfg) is None
     ]
@@ -146,7 +147,7 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
 
 def _unfinished(name: str, plan: CalibratedPlan) -> bool:
     """Files from before the field was written are told by their name."""
-    return bool(plan.about.get(INTERRUPTED)) or PurePath(name).name.startswith(f"{INTERRUPTED}_")
+    return plan.about.interrupted or PurePath(name).name.startswith(f"{INTERRUPTED}_")
 
 
 # The choice

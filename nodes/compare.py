@@ -17,7 +17,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SamplerSpec, ScheduleSpec
-from ..samplers.calibrated.fit import rmse
+from ..samplers.calibrated.objective import rmse
 from ..samplers.checks import shortened
 from ..samplers.levels import SAME_LEVEL
 from .host.model import MANY_STEPS, fingerprint, is_flow, level_range, many_steps_schedule, sigmas_over

@@ -72,7 +72,7 @@ class _Run:
         self._agreed = 0.0  # the level at and below which the predictions agree
 
     def _over(self, steps: list[float]) -> Callable[[float], float]:
-        return self._guidance.over(steps, flow=self._flow, progress=self._progress)
+        return self._guidance.over(steps, flow=self._flow, elapsed=self._progress)
 
     def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
         before = self._guider.cfg  # of wrappers further from the sampler, as the host's CFG Override is one

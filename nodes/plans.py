@@ -19,7 +19,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..samplers.calibrated.file import CalibratedPlan, FileError, load, parse
+from ..samplers.calibrated.file import FileError
+from ..samplers.calibrated.plan import CalibratedPlan, load, parse
 from ..samplers.calibrated.published import PUBLISHED
 from ..samplers.calibrated.recipe import Recipe
 from ..samplers.calibrated.tuning import PLAIN
@@ -381,12 +382,12 @@ def summary(plan: CalibratedPlan) -> str:
     parts = [
         f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, {recipe.nfe} evaluations, "
         f"sigma {recipe.sigmas[0]:.4g} to {recipe.sigmas[-1]:.4g}",
-        f"for {about.get('model', {}).get('family', 'any model')}",
+        f"for {about.model.get('family', 'any model')}",
     ]
-    if "guidance" in about:
-        parts.append(f"guidance {_spoken(about['guidance'])}")
-    if {"error_before", "error_after"} <= about.keys():
-        parts.append(f"error {_spoken(about['error_before'])} before, {_spoken(about['error_after'])} after")
+    if about.guidance is not None:
+        parts.append(f"guidance {_spoken(about.guidance)}")
+    if about.measured:
+        parts.append(f"error {_spoken(about.error_before)} before, {_spoken(about.error_after)} after")
     return "; ".join(parts)
 
 
@@ -396,12 +397,12 @@ def conditions(plan: CalibratedPlan, *, known: bool = False) -> list[str]:
     Args:
         known: whether the guidance of the run is known, and that of the plan.
     """
-    told, scale, latent = [], plan.about.get("guidance"), plan.about.get("latent")
-    if isinstance(scale, int | float):
+    told, scale, latent = [], plan.about.guidance, plan.about.latent
+    if scale is not None:
         told.append(f"It was made at guidance {scale:g}{'' if known else ': sample with this cfg'}.")
-    if isinstance(latent, list) and len(latent) > 1:
+    if len(latent) > 1:
         told.append(f"Its latents were of size {' x '.join(map(str, latent[1:]))}.")
-    if plan.about.get(INTERRUPTED):
+    if plan.about.interrupted:
         told.append("It was not finished.")
     return told
 
@@ -413,7 +414,7 @@ def description(plan: CalibratedPlan) -> str:
     if plan.predictor is not None:
         lines += ["The numbers below are those that the predictor gives where it sees no network.", ""]
     lines += [f"{name}: {_spoken(value)}" for name, value in recipe.options.items()]
-    lines += [f"{name}: {_spoken(value)}" for name, value in plan.about.items()]
+    lines += [f"{name}: {_spoken(value)}" for name, value in plan.about.as_dict().items()]
     if recipe.afs:
         lines.append("The first evaluation is left out.")
     lines += ["", *_numbers(plan), ""]
@@ -444,8 +445,8 @@ def panels(plan: CalibratedPlan) -> list[Panel]:
         "inserted": [level for k, level in enumerate(levels) if k in middle],
     }
     gain = ""
-    if {"error_before", "error_after"} <= about.keys():
-        gain = f", error {_spoken(about['error_before'])} before, {_spoken(about['error_after'])} after"
+    if about.measured:
+        gain = f", error {_spoken(about.error_before)} before, {_spoken(about.error_after)} after"
     shown = [
         Panel(
             f"{recipe.base}: {recipe.nfe} evaluations{gain}",

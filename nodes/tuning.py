@@ -16,19 +16,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
-from ..samplers.calibrated.file import CalibratedPlan
-from ..samplers.calibrated.fit import (
-    DEFAULT_BASES,
-    DEFAULT_FREE,
-    DifferentiableGoal,
-    Goal,
-    Progress,
-    Unknown,
-    calibrate,
-    geometric_mean,
-    plain_recipes,
-    rmse,
-)
+from ..samplers.calibrated.about import About
+from ..samplers.calibrated.fit import DEFAULT_BASES, DEFAULT_FREE, Progress, calibrate, plain_recipes
+from ..samplers.calibrated.objective import DifferentiableGoal, Goal, geometric_mean, rmse
+from ..samplers.calibrated.parameters import Parameter
+from ..samplers.calibrated.plan import CalibratedPlan
 from ..samplers.calibrated.predictor import Predictor
 from ..samplers.calibrated.recipe import Recipe
 from ..samplers.calibrated.train_amed import Trainer
@@ -86,7 +78,7 @@ class Calibration:
         seed: of the first sample's noise; the others count on from it.
         samples: for the fit; as many others, with seeds and prompts of their own, say how good it is.
         teacher_steps: of the run that is to be matched.
-        free: what is fitted, of `samplers.calibrate.KINDS`; guidance only where there is any.
+        free: what is fitted, of `samplers.calibrated.parameters.FITTABLE`; guidance only where there is any.
         rounds: at most so many.
         inserted: fit the numbers of every second level alone, those of AMED.
         afs: whether the first evaluation is left out (`analytical_first_step`).
@@ -127,7 +119,7 @@ class Calibration:
     progress: Progress | None
 
     def __iter__(self) -> Iterator[Progress]:
-        fit, check = (
+        training, validation = (
             Goal(
                 lambda recipe, samples=samples: run(self.session, CalibratedPlan(recipe), samples),
                 self._teacher(samples),
@@ -135,16 +127,16 @@ class Calibration:
             for samples in (self.fitted, self.held)
         )
         few = self.fitted[: max(2, len(self.fitted) // 4)]
-        look = Goal(lambda recipe: run(self.session, CalibratedPlan(recipe), few), fit.target[: len(few)])
+        screening = Goal(lambda recipe: run(self.session, CalibratedPlan(recipe), few), training.target[: len(few)])
         for progress in calibrate(
             self._starts,
-            look,
-            fit,
-            check,
+            screening,
+            training,
+            validation,
             free=self._free,
             rounds=self._rounds,
             inserted=self._inserted,
-            backpropagate=Gradients(self.session, self.fitted, fit.target) if self._backpropagate else None,
+            backpropagate=Gradients(self.session, self.fitted, training.target) if self._backpropagate else None,
         ):
             if progress.stage == "starts":
                 self._baseline = progress.best
@@ -166,13 +158,13 @@ class Calibration:
             return None
         return CalibratedPlan(
             progress.best,
-            about={
-                **_about(self.session, [*self.fitted, *self.held]),
-                "teacher": self._teacher.about,
-                "baseline": self._starts[self._baseline],
+            about=replace(
+                _about(self.session, [*self.fitted, *self.held]),
+                teacher=self._teacher.about,
+                baseline=self._starts[self._baseline],
                 **_known(error_before=progress.before, error_after=progress.after),
-                "improved": self.improved,
-            },
+                improved=self.improved,
+            ),
         )
 
 
@@ -199,7 +191,7 @@ class Gradients:
     target: Tensor
 
     def slope(
-        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, weights: Tensor | None = None
+        self, recipe: Recipe, parameters: Sequence[Parameter], by: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As that of `DifferentiableGoal`.
 
@@ -210,7 +202,7 @@ class Gradients:
         squares, slope = torch.zeros(count, dtype=torch.float64), torch.zeros_like(by)
 
         def add(group: list[int]) -> None:
-            found = self._slope(recipe, numbers, by, group, None if weights is None else weights[group])
+            found = self._slope(recipe, parameters, by, group, None if weights is None else weights[group])
             squares[group] = found[0]
             slope.add_(found[1] * len(group) / count)
 
@@ -218,7 +210,7 @@ class Gradients:
         return squares, slope
 
     def _slope(
-        self, recipe: Recipe, numbers: Sequence[Unknown], by: Tensor, group: list[int], weights: Tensor | None
+        self, recipe: Recipe, parameters: Sequence[Parameter], by: Tensor, group: list[int], weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         found: list[tuple[Tensor, Tensor]] = []
 
@@ -237,7 +229,7 @@ class Gradients:
                 goal = DifferentiableGoal(
                     evaluate, x.clone(), target, arguments, set_guidance, measured=lambda x: zero + scale * x
                 )
-                found.append(goal.slope(recipe, numbers, there, given))
+                found.append(goal.slope(recipe, parameters, there, given))
             return x
 
         try:
@@ -433,14 +425,14 @@ class Training:
         if not self._done:
             return None
         found = self._best or self._current()
-        about = {
-            **_about(self.session, [*self.trained, *self.held]),
-            "teacher": self._teacher.about,
-            "baseline": self._baseline,
-            "iterations": self._done,
+        about = replace(
+            _about(self.session, [*self.trained, *self.held]),
+            teacher=self._teacher.about,
+            baseline=self._baseline,
+            iterations=self._done,
             **_known(error_before=self.before, error_after=self.after),
-            "improved": self.improved,
-        }
+            improved=self.improved,
+        )
         return CalibratedPlan(found.recipe, found.predictor, about)
 
     def _batch_of(self, k: int) -> list[Sample]:
@@ -544,17 +536,17 @@ def _beginning(start: CalibratedPlan, scale_dir: float, scale_time: float) -> Pr
     return predictor
 
 
-def _about(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Where a plan comes from, for `CalibratedPlan`."""
+def _about(session: Session, samples: Sequence[Sample]) -> About:
+    """Where a plan comes from, without what came out of it."""
     seeds = [sample.seed for sample in samples]
-    return {
-        "model": fingerprint(session.patcher),
-        "guidance": session.guidance,
-        "prompts": session.prompts,
-        **({"texts": list(session.texts)} if session.texts else {}),
-        "seeds": [min(seeds), max(seeds)],
-        "latent": list(session.shape),
-    }
+    return About(
+        model=fingerprint(session.patcher),
+        guidance=session.guidance,
+        prompts=session.prompts,
+        texts=session.texts,
+        seeds=(min(seeds), max(seeds)),
+        latent=tuple(session.shape),
+    )
 
 
 def _known(**errors: float) -> dict[str, float]:
@@ -603,7 +595,7 @@ def _total(number: float) -> float:
 
 def unfinished(calibrated: CalibratedPlan) -> CalibratedPlan:
     """The same, marked as what was there when the work was stopped: Few-Step Auto never takes it."""
-    return replace(calibrated, about={**calibrated.about, INTERRUPTED: True})
+    return replace(calibrated, about=replace(calibrated.about, interrupted=True))
 
 
 @contextlib.contextmanager
@@ -637,15 +629,15 @@ def counted(count: int, what: str) -> str:
 def report(calibrated: CalibratedPlan) -> str:
     """What came out of it, for a person."""
     about = calibrated.about
-    teacher = about["teacher"]
-    shape = " x ".join(map(str, about["latent"]))
+    teacher = about.teacher
+    shape = " x ".join(map(str, about.latent))
     lines = [
-        f"{calibrated.recipe.base}, {counted(calibrated.recipe.nfe, 'evaluation')}, guidance {about['guidance']:g}",
-        told(about.get("error_before", math.inf), about.get("error_after", math.inf)),
-        f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about['baseline']}",
-        f"{counted(about['prompts'], 'prompt')}, seeds {about['seeds'][0]} to {about['seeds'][1]}, latents {shape}",
+        f"{calibrated.recipe.base}, {counted(calibrated.recipe.nfe, 'evaluation')}, guidance {about.guidance:g}",
+        told(*(math.inf if error is None else error for error in (about.error_before, about.error_after))),
+        f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about.baseline}",
+        f"{counted(about.prompts, 'prompt')}, seeds {about.seeds[0]} to {about.seeds[1]}, latents {shape}",
     ]
-    if not about["improved"]:
+    if not about.improved:
         lines.append("Not better on samples that nothing was fitted to: use more samples or prompts, or train longer.")
     return "\n".join(lines)
 

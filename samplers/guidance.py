@@ -125,14 +125,14 @@ class Guidance:
         return self.shape != "constant" or self.cfg_pp
 
     def over(
-        self, sigmas: Sequence[float], *, flow: bool = False, progress: Callable[[float], float] | None = None
+        self, sigmas: Sequence[float], *, flow: bool = False, elapsed: Callable[[float], float] | None = None
     ) -> Callable[[float], float]:
         """The scale w at a level sigma of a run.
 
         Args:
             sigmas: the levels of the run, in the order they are gone through.
             flow: levels of a rectified-flow model.
-            progress: how much of sampling is over at a level, from 0 at pure noise to 1 at the clean image, in which
+            elapsed: how much of sampling is over at a level, from 0 at pure noise to 1 at the clean image, in which
                 ramps run. Without it the share of the run's own way in sigma / (1 + sigma) (in rectified flow sigma).
 
         Raises:
@@ -141,7 +141,7 @@ class Guidance:
         steps = list(itertools.pairwise(sigmas))
         if not steps:  # and no evaluation either
             return lambda sigma: self.strongest
-        done = progress or _progress_of_run(sigmas, flow)
+        done = elapsed or _elapsed_of_run(sigmas, flow)
         start, end = _interval(flow) if self.shape == "interval" else (math.inf, 0.0)
         start, end = self.sigma_start or start, self.sigma_end or end
         if start <= end:
@@ -164,10 +164,10 @@ class Guidance:
         return scale
 
     def scales(
-        self, sigmas: Sequence[float], *, flow: bool = False, progress: Callable[[float], float] | None = None
+        self, sigmas: Sequence[float], *, flow: bool = False, elapsed: Callable[[float], float] | None = None
     ) -> list[float]:
         """The scale at the start of each step, as `over`."""
-        return [*map(self.over(sigmas, flow=flow, progress=progress), sigmas[:-1])]
+        return [*map(self.over(sigmas, flow=flow, elapsed=elapsed), sigmas[:-1])]
 
 
 def passes(scales: Sequence[float]) -> int:
@@ -233,7 +233,7 @@ def _first_order_share(s: float, t: float, flow: bool) -> float:
     return 1 - left if left != 1 else 1.0  # a step of no length changes nothing
 
 
-def _progress_of_run(sigmas: Sequence[float], flow: bool) -> Callable[[float], float]:
+def _elapsed_of_run(sigmas: Sequence[float], flow: bool) -> Callable[[float], float]:
     def clock(sigma: float) -> float:
         return sigma if flow else sigma / (1 + sigma)
 

@@ -103,6 +103,24 @@ def invert(
     check_sample(image)
     if refinements < 0:
         raise ValueError(f"refinements = {refinements} must not be negative")
+    run = _read_levels(sampler, sigmas, flow)
+    way = _Way(sampler, model, run, dict(extra_args or {}), callback, options)
+    target = image * run.levels[len(run.levels) - 1].alpha
+    at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
+    trips = rounds + (measure or rounds > 0)
+    way.steps = (1 + rounds) * (1 + at_each_level) * way.steps_up + trips * way.steps_down
+    with progress_bar(way.steps, disable) as way.bar:
+        path = way.up(target, 1 + at_each_level)
+        path, errors = _corrected(way, target, path, trips)
+    return Inversion(path[0], path, errors, way.nfe)
+
+
+def _read_levels(sampler: SamplerSpec, sigmas: Tensor | Sequence[float], flow: bool) -> Run:
+    """The levels of a run that can be gone back.
+
+    Raises:
+        ValueError: naming what is wrong with the sigmas.
+    """
     run = read_run(sigmas, flow)
     levels = run.levels
     if len(levels) < 2:
@@ -115,35 +133,36 @@ def invert(
         raise ValueError(
             "sigmas hold one step, from pure noise to the clean image, which no noise can be told from: take more steps"
         )
-    way = _Way(sampler, model, run, dict(extra_args or {}), callback, options)
-    target = image * levels[len(levels) - 1].alpha
-    at_each_level, rounds = (refinements, 0) if way.memoryless else (0, refinements)
-    runs_down = rounds + (measure or rounds > 0)
-    steps_up = (1 + rounds) * (1 + at_each_level) * way.steps_up
-    way.steps = steps_up + runs_down * way.steps_down
-    with progress_bar(way.steps, disable) as way.bar:
-        best = way.up(target, 1 + at_each_level)
-        given, best_error = target, None
-        errors: list[Tensor] = []
-        for k in range(runs_down):
-            try:
-                path = way.up(given) if k else best
-                lost = target - way.down(path[0])
-            except NonFiniteError:
-                if not k:
-                    raise
-                break  # the best so far is kept
-            given = given + lost
-            errors.append(_relative(lost, target))
-            if best_error is None:
-                best_error = errors[0]
-                continue
-            gained = errors[-1] < best_error
-            best_error = torch.where(gained, errors[-1], best_error)
-            best = tuple(torch.where(per_image(gained, a), a, b) for a, b in zip(path, best, strict=True))
-            if not gained.any():
-                break
-    return Inversion(best[0], best, tuple(errors), way.nfe)
+    return run
+
+
+def _corrected(
+    way: _Way, target: Tensor, path: tuple[Tensor, ...], trips: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The best path for each image, and the errors of so many round trips. Between two, the image that goes in is
+    corrected by what the last one has lost."""
+    given, best = target, path
+    best_error: Tensor | None = None
+    errors: list[Tensor] = []
+    for trip in range(trips):
+        try:
+            path = way.up(given) if trip else path
+            lost = target - way.down(path[0])
+        except NonFiniteError:
+            if not trip:
+                raise
+            break  # the best so far is kept
+        given = given + lost
+        errors.append(_relative(lost, target))
+        if best_error is None:
+            best_error = errors[0]
+            continue
+        gained = errors[-1] < best_error
+        best_error = torch.where(gained, errors[-1], best_error)
+        best = tuple(torch.where(per_image(gained, a), a, b) for a, b in zip(path, best, strict=True))
+        if not gained.any():
+            break
+    return best, tuple(errors)
 
 
 class _Way:
@@ -174,17 +193,19 @@ class _Way:
         """From the last level to the first: the samples of all levels, first to last."""
         if not self.stages:
             return self._ascending(sample)
-        return solve_backward(self._counted, sample, self.stages, self.levels, self._report, evaluations=evaluations)
+        return solve_backward(
+            self._counted, sample, self.stages, self.levels, self._after_step, evaluations=evaluations
+        )
 
     def down(self, sample: Tensor) -> Tensor:
-        return self._run(sample, self.given, self._report)
+        return self._run(sample, self.given, self._after_step)
 
     def _ascending(self, sample: Tensor) -> tuple[Tensor, ...]:
         seen: list[Tensor] = [] if self.levels[len(self.levels) - 1].sigma else [sample]
 
         def record(step: dict[str, Any]) -> None:
             seen.append(step["x"])
-            self._report(step)
+            self._after_step(step)
 
         lowest = self.levels.at_sigma(self.rising[0])
         start = sample * (lowest.alpha / self.levels[len(self.levels) - 1].alpha)
@@ -200,7 +221,7 @@ class _Way:
         self.nfe += 1
         return self.model(x, sigma, **self.extra_args)
 
-    def _report(self, step: dict[str, Any]) -> None:
+    def _after_step(self, step: dict[str, Any]) -> None:
         if self.callback is not None:
             self.callback(step | {"i": self.done, "steps": self.steps})
         self.done += 1

@@ -316,7 +316,7 @@ def test_a_predictor_without_bottleneck_is_a_fixed_plan():
         step_by_step = integrate(
             denoiser,
             X1,
-            predicted(solver, given, lambda _, s, t: predictor.middles(zeros, s.sigma, t.sigma), X1),
+            predicted(solver, given, lambda _, s, t: predictor.intermediate_points(zeros, s.sigma, t.sigma), X1),
             disable=True,
         )
     assert tunings[0] == tunings[2] == tunings[4] == Tuning() and inner[1].sigma != 4.0
@@ -349,7 +349,9 @@ def test_gradients_reach_the_predictor():
     x = integrate(
         denoiser,
         X1,
-        predicted(SOLVERS["amed"], given, lambda _, s, t: predictor.middles(bottleneck, s.sigma, t.sigma), X1),
+        predicted(
+            SOLVERS["amed"], given, lambda _, s, t: predictor.intermediate_points(bottleneck, s.sigma, t.sigma), X1
+        ),
         disable=True,
     )
     x.square().sum().backward()

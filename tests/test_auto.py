@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -14,7 +15,8 @@ from small_models import conditioning, small_model
 from tables import PICKS, QUALITY, picks, picks_text
 
 from samplers import SAMPLERS
-from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.about import About
+from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.recipe import Recipe
 
 EXACT, VARIED = "exact seed", "more variety"
@@ -145,7 +147,7 @@ def test_a_flow_model_is_told_where_its_choice_comes_from(comfyui, folder):
 def plan(comfyui, model, nfe: int = 8, **about) -> CalibratedPlan:
     sigmas = [14.6 * (1 - k / nfe) ** 3 for k in range(nfe + 1)]
     kind = module(comfyui, "host.model").fingerprint(model)
-    return CalibratedPlan(Recipe("dpmpp_2m", sigmas), about={"model": kind, "guidance": 3.0, **about})
+    return CalibratedPlan(Recipe("dpmpp_2m", sigmas), about=About(**{"model": kind, "guidance": 3.0, **about}))
 
 
 def test_a_saved_plan_for_the_model_is_found_and_followed(comfyui, folder):
@@ -196,7 +198,7 @@ def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, f
 
 
 def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
-    from samplers.calibrated.file import load
+    from samplers.calibrated.plan import load
 
     tuning, calibrated = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
 
@@ -208,7 +210,7 @@ def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
     with pytest.raises(KeyboardInterrupt), tuning.kept(work):
         raise KeyboardInterrupt
     (path,) = folder.glob("interrupted_*")
-    assert load(path).about == {**calibrated.about, "interrupted": True}
+    assert load(path).about == dataclasses.replace(calibrated.about, interrupted=True)
 
 
 def test_a_plan_for_another_guidance_is_left_out(comfyui, folder):
@@ -231,7 +233,7 @@ def test_a_plan_for_another_flow_shift_is_left_out(comfyui, folder):
     models = {shift: shifted.patch(small_model("FLOW"), shift=shift)[0] for shift in (3.0, 6.0)}
     sigmas = [1 - k / 8 for k in range(9)]
     kind = module(comfyui, "host.model").fingerprint(models[3.0])
-    CalibratedPlan(Recipe("euler", sigmas, flow=True), about={"model": kind}).save(folder / "mine.safetensors")
+    CalibratedPlan(Recipe("euler", sigmas, flow=True), about=About(model=kind)).save(folder / "mine.safetensors")
     assert choose(comfyui, models[3.0], 8)[2].startswith("mine")
     assert "safetensors" not in choose(comfyui, models[6.0], 8)[2]
 
@@ -268,7 +270,7 @@ def test_no_file_breaks_the_choice_and_no_claim_wins_it(comfyui, folder, caplog)
         "digits": {"model": {**kind, "sigma_min": 10**400}},
     }
     for name, about in odd.items():
-        CalibratedPlan(wanted.recipe, about={"model": kind, **about}).save(folder / f"{name}.safetensors")
+        CalibratedPlan(wanted.recipe, about=About(**{"model": kind, **about})).save(folder / f"{name}.safetensors")
     metadata = {key: part if isinstance(part, str) else json.dumps(part) for key, part in wanted.as_dict().items()}
     save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, folder / "float8.safetensors", metadata)
     assert "safetensors" not in choose(comfyui, model, 8)[2]
@@ -326,9 +328,9 @@ def test_the_published_plan_is_taken_for_its_model(comfyui, folder):
     from samplers.calibrated.published import PUBLISHED
 
     auto, published = module(comfyui, "auto"), PUBLISHED["amed_dpm_2m"]
-    name, found = auto.best_plan(published.about["model"], 10)
+    name, found = auto.best_plan(published.about.model, 10)
     assert name.startswith("built-in") and found.recipe.sigmas == published.recipe.sigmas
-    assert auto.best_plan(published.about["model"], 8) is None
+    assert auto.best_plan(published.about.model, 8) is None
 
 
 def test_every_input_and_output_has_a_tooltip(comfyui):

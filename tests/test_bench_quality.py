@@ -19,9 +19,12 @@ SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4"]
 @pytest.fixture(scope="module")
 def bench(comfy_process) -> SimpleNamespace:
     """The modules of the benchmark, which need the host."""
-    from bench import cells, quality
+    from bench import cells, distributions, errors, jobs, quality, results, settings
 
-    return SimpleNamespace(cells=cells, quality=quality)
+    return SimpleNamespace(
+        cells=cells, distributions=distributions, errors=errors, jobs=jobs, quality=quality, results=results,
+        settings=settings,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_learned_plans_stand_beside_the_plain_samplers(bench, finished: Path):
     row = next(r for r in read(finished) if r["source"] == "learned")
     assert (row["sampler"], row["nfe"], row["images"]) == ("calibrated-4", "4", "2") and 0 < float(row["median"]) < 0.2
     fitted = range(SEED, SEED + 2 * SAMPLES)
-    reported = bench.quality.Bench(bench.quality.Size(), None).reported_on
+    reported = bench.settings.Size().reported_on
     assert not {pair.prompt for pair in reported} & set(PROMPTS)
     assert not {pair.seed for pair in reported} & set(fitted)
     text = (finished / "out" / "QUALITY.md").read_text()
@@ -79,12 +82,12 @@ def test_learned_plans_stand_beside_the_plain_samplers(bench, finished: Path):
 
 def test_errors_are_those_of_samples(bench, finished: Path):
     """A cell of the table, sampled again beside a finer reference."""
-    cells, quality = bench.cells, bench.quality
+    cells, settings = bench.cells, bench.settings
     row = next(r for r in read(finished) if (r["source"], r["sampler"], r["budget"]) == ("host", "ipndm_v", "6"))
-    entry, pairs = cells.Entry("host", "ipndm_v"), tuple(quality.Pair(quality.PROMPTS[i], i) for i in (8, 9))
+    entry, pairs = cells.Entry("host", "ipndm_v"), tuple(cells.Pair(settings.PROMPTS[i], i) for i in (8, 9))
     levels = cells.make_levels(entry, cells.Schedule("host", row["schedule"]), int(row["steps"]))
     x, nfe = cells.sample(entry, levels, pairs)
-    exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), cells.make_levels(*quality.REFERENCE, 60), pairs)
+    exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), cells.make_levels(*settings.REFERENCE, 60), pairs)
     assert nfe == float(row["nfe"]) == 6
     assert (x - exact).square().mean((1, 2, 3)).sqrt().mean() == pytest.approx(float(row["median"]), rel=0.1)
 
@@ -95,7 +98,7 @@ def test_second_run_asks_the_model_nothing(bench, finished: Path, monkeypatch: p
     def unexpected(*_):
         raise AssertionError("the model was called")
 
-    monkeypatch.setattr(bench.cells, "perform", unexpected)
+    monkeypatch.setattr(bench.jobs, "perform", unexpected)
     assert run(bench, finished).calls == 0
     assert read(finished) == before
 
@@ -130,11 +133,11 @@ def test_time_limit_leaves_what_is_known(bench, finished: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("size", ["QUICK", "FULL", "Size"])
 def test_choice_and_report_share_no_pair(bench, size: str):
-    size = getattr(bench.quality, size)
-    measurements = bench.quality.Bench(size() if isinstance(size, type) else size, None)
-    chosen, reported = measurements.chosen_on, measurements.reported_on
+    size = getattr(bench.settings, size)
+    size = size() if isinstance(size, type) else size
+    chosen, reported = size.chosen_on, size.reported_on
     assert not {pair.seed for pair in chosen} & {pair.seed for pair in reported}
-    assert len(set(reported)) == len(reported) == measurements.size.pairs
+    assert len(set(reported)) == len(reported) == size.pairs
     if len(chosen) + len(reported) <= 40:
         assert not {pair.prompt for pair in chosen} & {pair.prompt for pair in reported}
 
@@ -142,13 +145,13 @@ def test_choice_and_report_share_no_pair(bench, size: str):
 def test_no_sampler_gets_more_evaluations_than_the_budget(bench):
     """The fitted levels cost at most the budget, and one step more would cost more."""
     cells = bench.cells
-    for entry in cells.our_entries(bench.quality.VARIANTS) + cells.host_entries():
+    for entry in cells.our_entries(bench.settings.VARIANTS) + cells.host_entries():
         if entry.adaptive:
             continue
         schedule = cells.Schedule(entry.source, "karras")
         for budget in (4, 9):
             levels = cells.fit_levels(entry, schedule, budget)
-            _, made = cells.sample(entry, levels, (bench.quality.Pair("", 0),), network=False)
+            _, made = cells.sample(entry, levels, (bench.cells.Pair("", 0),), network=False)
             assert made <= budget, (entry, budget)
             more = cells.make_levels(entry, schedule, len(levels))
             assert cells.count_evaluations(entry, more) > budget, (entry, budget)
@@ -164,28 +167,28 @@ def test_stochastic_samplers_are_told_from_the_others(bench):
 
 def test_failing_sampler_is_recorded(bench, tmp_path: Path):
     """A level that repeats is an error of ours: an outcome like another, which is kept."""
-    cells = bench.cells
-    cache = cells.Cache(tmp_path)
+    cells, jobs = bench.cells, bench.jobs
+    cache = jobs.Cache(tmp_path)
     entry = cells.Entry("host", "dpmpp_2m")
-    job = cells.Job(entry, (14.6, 1.0, 1.0, 1.0, 0.0), (bench.quality.Pair("", 0),))
-    assert cells.perform(job, cache).failed == cache.load(job.key).failed == "not finite"
-    greedy = cells.Job(entry, (14.6, 1.0, 0.5, 0.0), (bench.quality.Pair("", 0),), budget=2)
-    assert cells.perform(greedy, cache).failed == "made 3 evaluations, 2 were allowed"
+    job = jobs.Job(entry, (14.6, 1.0, 1.0, 1.0, 0.0), (bench.cells.Pair("", 0),))
+    assert jobs.perform(job, cache).failed == cache.load(job.key).failed == "not finite"
+    greedy = jobs.Job(entry, (14.6, 1.0, 0.5, 0.0), (bench.cells.Pair("", 0),), budget=2)
+    assert jobs.perform(greedy, cache).failed == "made 3 evaluations, 2 were allowed"
 
 
 def test_key_changes_with_what_counts(bench):
-    cells, pair = bench.cells, bench.quality.Pair("cat", 0)
+    cells, jobs, pair = bench.cells, bench.jobs, bench.cells.Pair("cat", 0)
     levels = (14.6, 1.0, 0.3, 0.0)
 
     def key(entry, levels=levels, pair=pair, **more):
-        return cells.Job(entry, levels, (pair,), **more).key
+        return jobs.Job(entry, levels, (pair,), **more).key
 
     ours, host = cells.Entry("ours", "dpmpp_2m"), cells.Entry("host", "dpmpp_2m")
     others = [
         key(host),
         key(cells.Entry("ours", "dpmpp_2m", (("corrected_start", True),))),
         key(ours, (14.6, 1.1, 0.3, 0.0)),
-        key(ours, pair=bench.quality.Pair("cat", 1)),
+        key(ours, pair=bench.cells.Pair("cat", 1)),
         key(ours, reference="a"),
         key(ours, basis="a"),
     ]
@@ -194,23 +197,23 @@ def test_key_changes_with_what_counts(bench):
 
 
 def test_verdict_says_where_ours_is_worse(bench):
-    quality, cells = bench.quality, bench.cells
+    cells, errors, results = bench.cells, bench.errors, bench.results
 
     def duel(budget, ours, host):
-        sides = [quality.Cell(cells.Entry(s, "x"), cells.Schedule(s, "y"), budget) for s in ("ours", "host")]
-        return quality.Duel(budget, *sides, tuple(quality.Score(torch.full((8,), error)) for error in (ours, host)))
+        sides = [errors.Cell(cells.Entry(s, "x"), cells.Schedule(s, "y"), budget) for s in ("ours", "host")]
+        return results.Duel(budget, *sides, tuple(errors.Score(torch.full((8,), error)) for error in (ours, host)))
 
     even, better, worse = duel(4, 3.0, 3.0), duel(6, 1.0, 2.0), duel(8, 3.0, 2.0)
-    assert quality.verdict([even, better]).endswith("at 4, 6 evaluations: at all of them.")
-    assert quality.verdict([even, worse]).endswith("at 4 evaluations; NOT at 8 (1.500 times its error, 1.50 to 1.50).")
+    assert results.verdict([even, better]).endswith("at 4, 6 evaluations: at all of them.")
+    assert results.verdict([even, worse]).endswith("at 4 evaluations; NOT at 8 (1.500 times its error, 1.50 to 1.50).")
 
 
 def test_stochastic_stages(bench, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Few samples: the distances are there, with their spread, and the next run finds them."""
     take(sorted((finished / "cache").iterdir()), tmp_path)
     images = torch.rand(30, *bench.cells.SHAPE, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(bench.quality, "load_data", lambda: (images, list(bench.quality.PROMPTS)))
-    monkeypatch.setattr(bench.quality, "AXES", 4)
+    monkeypatch.setattr(bench.distributions, "load_data", lambda: (images, list(bench.settings.PROMPTS)))
+    monkeypatch.setattr(bench.distributions, "AXES", 4)
     arguments = ["--quick", "--samplers", "ipndm_v heun ddpm", "--samples", "12"]
     arguments += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert bench.quality.main(arguments).calls > 0

@@ -12,21 +12,9 @@ import torch
 from mixture import FLOW_MAX, FLOW_MIN, MU, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_denoiser, levels
 
 from samplers import SAMPLERS
-from samplers.calibrated.fit import (
-    KINDS,
-    PATIENCE,
-    PENALTY,
-    DifferentiableGoal,
-    Goal,
-    Unknown,
-    calibrate,
-    geometric_mean,
-    moved,
-    placed,
-    plain_recipes,
-    rmse,
-    unknowns,
-)
+from samplers.calibrated.fit import PATIENCE, calibrate, plain_recipes
+from samplers.calibrated.objective import PENALTY, DifferentiableGoal, Goal, geometric_mean, rmse
+from samplers.calibrated.parameters import FITTABLE, Parameter, moved, parameters_of, placed
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
 
@@ -51,10 +39,10 @@ def goal(seed: int, n: int = 16, model=denoiser) -> Goal:
     return Goal(lambda recipe: recipe.function(model, x[:n], disable=True), target[:n])
 
 
-def run(starts, fit=None, check=None, **options):
+def run(starts, training=None, validation=None, **options):
     """All the progress of a calibration."""
-    fit, check = fit or goal(1), check or goal(2)
-    return list(calibrate(starts, goal(1, 4), fit, check, **{"free": FREE, **options}))
+    training, validation = training or goal(1), validation or goal(2)
+    return list(calibrate(starts, goal(1, 4), training, validation, **{"free": FREE, **options}))
 
 
 # What it reaches
@@ -65,15 +53,15 @@ def test_the_error_on_fresh_noise_falls_by_a_third_at_least_and_again_alike(base
     first, again = (run([start(base, n)], rounds=3)[-1] for _ in range(2))
     assert first == again
     assert first.after < 2 / 3 * first.before
-    error = geometric_mean(rmse(goal(2).differences(first.best)))
+    error = geometric_mean(rmse(goal(2).residuals(first.best)))
     assert error == pytest.approx(first.after)
-    assert geometric_mean(rmse(goal(2).differences(start(base, n)))) == pytest.approx(first.before)
+    assert geometric_mean(rmse(goal(2).residuals(start(base, n)))) == pytest.approx(first.before)
     assert error < 2 / 3 * first.before
     assert first.best.sigmas[0] == start(base, n).sigmas[0] and first.best.sigmas[-1] == 0
 
 
 def test_guidance_is_fitted_where_it_can_be_set():
-    """A model whose guidance is 20 percent off at each evaluation: the numbers find it."""
+    """A model whose guidance is 20 percent off at each evaluation: the parameters find it."""
     x, _ = samples(1)
 
     def result(recipe, n=16):
@@ -90,35 +78,35 @@ def test_guidance_is_fitted_where_it_can_be_set():
         return recipe.function(denoiser, x, disable=True)
 
     plain = start()
-    fit = Goal(result, exact(plain))
-    *_, end = calibrate([plain], fit, fit, fit, free=("guidance",), rounds=6)
+    training = Goal(result, exact(plain))
+    *_, end = calibrate([plain], training, training, training, free=("guidance",), rounds=6)
     assert end.after < 0.05 * end.before
     assert [t.guidance for t in end.best.tunings] == pytest.approx([1 / 1.2] * 5, abs=0.03)
 
 
 def test_the_best_is_judged_on_samples_that_nothing_is_fitted_to():
-    """A goal that contradicts the check: fitting it makes the check worse, and the plain recipe is kept."""
+    """Validation contradicts training: fitting makes it worse, and the plain recipe is kept."""
     x, _ = samples(1)
     plain = start()
     kept = plain.function(denoiser, x, disable=True)
-    fit = Goal(lambda recipe: recipe.function(denoiser, x, disable=True), kept + 0.3 * MU[0].reshape(1, 1, 4, 4))
-    check = Goal(fit.run, kept)
-    *_, end = run([plain], fit, check, rounds=2)
+    training = Goal(lambda recipe: recipe.function(denoiser, x, disable=True), kept + 0.3 * MU[0].reshape(1, 1, 4, 4))
+    validation = Goal(training.run, kept)
+    *_, end = run([plain], training, validation, rounds=2)
     assert end.best == plain and end.before == end.after
-    assert all(progress.best == plain for progress in run([plain], fit, check, rounds=1))
+    assert all(progress.best == plain for progress in run([plain], training, validation, rounds=1))
 
 
-def test_it_stops_when_steps_no_longer_help_the_check():
-    """The fit can go on for long, and the check gets worse from the first step on: four steps in vain are enough."""
+def test_it_stops_when_steps_no_longer_help_in_validation():
+    """Training can go on for long, and validation gets worse from the first step on: four steps in vain are enough."""
     x, _ = samples(1)
     plain = start()
     kept = plain.function(denoiser, x, disable=True)
-    check = Goal(lambda recipe: recipe.function(denoiser, x, disable=True), kept)
+    validation = Goal(lambda recipe: recipe.function(denoiser, x, disable=True), kept)
     judged = []
 
     def judge(recipe):
         judged.append(recipe)
-        return check.run(recipe)
+        return validation.run(recipe)
 
     progress = run([plain], goal(1), Goal(judge, kept), rounds=50)
     assert len(judged) == 1 + PATIENCE and progress[-1].best == plain
@@ -133,7 +121,7 @@ def test_inserted_levels_alone_are_fitted_for_amed():
 
 def test_of_several_starts_the_best_is_where_it_begins():
     poor, good = start("euler"), Recipe("dpmpp_2m", (SIGMA_MAX, 4.0, 1.5, 0.7, 0.3, 0.0))
-    errors = [geometric_mean(rmse(goal(2).differences(recipe))) for recipe in (poor, good)]
+    errors = [geometric_mean(rmse(goal(2).residuals(recipe))) for recipe in (poor, good)]
     *_, end = run([poor, good], rounds=1)
     assert errors[1] < errors[0] and end.before == pytest.approx(errors[1]) and end.best.base == good.base
 
@@ -155,7 +143,7 @@ def test_what_is_free_is_all_that_changes():
     assert same == [True, False, True, False, True, True]
 
 
-def test_a_problem_linear_in_its_numbers_is_solved_in_one_round():
+def test_a_problem_linear_in_its_parameters_is_solved_in_one_round():
     """The sample of a constant per evaluation is linear in the slopes; the optimum is that of least squares."""
     recipe = start()
     fixed = torch.randn(5, 6, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -165,24 +153,24 @@ def test_a_problem_linear_in_its_numbers_is_solved_in_one_round():
         answers = iter(fixed)
         return recipe.function(lambda x, sigma: next(answers), SIGMA_MAX * noise, disable=True)
 
-    numbers = unknowns(recipe, ("slope",))
+    parameters = parameters_of(recipe, ("slope",))
     plain = result(recipe)
     columns = torch.stack(
-        [result(moved(recipe, [n], [1.0])) - plain for n in numbers]  # exact: it is linear
+        [result(moved(recipe, [n], [1.0])) - plain for n in parameters]  # exact: it is linear
     ).flatten(2)
     target = plain + 0.1 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    fit = Goal(result, target)
-    *_, end = calibrate([recipe], fit, fit, fit, free=("slope",), rounds=1)
+    training = Goal(result, target)
+    *_, end = calibrate([recipe], training, training, training, free=("slope",), rounds=1)
 
     found = (plain - target).flatten(1)
     weights = 1 / found.square().mean(1).sqrt() / math.sqrt(found.numel())
-    scale = KINDS["slope"].scale
+    scale = FITTABLE["slope"].scale
     rows = (columns * scale * weights[:, None]).flatten(1)
-    ridge = math.sqrt(PENALTY) * torch.eye(len(numbers), dtype=torch.float64)
+    ridge = math.sqrt(PENALTY) * torch.eye(len(parameters), dtype=torch.float64)
     matrix = torch.cat([rows.T, ridge])
-    right = torch.cat([-(found * weights[:, None]).flatten(), torch.zeros(len(numbers), dtype=torch.float64)])
+    right = torch.cat([-(found * weights[:, None]).flatten(), torch.zeros(len(parameters), dtype=torch.float64)])
     expected = torch.linalg.lstsq(matrix, right[:, None]).solution[:, 0] * scale
-    slopes = [end.best.tunings[n.at].slope for n in numbers]
+    slopes = [end.best.tunings[n.at].slope for n in parameters]
     assert slopes == pytest.approx(expected.tolist(), rel=0.02, abs=2e-3)
 
 
@@ -245,14 +233,14 @@ def test_a_recipe_that_gives_nan_is_survived():
         found = recipe.function(denoiser, x, disable=True)
         return found * math.nan if recipe.sigmas[1] > 6.5 else found
 
-    fit = Goal(result, target)
+    training = Goal(result, target)
     fine = Recipe("dpmpp_2m", (SIGMA_MAX, 6.4, 2.0, 0.6, 0.0))
     broken = Recipe("dpmpp_2m", (SIGMA_MAX, 7.0, 2.0, 0.6, 0.0))
-    *_, end = run([broken, fine], fit, fit, rounds=2)
+    *_, end = run([broken, fine], training, training, rounds=2)
     assert math.isfinite(end.after) and end.after < end.before
     assert end.best.sigmas[1] <= 6.5
     with pytest.raises(ValueError, match="no plain sampler gave finite samples"):
-        run([broken], fit, fit)
+        run([broken], training, training)
 
 
 def test_errors():
@@ -264,14 +252,14 @@ def test_errors():
         calibrate([], goal(1), goal(1), goal(2))
 
 
-# Its numbers
+# Its parameters
 
 
-def places(recipe, kind):
-    return [at for _, at in unknowns(recipe, (kind,))]
+def places(recipe, name):
+    return [at for _, at in parameters_of(recipe, (name,))]
 
 
-def test_which_numbers_there_are():
+def test_which_parameters_there_are():
     assert places(start(), "level") == places(start(), "slope") == [1, 2, 3, 4]
     assert places(start(), "curvature") == [2, 3, 4]
     assert places(start(), "guidance") == [0, 1, 2, 3, 4]
@@ -283,35 +271,35 @@ def test_which_numbers_there_are():
         assert places(inner, "level") == places(inner, "scale_time") == [1, 2, 3]
     flow = Recipe("ipndm_v", (1.0, 0.8, 0.5, 0.2, 0.0), True)
     assert places(flow, "level") == [1, 2, 3]
-    kinds = unknowns(start(), ("slope", "level"), inserted=True)
-    assert kinds == [Unknown("slope", 1), Unknown("slope", 3), Unknown("level", 1), Unknown("level", 3)]
+    found = parameters_of(start(), ("slope", "level"), inserted=True)
+    assert found == [Parameter("slope", 1), Parameter("slope", 3), Parameter("level", 1), Parameter("level", 3)]
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 @pytest.mark.parametrize("base", ["dpmpp_2m", "dpm_2m", "ipndm_v", "amed", "amed_dpm_2s"])
-def test_every_number_can_be_moved_and_the_run_follows(base, flow):
+def test_every_parameter_can_be_moved_and_the_run_follows(base, flow):
     model = flow_denoiser if flow else denoiser
     recipe = Recipe(base, (1.0, 0.8, 0.5, 0.2, 0.0) if flow else start(base, 4).sigmas, flow)
     x = recipe.sigmas[0] * X1
     plain = recipe.function(model, x, disable=True)
-    for number in unknowns(recipe, (*FREE, "scale_dir")):
-        changed = moved(recipe, [number], [KINDS[number.kind].step]).function(model, x, disable=True)
+    for parameter in parameters_of(recipe, (*FREE, "scale_dir")):
+        changed = moved(recipe, [parameter], [FITTABLE[parameter.name].step]).function(model, x, disable=True)
         assert not torch.equal(changed, plain)
-    assert moved(recipe, unknowns(recipe, FREE), [0.0] * len(unknowns(recipe, FREE))) == recipe
+    assert moved(recipe, parameters_of(recipe, FREE), [0.0] * len(parameters_of(recipe, FREE))) == recipe
 
 
 def test_moved_levels_are_in_lambda_and_do_not_cross():
     recipe = start()
-    assert moved(recipe, [Unknown("level", 2)], [0.1]).sigmas[2] == pytest.approx(recipe.sigmas[2] * math.exp(-0.1))
+    assert moved(recipe, [Parameter("level", 2)], [0.1]).sigmas[2] == pytest.approx(recipe.sigmas[2] * math.exp(-0.1))
     gap = math.log(recipe.sigmas[2] / recipe.sigmas[3])
-    assert moved(recipe, [Unknown("level", 2)], [gap - 0.03]) is not None
+    assert moved(recipe, [Parameter("level", 2)], [gap - 0.03]) is not None
     for by in (gap - 0.01, gap, gap + 0.1, 900.0, -900.0):
-        assert moved(recipe, [Unknown("level", 2)], [by]) is None
-    assert moved(recipe, [Unknown("slope", 2)], [11.0]) is None
-    for kind, most in (("scale_time", 0.5), ("scale_dir", 0.5), ("guidance", 0.9)):
+        assert moved(recipe, [Parameter("level", 2)], [by]) is None
+    assert moved(recipe, [Parameter("slope", 2)], [11.0]) is None
+    for name, most in (("scale_time", 0.5), ("scale_dir", 0.5), ("guidance", 0.9)):
         for sign in (1, -1):
-            assert moved(recipe, [Unknown(kind, 2)], [0.99 * sign * most]) is not None
-            assert moved(recipe, [Unknown(kind, 2)], [1.01 * sign * most]) is None
+            assert moved(recipe, [Parameter(name, 2)], [0.99 * sign * most]) is not None
+            assert moved(recipe, [Parameter(name, 2)], [1.01 * sign * most]) is None
 
 
 # Where it starts
@@ -339,35 +327,35 @@ def test_plain_recipes(flow, n):
 # With backpropagation
 
 
-def objective(recipe, numbers, by, seed=1):
+def objective(recipe, parameters, by, seed=1):
     """The mean of the logarithms of the squared errors."""
-    return DifferentiableGoal(denoiser, *samples(seed)).squares(recipe, numbers, by).log().mean()
+    return DifferentiableGoal(denoiser, *samples(seed)).squares(recipe, parameters, by).log().mean()
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize("base", ["dpmpp_2m", "dpmpp_3m", "dpm_2m", "ipndm_v", "deis", "amed", "amed_dpm_2s"])
 def test_the_gradient_is_that_of_the_objective(base):
-    """At plain numbers, too, where a scale of 1 changes nothing and still has a derivative."""
+    """At plain parameters, too, where a scale of 1 changes nothing and still has a derivative."""
     recipe = start(base, 4)
-    numbers = unknowns(recipe, (*FREE, "scale_dir"))
-    assert len(numbers) >= 10
-    for values in ([0.0] * len(numbers), [0.02 * math.sin(k) for k in range(len(numbers))]):
+    parameters = parameters_of(recipe, (*FREE, "scale_dir"))
+    assert len(parameters) >= 10
+    for values in ([0.0] * len(parameters), [0.02 * math.sin(k) for k in range(len(parameters))]):
         by = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(objective(recipe, numbers, by.unbind()), by)
-        for k in range(len(numbers)):
+        (gradient,) = torch.autograd.grad(objective(recipe, parameters, by.unbind()), by)
+        for k in range(len(parameters)):
             h = torch.zeros_like(by).index_fill_(0, torch.tensor(k), 1e-5)
-            up, down = (float(objective(recipe, numbers, (by.detach() + s * h).unbind())) for s in (1, -1))
+            up, down = (float(objective(recipe, parameters, (by.detach() + s * h).unbind())) for s in (1, -1))
             assert gradient[k] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-5)
 
 
 def test_the_objective_is_that_of_the_recipe():
     recipe = start()
-    numbers = unknowns(recipe, FREE)
-    by = [0.03 * math.cos(k) for k in range(len(numbers))]
-    ours = objective(recipe, numbers, by)
-    errors = rmse(goal(1).differences(moved(recipe, numbers, by)))
+    parameters = parameters_of(recipe, FREE)
+    by = [0.03 * math.cos(k) for k in range(len(parameters))]
+    ours = objective(recipe, parameters, by)
+    errors = rmse(goal(1).residuals(moved(recipe, parameters, by)))
     assert float(ours) / 2 == pytest.approx(math.log(geometric_mean(errors)), rel=1e-4)
-    held, _ = placed(recipe, numbers, [0.0] * len(by))
+    held, _ = placed(recipe, parameters, [0.0] * len(by))
     assert held.sigmas == recipe.sigmas
 
 
@@ -382,7 +370,7 @@ def test_backpropagation_reaches_what_differences_reach(base, n):
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_checkpoints_keep_nothing_of_an_evaluation():
-    """Each evaluation that numbers come before runs twice, in the backward order; and saved are samples alone."""
+    """Each evaluation that parameters come before runs twice, in the backward order; and saved are samples alone."""
     told, inside, saved = [], False, []
 
     def model(x, sigma):
@@ -394,10 +382,10 @@ def test_checkpoints_keep_nothing_of_an_evaluation():
         return result
 
     recipe = start()
-    numbers = unknowns(recipe, ("level", "scale_time"))
-    by = torch.zeros(len(numbers), dtype=torch.float64, requires_grad=True)
+    parameters = parameters_of(recipe, ("level", "scale_time"))
+    by = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(inside) or t, lambda t: t):
-        squares = DifferentiableGoal(model, *samples(1)).squares(recipe, numbers, by.unbind())
+        squares = DifferentiableGoal(model, *samples(1)).squares(recipe, parameters, by.unbind())
         forward = list(told)
         assert forward == pytest.approx(recipe.sigmas[:-1])
         assert saved and not any(saved)
@@ -415,17 +403,17 @@ def test_guidance_by_backpropagation(afs):
         return x / (1 + sigma[0]) + scale[0] * (denoiser(x, sigma) - x / (1 + sigma[0]))
 
     recipe = Recipe("dpmpp_2m", start().sigmas, afs=afs)
-    numbers = unknowns(recipe, ("guidance",))
+    parameters = parameters_of(recipe, ("guidance",))
     set_guidance = functools.partial(scale.__setitem__, 0)
     guided = DifferentiableGoal(model, *samples(1), set_guidance=set_guidance)
-    by = torch.linspace(-0.1, 0.2, len(numbers), dtype=torch.float64).requires_grad_()
-    (gradient,) = torch.autograd.grad(guided.squares(recipe, numbers, by.unbind()).mean(), by)
-    for k in range(len(numbers)):
+    by = torch.linspace(-0.1, 0.2, len(parameters), dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(guided.squares(recipe, parameters, by.unbind()).mean(), by)
+    for k in range(len(parameters)):
         h = torch.zeros_like(by).index_fill_(0, torch.tensor(k), 1e-5)
-        up, down = (float(guided.squares(recipe, numbers, (by.detach() + s * h).tolist()).mean()) for s in (1, -1))
+        up, down = (float(guided.squares(recipe, parameters, (by.detach() + s * h).tolist()).mean()) for s in (1, -1))
         assert gradient[k] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-7)
     with pytest.raises(ValueError, match="guidance: there is no set_guidance"):
-        DifferentiableGoal(model, *samples(1)).squares(recipe, numbers, by.unbind())
+        DifferentiableGoal(model, *samples(1)).squares(recipe, parameters, by.unbind())
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")

@@ -12,7 +12,8 @@ from mixture import FLOW_MIN, NOISE, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_de
 from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES
-from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.about import About
+from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
 from samplers.guidance import (
@@ -59,12 +60,12 @@ def test_interval_of_flow_models_has_the_same_snr():
 )
 def test_ramps(shape, middle):
     """From cfg to cfg_end in the share of sampling that is over, and not beyond."""
-    scale = Guidance(shape, 9, 1).over((1.0, 0.5, 0.0), flow=True, progress=lambda sigma: 1 - sigma)
+    scale = Guidance(shape, 9, 1).over((1.0, 0.5, 0.0), flow=True, elapsed=lambda sigma: 1 - sigma)
     assert [scale(1.0), scale(0.5), scale(0.0)] == pytest.approx([9, 9 - 8 * middle, 1])
     quarter = {"linear": 0.25, "cosine": (1 - math.sqrt(0.5)) / 2, "power": 0.0625}[shape]
     assert scale(0.75) == pytest.approx(9 - 8 * quarter)
     part = Guidance(shape, 9, 1, sigma_start=0.75, sigma_end=0.25)
-    scale = part.over((1.0, 0.5, 0.0), flow=True, progress=lambda sigma: 1 - sigma)
+    scale = part.over((1.0, 0.5, 0.0), flow=True, elapsed=lambda sigma: 1 - sigma)
     assert [scale(s) for s in (1.0, 0.75, 0.5, 0.25, 0.1)] == pytest.approx([9, 9, 9 - 8 * middle, 1, 1])
 
 
@@ -72,7 +73,7 @@ def test_ramps_between_levels_that_no_run_has_are_a_jump():
     """Both at the same share of sampling, as levels above the model's highest are: before it or over."""
     for start, end, wanted in ((200.0, 50.0, 1), (0.02, 0.01, 9)):
         guidance = Guidance("linear", 9, 1, sigma_start=start, sigma_end=end)
-        scale = guidance.over((14.6, 1.0, 0.03), progress=lambda sigma: min(1.0, max(0.0, 1 - sigma / 14.6)) // 1)
+        scale = guidance.over((14.6, 1.0, 0.03), elapsed=lambda sigma: min(1.0, max(0.0, 1 - sigma / 14.6)) // 1)
         assert [scale(14.6), scale(1.0), scale(0.03)] == [wanted] * 3
 
 
@@ -88,8 +89,8 @@ def test_a_part_of_a_run_is_guided_as_the_whole():
     """As a function of the level, guidance does not see where a run was split."""
     for shape in ("interval", "linear", "cosine", "power"):
         guidance = Guidance(shape, 9)
-        whole = guidance.scales(LEVELS, progress=lambda sigma: 1 - sigma / 14.6)
-        part = guidance.scales(LEVELS[3:], progress=lambda sigma: 1 - sigma / 14.6)
+        whole = guidance.scales(LEVELS, elapsed=lambda sigma: 1 - sigma / 14.6)
+        part = guidance.scales(LEVELS[3:], elapsed=lambda sigma: 1 - sigma / 14.6)
         assert whole[3:] == part
 
 
@@ -458,7 +459,7 @@ def test_every_sampler_of_the_host_takes_it(comfyui, eps_model):
 def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     factors = (1.0, 0.5, 2.0)
     recipe = Recipe("euler", (14.6, 4.0, 1.0, 0.0), tunings=tuple(Tuning(guidance=f) for f in factors))
-    plan = CalibratedPlan(recipe, about={"guidance": 5.0})
+    plan = CalibratedPlan(recipe, about=About(guidance=5.0))
     solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(plan).result[:2]
     model, seen = watched_scales(eps_model)
     guidance = made(comfyui, "list", cfg=5.0, values="4 6 2")
@@ -480,7 +481,7 @@ def test_a_plan_is_compared_with_the_strongest_scale_of_a_list(comfyui, eps_mode
     """`cfg` is not used by a list, and its being 0 does not take the plan's factors away."""
     recipe = Recipe("euler", (14.6, 4.0, 0.0), tunings=(Tuning(guidance=0.5), Tuning()))
     solver, sigmas = (
-        comfyui.nodes["FewStepPlanSampler"].execute(CalibratedPlan(recipe, about={"guidance": 6.0})).result[:2]
+        comfyui.nodes["FewStepPlanSampler"].execute(CalibratedPlan(recipe, about=About(guidance=6.0))).result[:2]
     )
     model, seen = watched_scales(eps_model)
     guider = node(

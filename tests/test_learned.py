@@ -22,7 +22,9 @@ from mutations import mutated
 from safetensors.torch import load_file, save_file
 
 from samplers.calibrated import recipe as recipes
-from samplers.calibrated.file import LIMIT, CalibratedPlan, FileError, load, parse
+from samplers.calibrated.about import About
+from samplers.calibrated.file import LIMIT, FileError
+from samplers.calibrated.plan import CalibratedPlan, load, parse
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.published import AMED_SD15, PUBLISHED
 from samplers.calibrated.recipe import Recipe
@@ -32,14 +34,15 @@ from samplers.processes import stable_diffusion_sigma
 SIGMAS = (14.0, 6.0, 2.5, 1.0, 0.4, 0.0)
 MODEL = {"family": "SD15", "prediction": "EPS", "sigma_max": 14.6146, "channels": 4}
 ABOUT = {"model": MODEL, "guidance": 7.5, "seeds": [1, 2], "prompts": ["a cat, “naïve”", "犬"], "error_after": 0.0123}
+RECORD = About.from_dict(ABOUT)
 PLAN = CalibratedPlan(
-    Recipe("ipndm_v", SIGMAS, tunings=tuple(Tuning(slope=k / 7, scale_time=1 + k / 30) for k in range(5))), about=ABOUT
+    Recipe("ipndm_v", SIGMAS, tunings=tuple(Tuning(slope=k / 7, scale_time=1 + k / 30) for k in range(5))), about=RECORD
 )
 
 
 def amed() -> CalibratedPlan:
     torch.manual_seed(0)
-    return CalibratedPlan(Recipe("amed", SIGMAS, afs=True), Predictor(0.02, 0.1), ABOUT)
+    return CalibratedPlan(Recipe("amed", SIGMAS, afs=True), Predictor(0.02, 0.1), RECORD)
 
 
 @pytest.fixture
@@ -71,12 +74,12 @@ def rewritten(path, tensors=(), **metadata):
 def test_a_plan_there_and_back(files):
     back = load(files["plan"])
     assert back.recipe == PLAN.recipe and back.kind == "plan" and back.predictor is None
-    assert back.about == ABOUT
+    assert back.about == RECORD
 
 
 def test_a_predictor_there_and_back_bit_for_bit(files):
     back, calibrated = load(files["amed"]), amed()
-    assert back.recipe == calibrated.recipe and back.kind == "amed" and back.about == ABOUT
+    assert back.recipe == calibrated.recipe and back.kind == "amed" and back.about == RECORD
     assert back.predictor.bounds == (0.02, 0.1)
     before, after = calibrated.predictor.state_dict(), back.predictor.state_dict()
     assert before.keys() == after.keys()
@@ -92,10 +95,51 @@ def test_a_predictor_there_and_back_bit_for_bit(files):
 def test_text_there_and_back():
     assert "\n" not in PLAN.text()
     back = parse(f"\n  {PLAN.text()}\n")
-    assert back.recipe == PLAN.recipe and back.about == ABOUT
+    assert back.recipe == PLAN.recipe and back.about == RECORD
     assert parse(json.dumps(PLAN.recipe.as_dict())).recipe == PLAN.recipe
     of_predictor = parse(amed().text())
     assert of_predictor.predictor is None and of_predictor.recipe == amed().recipe
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_files_and_texts_are_written_again_as_they_were_read(tmp_path):
+    """To the byte: the fields of `about` in their order, and those that this version does not know."""
+    paths = sorted((Path(__file__).parents[1] / "demo" / "plans").glob("*.safetensors"))
+    assert len(paths) > 40
+    for path in paths:
+        calibrated = load(path)
+        again = metadata_of(calibrated.save(tmp_path / path.name))
+        fields = {key: entry for key, entry in metadata_of(path).items() if key != "sha256"}
+        assert {key: entry for key, entry in again.items() if key != "sha256"} == fields
+        assert parse(calibrated.text()).text() == calibrated.text()
+    for odd in (
+        {"seeds": [3, 4], "mood": {"b": 1, "a": [2]}, "guidance": 7, "model": {}, "improved": False, "latent": []},
+        {"prompts": ["a", "b"], "latent": "large", "texts": [1], "teacher": None, "baseline": 3, "more": 1},
+        {"interrupted": False, "written": ["x"], "error_after": 0, "trained": [], "iterations": 2.5},
+        {},
+    ):
+        text = json.dumps({**PLAN.as_dict(), "about": odd})
+        assert parse(text).text() == text
+        there = parse(text).save(tmp_path / "odd.safetensors")
+        assert metadata_of(there)["about"] == json.dumps(odd)
+
+
+def test_what_a_plan_says_of_itself_is_read_by_field():
+    """A field that holds something else than today's is kept, and is not known."""
+    about = About.from_dict({"prompts": 3, "seeds": [1, 2], "latent": "large", "mood": 1, "improved": False})
+    assert (about.prompts, about.seeds, about.latent, about.improved) == (3, (1, 2), (), False)
+    assert about.more == {"latent": "large", "mood": 1} and about.guidance is None and about.model == {}
+    stopped = dataclasses.replace(about, interrupted=True).as_dict()
+    assert list(stopped) == ["prompts", "seeds", "latent", "mood", "improved", "interrupted"]
+    assert dataclasses.replace(about, latent=(4, 8, 8)).as_dict()["latent"] == [4, 8, 8]
+    assert About(error_before=2.0, error_after=1.0).gain == 0.5 and About(error_after=1.0).gain == 1
+    assert About().as_dict() == {} and not About(error_after=1.0).measured
 
 
 def test_saving_makes_the_folder_and_replaces_what_is_there(tmp_path):
@@ -122,7 +166,7 @@ def test_saving_that_fails_leaves_what_was_there(files, monkeypatch, fault):
     elif fault == "replace":
         monkeypatch.setattr("os.replace", broken)
     else:
-        calibrated = CalibratedPlan(PLAN.recipe, about={"model": {"weights": object()}})
+        calibrated = CalibratedPlan(PLAN.recipe, about=About(model={"weights": object()}))
     with pytest.raises((OSError, TypeError)):
         calibrated.save(path)
     assert path.read_bytes() == before
@@ -355,6 +399,7 @@ def test_weights_beyond_float32_are_refused(files):
         ({"error_before": 10**400}, "field about: error_before = a whole number of more than"),
         ({"guidance": [7.5]}, "field about: guidance"),
         ({"improved": 1}, "field about: improved = 1 must be true or false"),
+        ({"interrupted": "no"}, "field about: interrupted = 'no' must be true or false"),
         ({"model": {"sigma_min": 10**400}}, "field about: model: sigma_min = a whole number"),
         ({"model": {"sigma_max": math.nan}}, "field about: model: sigma_max = nan"),
         ({"seeds": [1, -(10**30)]}, "field about: seeds"),
@@ -364,7 +409,7 @@ def test_weights_beyond_float32_are_refused(files):
 )
 def test_what_a_plan_says_of_itself_is_checked(tmp_path, about, named):
     """In files, with a checksum that is right, and in texts."""
-    calibrated, path = CalibratedPlan(PLAN.recipe, about={**ABOUT, **about}), tmp_path / "plan.safetensors"
+    calibrated, path = CalibratedPlan(PLAN.recipe, about=About(more={**ABOUT, **about})), tmp_path / "plan.safetensors"
     calibrated.save(path)
     with pytest.raises(FileError, match=named):
         load(path)
@@ -421,10 +466,7 @@ def test_files_without_a_checksum_and_with_fields_of_other_programs_are_read(fil
 
 def test_the_fields_are_those_that_earlier_versions_read(files):
     """They take every entry but the format and the kind for JSON, and pass over what they do not know."""
-    from safetensors import safe_open
-
-    with safe_open(files["amed"], "pt") as file:
-        metadata = file.metadata()
+    metadata = metadata_of(files["amed"])
     known = {"format", "version", "kind", "recipe", "predictor", "about"}
     assert metadata.keys() == known | {"sha256"}
     assert metadata["format"] == "fewstep-plan" and metadata["version"] == "1"

@@ -23,7 +23,7 @@ from mixture import (
 )
 
 from samplers import SAMPLERS, SCHEDULES, SamplerSpec, read_levels
-from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
 from samplers.inversion import invert

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from small_models import conditioning, small_model
 
 from samplers import SCHEDULES, read_levels
-from samplers.calibrated.file import CalibratedPlan
-from samplers.calibrated.file import load as load_file
+from samplers.calibrated.about import About
+from samplers.calibrated.plan import CalibratedPlan
+from samplers.calibrated.plan import load as load_file
 from samplers.calibrated.predictor import Predictor, pool
 from samplers.calibrated.published import AMED_SD15, PUBLISHED
 from samplers.calibrated.recipe import Recipe
@@ -38,7 +39,7 @@ def small_plan(**about) -> CalibratedPlan:
     tunings = tuple(
         Tuning(1 - 0.01 * k, 1 + 0.01 * k, 0.05 * (k > 0), 0.02 * (k > 1), 1 + 0.1 * k) for k in range(len(SIGMAS) - 1)
     )
-    return CalibratedPlan(Recipe("dpmpp_2m", SIGMAS, tunings=tunings), about=about)
+    return CalibratedPlan(Recipe("dpmpp_2m", SIGMAS, tunings=tunings), about=About(**about))
 
 
 def small_predictor(**about) -> CalibratedPlan:
@@ -50,7 +51,7 @@ def small_predictor(**about) -> CalibratedPlan:
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
         levels, tunings = predictor.fixed(read_levels(SIGMAS))
     return CalibratedPlan(
-        Recipe("amed_dpm_2m", levels.sigmas, tunings=tuple(tunings)), predictor.requires_grad_(False), about
+        Recipe("amed_dpm_2m", levels.sigmas, tunings=tuple(tunings)), predictor.requires_grad_(False), About(**about)
     )
 
 
@@ -481,7 +482,7 @@ def test_guiders_without_a_guidance_scale(comfyui, eps_model):
 
 
 def test_another_guidance_than_the_plans_is_told(comfyui, eps_model, caplog):
-    plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about={"guidance": 7.5})
+    plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(guidance=7.5))
     sample(comfyui, plan, eps_model, cfg=2.5)
     assert "this plan was made at guidance 7.5 and runs at 2.5" in caplog.text
     caplog.clear()
@@ -693,7 +694,7 @@ def test_inspect_prints_what_the_sampler_does(comfyui):
 
 
 def test_inspect_shows_errors_and_only_what_changes(comfyui):
-    plain = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about={"error_before": 0.25, "error_after": 0.125})
+    plain = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(error_before=0.25, error_after=0.125))
     small, text = comfyui.nodes["FewStepInspectPlan"].execute(plain).result
     assert "error 0.25 before, 0.125 after" in text and "inserted" not in text and "scale_dir" not in text
     large, text = comfyui.nodes["FewStepInspectPlan"].execute(small_plan()).result

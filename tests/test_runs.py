@@ -12,7 +12,8 @@ from in_the_host import module
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS
-from samplers.calibrated.file import CalibratedPlan
+from samplers.calibrated.about import About
+from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.published import AMED_SD15
 from samplers.calibrated.recipe import Recipe
@@ -280,7 +281,7 @@ def test_parts_of_a_plan_are_drawn_as_they_run(comfyui, routes, guidance):
 def test_what_auto_does_is_drawn(comfyui, routes, sd15, folder, use_plans, denoise, variety):
     """The same choice, with the same plans, on all of its levels or a part of them."""
     model, seen = watched(sd15)
-    about = {"model": module(comfyui, "host.model").fingerprint(model), "guidance": CFG}
+    about = About(model=module(comfyui, "host.model").fingerprint(model), guidance=CFG)
     CalibratedPlan(calibrated(0.0).recipe, about=about).save(folder / "mine.safetensors")
     for evaluations, cfg in ((6, 0.0), (6, 7.0), (7, CFG), (10, 0.0), (10, CFG), (13, 0.0)):
         inputs = {"evaluations": evaluations, "variety": variety, "denoise": denoise, "use_plans": use_plans}

@@ -14,7 +14,7 @@ from PIL import Image
 from workflow import to_prompt
 
 from samplers import SAMPLERS, SCHEDULES
-from samplers.calibrated.file import load
+from samplers.calibrated.plan import load
 
 BUILT_IN = "built-in: amed_dpm_2m (SD1.5, 10 evaluations)"
 TEXT = 3  # the host's number of a binary message with a line of text: its node's name and the text
@@ -221,7 +221,7 @@ def test_calibration_over_http(running_host, prompt):
         assert "execution_success" in kinds and "progress" in kinds and any("now (" in text for text in texts)
         assert "saved as" in texts[-1]
         (saved,) = set(folder.glob("of_a_test*"))
-        assert load(saved).about["error_after"] <= load(saved).about["error_before"]
+        assert load(saved).about.error_after <= load(saved).about.error_before
     finally:
         for path in set(folder.glob("*")) - before:
             path.unlink()

@@ -11,9 +11,9 @@ from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solutio
 from torch import nn
 
 from samplers import NonFiniteError, integrate, read_levels
-from samplers.calibrated.file import CalibratedPlan, prediction
-from samplers.calibrated.fit import geometric_mean, rmse
+from samplers.calibrated.objective import geometric_mean, rmse
 from samplers.calibrated.pairs import IntermediatePoint, predicted
+from samplers.calibrated.plan import CalibratedPlan, prediction
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.train_amed import SINGLESTEP, STEPS, Trainer, teacher_levels

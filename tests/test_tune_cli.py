@@ -15,7 +15,7 @@ from host import COMFYUI, ROOT, environment
 from safetensors.torch import load_file
 
 from samplers import SCHEDULES, read_levels
-from samplers.calibrated.file import CalibratedPlan, load
+from samplers.calibrated.plan import CalibratedPlan, load
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
@@ -131,8 +131,8 @@ def test_calibrate(folder, done):
     found = done["plan.safetensors"]
     assert found.code == 0, found.complaints
     plan = load(folder / "plan.safetensors")
-    assert plan.about["prompts"] == 4 and plan.about["texts"] == ["a", "bb", "ccc", "dddd"]
-    assert plan.about["error_after"] < plan.about["error_before"]
+    assert plan.about.prompts == 4 and plan.about.texts == ("a", "bb", "ccc", "dddd")
+    assert plan.about.error_after < plan.about.error_before
     assert " left" in found.printed and "saved as" in found.printed
 
 
@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_the_best(folder):
     code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "1000", loader="stopped")
     assert code == 130, complaints
     assert "stopped; the best so far is" in printed
-    assert 0 < load(folder / "stopped.safetensors").about["iterations"] < 1000
+    assert 0 < load(folder / "stopped.safetensors").about.iterations < 1000
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ def test_calibration_lowers_the_error_and_its_file_samples(comfyui, folder):
     model = small_model("EPS")
     plan, plot, report = execute(comfyui, "FewStepCalibrate", model)
     about = plan.about
-    assert about["improved"] and about["error_after"] < 0.95 * about["error_before"]
-    assert about["guidance"] == CFG and about["prompts"] == 2 and about["teacher"]["steps"] == 12
+    assert about.improved and about.error_after < 0.95 * about.error_before
+    assert about.guidance == CFG and about.prompts == 2 and about.teacher["steps"] == 12
     assert plot.ndim == 4 and "4 evaluations" in report
     comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
     again = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
@@ -154,7 +154,7 @@ def test_calibration_of_other_models(comfyui, model_type):
     plan, *_ = execute(comfyui, "FewStepCalibrate", small_model(model_type), samples=2, cfg=1.0, base="euler")
     assert plan.recipe.flow == (model_type == "FLOW")
     assert not plan.recipe.guides  # there is no guidance to be fitted
-    assert plan.about["error_after"] <= plan.about["error_before"]
+    assert plan.about.error_after <= plan.about.error_before
 
 
 def test_without_a_gain_the_plan_is_the_plain_sampler(comfyui, monkeypatch, caplog):
@@ -166,7 +166,7 @@ def test_without_a_gain_the_plan_is_the_plain_sampler(comfyui, monkeypatch, capl
 
     monkeypatch.setattr(tuning, "calibrate", fruitless)
     plan, _, report = execute(comfyui, "FewStepCalibrate", samples=2, base="dpmpp_2m")
-    assert plan.about["improved"] is False and plan.about["error_after"] == plan.about["error_before"]
+    assert plan.about.improved is False and plan.about.error_after == plan.about.error_before
     assert not any(any(t[2:4]) for t in plan.recipe.tunings)
     assert "plain sampler" in caplog.text and "Not better" in report
 
@@ -204,7 +204,7 @@ def test_training_gives_a_file_that_samples(comfyui, folder, base, afs):
     model = small_model("EPS")
     plan, plot, report = execute(comfyui, "FewStepTrainAMED", model, base=base, afs=afs, iterations=2)
     assert plan.recipe.nfe == 4 and plan.kind == "amed"
-    assert math.isfinite(plan.about["error_after"]) and "before" in report and plot.ndim == 4
+    assert math.isfinite(plan.about.error_after) and "before" in report and plot.ndim == 4
     comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
     again = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
     assert torch.equal(sample(comfyui, again, model), sample(comfyui, plan, model))
@@ -230,9 +230,9 @@ def test_training_begins_with_a_calibrated_plan(comfyui, folder, calibrated):
     plan, _, report = execute(comfyui, "FewStepTrainAMED", base="euler", afs=True, schedule="beta", **changed)
     assert plan.recipe.base == "ipndm_v" and not plan.recipe.afs
     assert [t.slope for t in plan.recipe.tunings] == [t.slope for t in calibrated.recipe.tunings]
-    assert plan.about["error_after"] <= plan.about["error_before"] and "the plan that it started from" in report
+    assert plan.about.error_after <= plan.about.error_before and "the plan that it started from" in report
     (again, *_) = execute(comfyui, "FewStepTrainAMED", **changed | {"start": plan, "learning_rate": 1e-6})
-    assert again.about["error_before"] == pytest.approx(plan.about["error_after"], rel=1e-5)
+    assert again.about.error_before == pytest.approx(plan.about.error_after, rel=1e-5)
     model = small_model("EPS")
     comfyui.nodes["FewStepSavePlan"].execute(plan, "mine")
     loaded = comfyui.nodes["FewStepLoadPlan"].execute(next(folder.glob("mine*")).name).result[0]
@@ -245,7 +245,7 @@ def test_a_start_that_nothing_improves_comes_out_again(comfyui, calibrated, monk
     errors = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(training, "_error", lambda *arguments: real(*arguments) and next(errors))
     plan, _, report = execute(comfyui, "FewStepTrainAMED", start=calibrated, iterations=2)
-    assert plan.recipe == calibrated.recipe and plan.about["improved"] is False and "Not better" in report
+    assert plan.recipe == calibrated.recipe and plan.about.improved is False and "Not better" in report
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
     plan, *_ = execute(
         comfyui, "FewStepCalibrate", model, evaluations=3, cfg=1.5, base="euler", derivatives=derivatives
     )
-    assert plan.about["error_after"] < 0.9 * plan.about["error_before"]
+    assert plan.about.error_after < 0.9 * plan.about.error_before
     assert all(weight is before[name] for name, weight in model.model.named_parameters())
 
 
@@ -286,7 +286,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     tuning, session = module(comfyui, "tuning"), module(comfyui, "host.session")
     model, recipe = small_model("FLOW"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples = samples_of(comfyui, 4, 2)
-    numbers = [tuning.Unknown("level", 1), tuning.Unknown("guidance", 2)]
+    numbers = [tuning.Parameter("level", 1), tuning.Parameter("guidance", 2)]
     by = torch.tensor([0.02, -0.01], dtype=torch.float64)
     found = []
     for batch in (0, 1):
@@ -299,7 +299,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     weights = 1 / squares
 
     def cost(there):
-        moved = importlib.import_module(tuning.calibrate.__module__).moved(recipe, numbers, there.tolist())
+        moved = importlib.import_module(tuning.Parameter.__module__).moved(recipe, numbers, there.tolist())
         return (weights * tuning.run(one, tuning.CalibratedPlan(moved), samples).flatten(1).square().mean(dim=1)).mean()
 
     for k in range(2):
@@ -324,7 +324,7 @@ def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, se
 
         model.set_model_unet_function_wrapper(greedy)
         gradients = tuning.Gradients(session(model, prompts(2)), samples, torch.zeros(5, 4, 8, 8))
-        return *gradients.slope(recipe, [tuning.Unknown("level", 1)], by), sizes
+        return *gradients.slope(recipe, [tuning.Parameter("level", 1)], by), sizes
 
     *whole, sizes = slope(100)
     *parts, smaller = slope(4)

@@ -18,7 +18,7 @@ import torch
 from modules import shared
 
 from ..samplers import SamplerSpec, ScheduleSpec
-from ..samplers.calibrated.file import CalibratedPlan
+from ..samplers.calibrated.plan import CalibratedPlan
 from ..samplers.guidance import NONE, Guidance
 from ..samplers.schedule import DISCARD_PENULTIMATE
 from .names import PLAN
@@ -125,7 +125,7 @@ class Scale:
     def along(self, sigmas: torch.Tensor, guidance: Guidance, flow: bool) -> Iterator[Callable[..., torch.Tensor]]:
         """The model as it is guided along a run over these levels."""
         with naming(KEYS["guidance"]):
-            scale_at = guidance.over(sigmas.tolist(), flow=flow, progress=progress(self._model.inner_model))
+            scale_at = guidance.over(sigmas.tolist(), flow=flow, elapsed=progress(self._model.inner_model))
 
         def evaluate(x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
             scale = scale_at(float(sigma[0])) if guidance.varies else self.whole
@@ -246,13 +246,13 @@ def sample_plan(model, x, sigmas, extra_args=None, callback=None, disable=None) 
 
 
 def _check_model(calibrated: CalibratedPlan, found: dict[str, Any]) -> None:
-    wanted = calibrated.about.get("model", {})
+    wanted = calibrated.about.model
     if "family" in wanted and "family" not in found:
         raise ValueError(f"this plan was made for {wanted['family']}, and the model that is loaded is not recognised")
     calibrated.check_model(found)
 
 
 def _compare_guidance(calibrated: CalibratedPlan, scale: float, tell: Callable[[str], None]) -> None:
-    wanted = calibrated.about.get("guidance")
-    if isinstance(wanted, int | float) and not math.isclose(wanted, scale, rel_tol=0.02):
+    wanted = calibrated.about.guidance
+    if wanted is not None and not math.isclose(wanted, scale, rel_tol=0.02):
         tell(f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it")

@@ -16,7 +16,7 @@ from typing import Any
 from modules import scripts
 
 from ..samplers import Option, SamplerSpec, ScheduleSpec
-from ..samplers.calibrated.file import CalibratedPlan, parse
+from ..samplers.calibrated.plan import CalibratedPlan, parse
 from ..samplers.calibrated.published import PUBLISHED
 from ..samplers.checks import read_number, shortened
 from ..samplers.guidance import SHAPES, Guidance

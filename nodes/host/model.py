@@ -20,7 +20,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from comfy.patcher_extension import WrappersMP
 
 from ...samplers import SCHEDULES, SamplerSpec, ScheduleSpec
-from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.guidance import NONE
 from ..ui.progress import say
@@ -331,9 +331,8 @@ def guidance_scale(guider: Any) -> float | None:
 
 def same_guidance(calibrated: CalibratedPlan, scale: float | None) -> bool:
     """Whether a plan was made at this scale of guidance, as far as both are known."""
-    wanted = calibrated.about.get("guidance")
-    known = isinstance(wanted, int | float) and scale is not None
-    return not known or math.isclose(wanted, scale, rel_tol=_SAME_SCALE)
+    wanted = calibrated.about.guidance
+    return wanted is None or scale is None or math.isclose(wanted, scale, rel_tol=_SAME_SCALE)
 
 
 _SAME_SCALE = 0.02  # relative
@@ -342,7 +341,7 @@ _SAME_SCALE = 0.02  # relative
 def _compare_guidance(calibrated: CalibratedPlan, scale: float | None) -> None:
     """Tell it in the log, and on the node that samples."""
     if not same_guidance(calibrated, scale):
-        wanted = calibrated.about["guidance"]
+        wanted = calibrated.about.guidance
         warning = (
             f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it; set cfg to "
             f"{wanted:g}, or take another plan or sampler"

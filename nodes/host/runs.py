@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import SAMPLERS, SamplerSpec
-from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas

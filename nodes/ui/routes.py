@@ -19,7 +19,7 @@ from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
 from ...samplers import SAMPLERS, SCHEDULES
-from ...samplers.calibrated.file import CalibratedPlan
+from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.checks import shortened
 from ...samplers.guidance import RAMPS, Guidance, passes
 from ...samplers.plan import DENOISED, Plan
@@ -262,7 +262,7 @@ def _scales(given: Any, run: Run, levels: LevelRange, model: Kind) -> list[float
     else:
         percent = progress(_model_sampling(levels, model))
         scales = [
-            *map(_guidance(given).over(run.steps, flow=levels.flow, progress=percent), run.model_sigmas().tolist())
+            *map(_guidance(given).over(run.steps, flow=levels.flow, elapsed=percent), run.model_sigmas().tolist())
         ]
     return [with_factor(scale, factor) for scale, factor in zip(scales, run.factors, strict=True)]
 

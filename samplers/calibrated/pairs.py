@@ -60,7 +60,7 @@ class Pairs:
         self._sigmas = [list(levels.sigmas) for _ in range(len(x))]
         self._tunings = [list(tunings) or [PLAIN] * (len(levels) - 1) for _ in range(len(x))]
 
-    def has_middle(self, i: int) -> bool:
+    def has_point(self, i: int) -> bool:
         """Whether numbers are predicted for the step that begins at levels[i]: it has a second evaluation, and begins
         neither at pure noise in rectified flow nor with it."""
         return i + 2 < len(self.levels) and finite_step(self.levels[i], end_of_step(self.levels, i))
@@ -90,7 +90,7 @@ def predicted(
     pairs = Pairs(solver, levels, x, tunings)
     for i in range(0, len(levels) - 1, 2):
         state = yield pairs.stage(i)._replace(update=X, completes=False)
-        if pairs.has_middle(i):
+        if pairs.has_point(i):
             pairs.insert(i, predict(state, levels[i], end_of_step(levels, i)))
         yield pairs.stage(i)._replace(sigma=None, prediction=DENOISED)
         if i + 2 < len(levels):

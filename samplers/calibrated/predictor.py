@@ -1,4 +1,4 @@
-"""The network of AMED: from the model's bottleneck and two levels to the numbers of the step between them.
+"""The network of AMED: from the model's bottleneck and two levels to the intermediate point of the step between them.
 
 Z. Zhou, D. Chen, C. Wang, C. Chen: Fast ODE-based Sampling for Diffusion Models in Around 5 Steps. CVPR 2024,
 arXiv 2312.00094.
@@ -65,7 +65,7 @@ class Predictor(nn.Module):
     def giving(
         cls, levels: Levels, tunings: Sequence[Tuning], scale_dir: float = 0.01, scale_time: float = 0.0
     ) -> Predictor:
-        """One that starts at these numbers (`start_at`), with bounds that are wider than asked for where they must be.
+        """One that starts at these tunings (`start_at`), with bounds that are wider than asked for where they must be.
 
         Raises:
             ValueError: if a scale is 2 or above, or not above 0.
@@ -82,9 +82,9 @@ class Predictor(nn.Module):
         """Set the heads so that `fixed` gives these inserted levels, and their scales.
 
         The heads are linear in the embeddings of the levels: theirs are the weights of least norm that do it, and those
-        of the bottleneck are 0. Training then begins at these numbers instead of r = 1/2. Of many steps the embeddings
+        of the bottleneck are 0. Training then begins at these instead of r = 1/2. Of many steps the embeddings
         are so much alike that only huge weights would do it, which one update would throw far off: from about 12
-        evaluations on the numbers are met nearly.
+        evaluations on they are met nearly.
 
         Raises:
             ValueError: if a number lies outside of what this predictor can give.
@@ -119,15 +119,15 @@ class Predictor(nn.Module):
             head.weight[0, _FEATURES:].add_(torch.stack(weights).to(head.weight))
             head.bias.add_(bias.to(head.bias))
 
-    def middles(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[IntermediatePoint]:
-        """The numbers as scalars, one `IntermediatePoint` per image. With gradients if they are enabled, else plain."""
+    def intermediate_points(self, bottleneck: Tensor, sigma: float, sigma_next: float) -> list[IntermediatePoint]:
+        """One per image, of scalars. With gradients if they are enabled, else plain."""
         rows = self(bottleneck, sigma, sigma_next).double()
         if rows.requires_grad:
             return [IntermediatePoint(*row.unbind()) for row in rows.cpu()]
         return [IntermediatePoint(*row) for row in rows.tolist()]
 
     def fixed(self, levels: Levels, tunings: Sequence[Tuning] = ()) -> tuple[Levels, list[Tuning]]:
-        """Levels and numbers of a whole run without a bottleneck (zeros): a fixed plan, which costs nothing to follow.
+        """Levels and tunings of a whole run without a bottleneck (zeros): a fixed plan, which costs nothing to follow.
 
         `levels` are those of `amed`, of which every second is replaced, and its scales among `tunings`.
         """
@@ -136,9 +136,9 @@ class Predictor(nn.Module):
         for i in range(0, len(levels) - 2, 2):
             s, end = levels[i], end_of_step(levels, i)
             if finite_step(s, end):
-                (middle,) = self.middles(zeros, value(s.sigma), value(end.sigma))
-                sigmas[i + 1] = levels.between(s, end, middle.r).sigma
-                tunings[i + 1] = middle.over(tunings[i + 1])
+                (point,) = self.intermediate_points(zeros, value(s.sigma), value(end.sigma))
+                sigmas[i + 1] = levels.between(s, end, point.r).sigma
+                tunings[i + 1] = point.over(tunings[i + 1])
         return Levels(tuple(sigmas), levels.flow), tunings
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ..phi import value
 from ..processes import stable_diffusion_sigma
-from .file import CalibratedPlan
+from .about import About
+from .plan import CalibratedPlan
 from .recipe import Recipe
 from .tuning import Tuning
 
@@ -20,12 +21,12 @@ AMED_SD15 = CalibratedPlan(
         (*(value(stable_diffusion_sigma(step + 1)) for step in _STEPS), 0.0),
         tunings=tuple(Tuning(scale_dir=d, scale_time=t) for d, t in zip(_SCALE_DIR, _SCALE_TIME, strict=True)),
     ),
-    about={
-        "model": {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"},
-        "guidance": 7.5,
-        "source": "Zhou et al. 2024, arXiv 2312.00094, example notebook: a predictor without bottleneck, trained on "
+    about=About(
+        model={"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"},
+        guidance=7.5,
+        source="Zhou et al. 2024, arXiv 2312.00094, example notebook: a predictor without bottleneck, trained on "
         "captions of MS-COCO. Its last level, time step 0, is replaced by sigma = 0.",
-    },
+    ),
 )
 
 PUBLISHED: Mapping[str, CalibratedPlan] = {"amed_dpm_2m": AMED_SD15}

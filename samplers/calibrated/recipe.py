@@ -1,4 +1,8 @@
-"""A recipe: a solver with levels and numbers that were learned for one model, which a run then follows."""
+"""A recipe: a solver with levels and parameters that were fitted to one model, which a run then follows.
+
+It is the numbers of a calibrated plan (`CalibratedPlan`) without where they come from. The coefficients that follow
+from it are a `Plan`, as those of any run.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Training of AMED's predictor, as in the paper: each step of the student is to end where the teacher's does.
 
-The predictor gives three numbers per image and step, so the gradient of the loss goes through three derivatives of the
-sample: that in scale_dir is a difference of two combinations, those in r and scale_time are differences of two
-evaluations. Nothing is traced through the network. It may be quantised, offloaded or compiled, memory is that of
-sampling, and, what matters more, the differences see the time steps to which a discrete model rounds its levels: a
-gradient through the network would see none of scale_time, and of r only a part.
+The predictor gives an `IntermediatePoint`, three numbers, per image and step, so the gradient of the loss goes through
+three derivatives of the sample: that in scale_dir is a difference of two combinations, those in r and scale_time are
+differences of two evaluations. Nothing is traced through the network. It may be quantised, offloaded or compiled,
+memory is that of sampling, and, what matters more, the differences see the time steps to which a discrete model rounds
+its levels: a gradient through the network would see none of scale_time, and of r only a part.
 
 For the last sample an image costs the evaluations of a teacher of many steps and those of the differences, and gives a
-few dozen numbers: its error, and how that changes with the numbers of its run, to first order. These are kept, and the
+few dozen numbers: its error, and how that changes with the points of its run, to first order. These are kept, and the
 predictor learns from them again and again (Gauss-Newton, as in `calibrate`). On the demo model 128 images lower the
 error of others by 4 % in this way, and by nothing that can be seen if each is used once.
 
@@ -38,7 +38,7 @@ SINGLESTEP = ("amed", "amed_dpm_2s", "ddim", "euler")
 """Bases that remember nothing: each of their steps starts from the teacher's sample."""
 
 R, SCALE_DIR, SCALE_TIME = range(3)
-"""The columns of a predictor's numbers."""
+"""The columns of points, [B, 3]."""
 
 STEPS = 0.03, 0.01, 0.03
 """By how much r, scale_dir and scale_time are moved to take a difference."""
@@ -61,7 +61,7 @@ class Trainer:
 
     Args:
         predictor: is trained in place.
-        recipe: the base solver, its levels and numbers: every second level and its scales are learned, the others stay.
+        recipe: the base solver, its levels and tunings: every second level and its scales are learned, the others stay.
         extra: M, the levels that the teacher has more in each step.
         teacher: the solver of the teacher, deterministic.
         learning_rate: of Adam.
@@ -98,8 +98,8 @@ class Trainer:
     def evaluations(self) -> int:
         """Of the model, for one batch of `learn`.
 
-        A step has those at its start and in its middle, and the second again for r, and for scale_time if it is
-        learned. A step out of pure noise has no middle to learn.
+        A step has those at its start and at its intermediate point, and the second again for r, and for scale_time if
+        it is learned. A step out of pure noise has no point to learn.
         """
         calibrated = 3 + (self.predictor.bounds[SCALE_TIME - 1] > 0)
         teacher = sum(stage.sigma is not None for stage in self._teacher)
@@ -126,7 +126,7 @@ class Trainer:
             set_guidance: as in `Recipe.function`.
 
         Returns:
-            The loss of each step that has a middle: the squared distance to the teacher, mean over images.
+            The loss of each step that has an intermediate point: the squared distance to the teacher, mean over images.
 
         Raises:
             NonFiniteError: if a step came to NaN or infinity, from which the predictor has learned nothing.
@@ -140,9 +140,9 @@ class Trainer:
         losses = []
         for i, goal in zip(self.starts, goals, strict=True):
             operands = student.begin(i, operands)
-            if student.has_middle(i):
-                numbers = self._numbers(i, self._pooled(i, student, bottleneck))
-                operands, loss = self._step(student, i, operands, goal, numbers, batch or len(x))
+            if student.has_point(i):
+                points = self._points(i, self._pooled(i, student, bottleneck))
+                operands, loss = self._step(student, i, operands, goal, points, batch or len(x))
                 losses.append(loss)
             else:
                 operands = student.finish(i, operands)
@@ -166,7 +166,7 @@ class Trainer:
         is not the same as ending right. The predictor is updated `ROUNDS` times by this batch and each that is kept.
 
         The loss is the mean over images of the logarithm of the root mean square error. What a later step sees in the
-        bottleneck is taken as it is: its change with earlier numbers is left out of the gradient.
+        bottleneck is taken as it is: its change with earlier points is left out of the gradient.
 
         Args:
             target: what the samples should be, [B, C, ...].
@@ -192,38 +192,38 @@ class Trainer:
     def _linear(
         self, student: _Student, operands: Operands, target: Tensor, bottleneck: Callable[[], Tensor | None]
     ) -> _Linear:
-        """By a run, and one more from each step on for each of its numbers."""
+        """By a run, and one more from each step on for each number of its point."""
         seen: list[tuple[int, Operands, Operands, Tensor, Tensor]] = []
         for i in range(0, len(self.levels) - 1, 2):
             operands = student.begin(i, operands)
-            if not student.has_middle(i):
+            if not student.has_point(i):
                 operands = student.finish(i, operands)
                 continue
             pooled = self._pooled(i, student, bottleneck)
-            rows = self._numbers(i, pooled).detach().double().cpu()
+            rows = self._points(i, pooled).detach().double().cpu()
             student.insert(i, rows)
-            reached = student.to_middle(i, operands)
+            reached = student.to_point(i, operands)
             seen.append((i, operands, reached, pooled, rows))
-            operands = student.from_middle(i, reached)
+            operands = student.from_point(i, reached)
         end = operands[-1]
         changes = torch.zeros(len(seen), 3, *end.flatten(1).shape)
         for step, (i, operands, reached, _, rows) in zip(changes, seen, strict=True):
             for k, h, there in self._moves(rows):
                 student.insert(i, there)
-                again = reached if k == SCALE_DIR else student.to_middle(i, operands)
+                again = reached if k == SCALE_DIR else student.to_point(i, operands)
                 step[k] = (student.go_on(i, again) - end).flatten(1).cpu() / h[:, None]
             student.insert(i, rows)
         inputs = {i: pooled for i, _, _, pooled, _ in seen}
-        numbers = torch.cat([rows for *_, rows in seen], dim=1) if seen else torch.zeros(len(end), 0)
-        return _Linear.of(inputs, numbers, (end - target).flatten(1).cpu(), changes.flatten(0, 1))
+        points = torch.cat([rows for *_, rows in seen], dim=1) if seen else torch.zeros(len(end), 0)
+        return _Linear.of(inputs, points, (end - target).flatten(1).cpu(), changes.flatten(0, 1))
 
     def _learn_linear(self, linear: _Linear, batch: int) -> None:
         """One update by a batch that is kept."""
         self.optimizer.zero_grad()
         if linear.inputs:
-            numbers = [self._numbers(i, pooled) for i, pooled in linear.inputs.items()]
+            points = [self._points(i, pooled) for i, pooled in linear.inputs.items()]
             with torch.inference_mode(False), torch.enable_grad():
-                squares = linear.squares_at(torch.cat(numbers, dim=1).double().cpu())
+                squares = linear.squares_at(torch.cat(points, dim=1).double().cpu())
                 (squares.log().sum() / 2 / batch).backward()
         self._update()
 
@@ -233,7 +233,7 @@ class Trainer:
         with torch.inference_mode(False):
             return pooled.clone()  # of what was made in inference mode
 
-    def _numbers(self, i: int, pooled: Tensor) -> Tensor:
+    def _points(self, i: int, pooled: Tensor) -> Tensor:
         """What the predictor gives for the step that begins at levels[i], [B, 3], with gradients."""
         s, end = value(self.levels[i].sigma), value(end_of_step(self.levels, i).sigma)
         with torch.inference_mode(False), torch.enable_grad():
@@ -249,7 +249,7 @@ class Trainer:
             yield k, h, there
 
     def _update(self) -> None:
-        _share([p.grad for p in self.predictor.parameters() if p.grad is not None])
+        _add_over_processes([p.grad for p in self.predictor.parameters() if p.grad is not None])
         self.optimizer.step()
 
     def teach(self, model: Model, x: Tensor, extra_args: Mapping[str, Any] | None = None) -> list[Tensor]:
@@ -264,13 +264,13 @@ class Trainer:
         return [ends[step] for step in self._goals]
 
     def _step(
-        self, student: _Student, i: int, operands: Operands, goal: Tensor, numbers: Tensor, batch: int
+        self, student: _Student, i: int, operands: Operands, goal: Tensor, points: Tensor, batch: int
     ) -> tuple[Operands, float]:
         """One step of the student, and of Adam. Gives the operands at its end, and the loss."""
-        rows = numbers.detach().double().cpu()
+        rows = points.detach().double().cpu()
         student.insert(i, rows)
-        reached = student.to_middle(i, operands)
-        ended = student.from_middle(i, reached)
+        reached = student.to_point(i, operands)
+        ended = student.from_point(i, reached)
         difference = (ended[-1] - goal).flatten(1).double().cpu()
         loss = float(difference.square().sum()) / batch
         if not math.isfinite(loss):
@@ -278,23 +278,23 @@ class Trainer:
         gradient = torch.zeros_like(rows)
         for k, h, there in self._moves(rows):
             student.insert(i, there)
-            again = reached if k == SCALE_DIR else student.to_middle(i, operands)
-            moved = student.from_middle(i, again)[-1] - ended[-1]
+            again = reached if k == SCALE_DIR else student.to_point(i, operands)
+            moved = student.from_point(i, again)[-1] - ended[-1]
             gradient[:, k] = 2 * (difference * moved.flatten(1).double().cpu()).sum(dim=1) / h
         student.insert(i, rows)
         self.optimizer.zero_grad()
-        numbers.backward((gradient / batch).to(numbers))
+        points.backward((gradient / batch).to(points))
         self._update()
         return ended, loss
 
 
 class _Linear(NamedTuple):
-    """The errors r of a batch of last samples, [B, M], to first order in the numbers of their runs: r + J d."""
+    """The errors r of a batch of last samples, [B, M], to first order in the points of their runs: r + J d."""
 
     inputs: dict[int, Tensor]
     """What the predictor saw, [B, 8, 8], by the level that a step begins at."""
 
-    numbers: Tensor
+    points: Tensor
     """What it gave, [B, 3 steps]."""
 
     squares: Tensor
@@ -307,7 +307,7 @@ class _Linear(NamedTuple):
     """J^T J, [B, 3 steps, 3 steps]."""
 
     @classmethod
-    def of(cls, inputs: dict[int, Tensor], numbers: Tensor, difference: Tensor, changes: Tensor) -> _Linear:
+    def of(cls, inputs: dict[int, Tensor], points: Tensor, difference: Tensor, changes: Tensor) -> _Linear:
         """From r and J^T, [3 steps, B, M]. What came to nothing finite is taken for no change."""
         with torch.inference_mode(False):
             errors = difference.clone().double()
@@ -315,11 +315,11 @@ class _Linear(NamedTuple):
             images = [(columns[:, k].double(), error) for k, error in enumerate(errors)]
             gram = torch.stack([rows @ rows.T for rows, _ in images])
             slope = torch.stack([rows @ error for rows, error in images])
-            return cls(inputs, numbers.clone().double(), errors.square().sum(dim=1), slope, gram)
+            return cls(inputs, points.clone().double(), errors.square().sum(dim=1), slope, gram)
 
-    def squares_at(self, numbers: Tensor) -> Tensor:
-        """r . r for other numbers, [B]."""
-        d = numbers - self.numbers
+    def squares_at(self, points: Tensor) -> Tensor:
+        """r . r for other points, [B]."""
+        d = points - self.points
         found = self.squares + 2 * (self.slope * d).sum(dim=1) + (d * (self.gram @ d[..., None])[..., 0]).sum(dim=1)
         return torch.maximum(found, FLOOR * self.squares)
 
@@ -338,15 +338,15 @@ class _Student:
         self._evaluate, self._set_guidance = evaluate, recipe.guidance_setter(set_guidance)
         self._guidance = [tuning.guidance for tuning in recipe.tunings]
 
-    def has_middle(self, i: int) -> bool:
-        return self._pairs.has_middle(i)
+    def has_point(self, i: int) -> bool:
+        return self._pairs.has_point(i)
 
     def evaluates(self, i: int) -> bool:
         """Whether the model is asked at levels[i]: it is not at an analytical first step."""
         return self._pairs.stage(i).sigma is not None
 
     def insert(self, i: int, rows: Tensor) -> None:
-        """Give the step that begins at levels[i] these numbers, [B, 3]."""
+        """Give the step that begins at levels[i] these points, [B, 3]."""
         self._pairs.insert(i, [IntermediatePoint(*row) for row in rows.detach().double().tolist()])
 
     def begin(self, i: int, operands: Operands) -> Operands:
@@ -354,23 +354,23 @@ class _Student:
         self._set_guidance(self._guidance[i])
         return evaluated(self._pairs.stage(i), operands, self._evaluate)
 
-    def to_middle(self, i: int, operands: Operands) -> Operands:
+    def to_point(self, i: int, operands: Operands) -> Operands:
         """From there over the evaluation at the inserted level; its update is still to come."""
         return self.begin(i + 1, updated(self._pairs.stage(i), operands))
 
-    def from_middle(self, i: int, operands: Operands) -> Operands:
+    def from_point(self, i: int, operands: Operands) -> Operands:
         """From there to the end of the step."""
         return updated(self._pairs.stage(i + 1), operands)
 
     def finish(self, i: int, operands: Operands) -> Operands:
         """From the evaluation at levels[i] to the end of the step; the last one may be without an inserted level."""
         if i + 2 < len(self._levels):
-            return self.from_middle(i, self.to_middle(i, operands))
+            return self.from_point(i, self.to_point(i, operands))
         return updated(self._pairs.stage(i), operands)
 
     def go_on(self, i: int, operands: Operands) -> Tensor:
         """From the evaluation at the inserted levels[i + 1] to the last sample."""
-        operands = self.from_middle(i, operands)
+        operands = self.from_point(i, operands)
         for k in range(i + 2, len(self._levels) - 1, 2):
             operands = self.finish(k, self.begin(k, operands))
         return operands[-1]
@@ -392,7 +392,7 @@ def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
     return tuple(sigmas)
 
 
-def _share(gradients: Sequence[Tensor]) -> None:
+def _add_over_processes(gradients: Sequence[Tensor]) -> None:
     """Add up those of all processes, if there are several."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for gradient in gradients:

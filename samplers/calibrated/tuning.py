@@ -1,4 +1,4 @@
-"""Numbers that were learned for one model, put into any solver of one evaluation per level.
+"""Parameters that were fitted to one model, put into any solver of one evaluation per level.
 
 AMED's scales, and what `calibrate` fits, change single coefficients of a plan. They are given level by level.
 """
@@ -22,7 +22,7 @@ class Tuning(NamedTuple):
     """Factor of what the predictions move the sample by, in the solver's own kind of prediction (AMED)."""
 
     scale_time: Scalar = 1.0
-    """Factor of the sigma that the model is told; the solver reckons with sigma_m (AMED)."""
+    """Factor of the sigma that is passed to the model; the solver reckons with sigma_m (AMED)."""
 
     slope: Scalar = 0.0
     """Added share of the last change of the prediction: P0 becomes P0 + slope (P0 - P1). It blends between the orders:
@@ -48,12 +48,12 @@ def leaves_plan(tuning: Tuning) -> bool:
 
 
 def tuned(stages: Iterable[Stage], levels: Levels, tunings: Sequence[Tuning]) -> Iterator[Stage]:
-    """The stages of a solver with these numbers; stage k is that of levels[k].
+    """The stages of a solver with these parameters; stage k is that of levels[k].
 
         x_t = c x + scale_dir (c_0 P_0 + c_1 P_1 ... + C (slope (P_0 - P_1) + curvature (P_0 - 2 P_1 + P_2)))
 
-    with C = c_0 + c_1 + ..., and the model told scale_time sigma. But for scale_dir the coefficients add up to what
-    they did, so that a constant prediction is still solved exactly.
+    with C = c_0 + c_1 + ..., and scale_time sigma passed to the model. But for scale_dir the coefficients add up to
+    what they did, so that a constant prediction is still solved exactly.
 
     Raises:
         ValueError: if slope or curvature are asked for where there are no such predictions.
@@ -97,7 +97,7 @@ def weight(update: Combination) -> Scalar:
 
 
 def model_sigma(stage: Stage, levels: Levels, scale_time: Scalar) -> Scalar | None:
-    """The sigma that the model is told: scaled, and no more than pure noise."""
+    """The sigma passed to the model: scaled, and no more than pure noise."""
     if stage.sigma is None:
         return None
     sigma = scale_time * stage.sigma

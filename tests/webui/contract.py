@@ -369,11 +369,13 @@ def plan_for(host, **about):
 
     host.sample_with(host.processing("DPM++ 2M" + names().MARK, steps=STEPS), watch)
     high, flow = seen[0]
-    of = ("calibrated.recipe", "calibrated.tuning", "calibrated.file")
-    recipe, tuned, calibrated = (sys.modules[f"fewstep.samplers.{name}"] for name in of)
+    of = ("calibrated.recipe", "calibrated.tuning", "calibrated.plan", "calibrated.about")
+    recipe, tuned, calibrated, record = (sys.modules[f"fewstep.samplers.{name}"] for name in of)
     sigmas = (high, *(high * share for share in (0.5, 0.2, 0.05)), 0.0)
     tunings = (tuned.PLAIN, tuned.Tuning(slope=0.2), tuned.PLAIN, tuned.Tuning(guidance=1.5))
-    return calibrated.CalibratedPlan(recipe.Recipe("dpmpp_2m", sigmas, flow, tunings=tunings), about=about)
+    return calibrated.CalibratedPlan(
+        recipe.Recipe("dpmpp_2m", sigmas, flow, tunings=tunings), about=record.About(**about)
+    )
 
 
 def check_a_plan_is_followed(host):

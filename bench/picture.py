@@ -1,0 +1,42 @@
+"""The picture docs/quality.png: error against evaluations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bench.cells import ROOT
+from bench.errors import Cell, Score
+from bench.results import leaders
+
+os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib"))  # nothing is written outside
+
+
+def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
+    """Error against evaluations of the best few samplers."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    for source, style, colours in (("ours", "-", "viridis"), ("host", "--", "autumn")):
+        entries = leaders(scores, source, 4)
+        for i, entry in enumerate(entries):
+            line = sorted(
+                (s.nfe, s.median) for c, s in scores.items()
+                if c.entry == entry and c.source == source and c.budget and not s.failed
+            )  # fmt: skip
+            colour = matplotlib.colormaps[colours](0.8 * i / max(len(entries), 1))
+            axes.plot(*zip(*line, strict=True), style, marker="o", color=colour, label=f"{source}: {entry}")
+    axes.axhline(floor, color="grey", linewidth=1, label="two references apart")
+    budgets = sorted({c.budget for c in scores if c.budget})
+    axes.set(xscale="log", yscale="log", xlabel="model evaluations", ylabel="median RMSE of the image (range 0 to 1)")
+    axes.set_xticks(budgets, map(str, budgets))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    part = path.with_suffix(".part.png")
+    figure.savefig(part, dpi=120)
+    pyplot.close(figure)
+    os.replace(part, path)
