@@ -82,9 +82,10 @@ def describe(scores: Mapping[Any, Any], frechet: Mapping[Any, tuple[float, float
     lines = [
         "## Calibrated plans and AMED",
         "",
-        "Calibrated plans and AMED predictors that were fitted to the demo model at guidance 3 (files in demo/plans, made "
-        "by demo/learn.py with other prompts and seeds than those reported here). The error is that of the section "
-        "above, on the same images. In brackets: the ratio to the best sampler of the host on the best of its schedules.",
+        "Calibrated plans and AMED predictors that were fitted to the demo model at guidance 3 (files in demo/plans, "
+        "made by demo/learn.py with other prompts and seeds than those reported here). The error is that of the "
+        "section above, on the same images. In brackets: the ratio to the best sampler of the host on the best of its "
+        "schedules.",
         "",
         "| NFE | best of the host | best plain of ours | calibrated | best AMED | goals |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -144,8 +145,8 @@ def _describe_plugin(
         "of a calibrated plan over that base, which also has fitted levels, slopes and guidance factors. "
         f"{trained} of {len(plugins)} predictors were then trained image by image and became better. The others give "
         "every image the same numbers: training gains a few percent at most, and not all were trained. Where the error "
-        "does not fall, the table also has the Fréchet distance of 1,000 samples to the data, of AMED / of the base, if "
-        "it was measured.",
+        "does not fall, the table also has the Fréchet distance of 1,000 samples to the data, of AMED / of the base, "
+        "if it was measured.",
         "",
         f"| base | {' | '.join(map(str, budgets))} |",
         "| --- |" + " --- |" * len(budgets),

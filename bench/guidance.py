@@ -119,11 +119,13 @@ Written by `bench/guidance.py --evaluations {evaluations}`: the demo model, {sam
 evaluations, guidance {w:g}. Ramps have this scale as their mean in time.
 
 * *passes*: how often the network runs for one image.
-* *error, own limit*: the error of the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images, against the same
-  guidance in {many} steps. It is the error of the sampler. CFG++ has no limit, since its scale grows with the number of steps.
-* *error, constant guidance*: the same against constant guidance in {many} steps. It says how much the image has changed.
-* *Fréchet distance* of {images} samples to the training images, on {axes} axes. Lower is closer to the data, much of which this
-  small model has memorised.
+* *error, own limit*: the error of the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images, against
+  the same guidance in {many} steps. It is the error of the sampler. CFG++ has no limit, since its scale grows with the
+  number of steps.
+* *error, constant guidance*: the same against constant guidance in {many} steps. It says how much the image has
+  changed.
+* *Fréchet distance* of {images} samples to the training images, on {axes} axes. Lower is closer to the data, much of
+  which this small model has memorised.
 
 | schedule | passes | error, own limit | error, constant guidance | Fréchet distance |
 | --- | --- | --- | --- | --- |

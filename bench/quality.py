@@ -674,13 +674,14 @@ def describe(results: Results, size: Size) -> str:
 _INTRODUCTION = """# Quality against evaluations
 
 Written by `make bench-quality`; all numbers are in [quality.csv](quality.csv). *Ours* are the samplers of Few-Step, and
-*the host's* are those of ComfyUI. All were measured on the demo model at guidance {guidance:g}, with their default options
-(some of ours also with others, which are named), each on the schedule that was best for it on other prompts and seeds. `*`
-marks a schedule without its last level above 0.
+*the host's* are those of ComfyUI. All were measured on the demo model at guidance {guidance:g}, with their default
+options (some of ours also with others, which are named), each on the schedule that was best for it on other prompts
+and seeds. `*` marks a schedule without its last level above 0.
 
-An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several evaluations a
-step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on another device. Its
-`..._cfg_pp` samplers apply guidance in another way and lead to another image, so their error says little.
+An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several
+evaluations a step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on
+another device. Its `..._cfg_pp` samplers apply guidance in another way and lead to another image, so their error says
+little.
 """
 
 
@@ -691,13 +692,13 @@ def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -
         "## Deterministic samplers",
         "",
         "The error is that of the final latent: root mean square over an image, in units of the pixel range, against "
-        f"{entry} ({entry.source}) with {size.reference_steps} steps on {schedule} from the same noise. The table gives "
-        f"the median over {size.pairs} images, [5%, 95%] of bootstrap draws, and the 90th percentile. Cells with more "
-        f"than {CONTENDER:g} times the least error were measured on {min(size.batch, size.pairs)} images.",
+        f"{entry} ({entry.source}) with {size.reference_steps} steps on {schedule} from the same noise. The table "
+        f"gives the median over {size.pairs} images, [5%, 95%] of bootstrap draws, and the 90th percentile. Cells with "
+        f"more than {CONTENDER:g} times the least error were measured on {min(size.batch, size.pairs)} images.",
         "",
-        f"A second reference, {check} ({check.source}) with as many steps on {check_schedule}, differs from the first by "
-        f"{floor[0]:.2g} (90th percentile: {floor[1]:.2g}), because the model rounds each level to one of 1000, and other "
-        "levels have another limit. Differences that are smaller than this mean nothing.",
+        f"A second reference, {check} ({check.source}) with as many steps on {check_schedule}, differs from the first "
+        f"by {floor[0]:.2g} (90th percentile: {floor[1]:.2g}), because the model rounds each level to one of 1000, and "
+        "other levels have another limit. Differences that are smaller than this mean nothing.",
         "",
         "![Error against evaluations](quality.png)",
         "",
@@ -751,13 +752,13 @@ def _describe_distribution(distribution: Distribution, size: Size) -> str:
         "",
         f"Distances of {size.samples} samples to as many samples of many steps ({entry}, {size.many_steps} steps, "
         f"{schedule}) and to the training images: sliced Wasserstein (SW, {DIRECTIONS} directions) and squared Fréchet "
-        f"(FD, {AXES} principal axes), ± the standard error (jackknife over prompts). Lower is better. All sets use the "
-        f"same prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} (SW) and "
-        f"{frechet:.3f} (FD) apart, so that smaller distances cannot be told from each other.",
+        f"(FD, {AXES} principal axes), ± the standard error (jackknife over prompts). Lower is better. All sets use "
+        f"the same prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} "
+        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances cannot be told from each other.",
         "",
-        f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is listed, "
-        "has converged: it shows how far the limits with and without noise are apart under guidance. Samplers that are "
-        "missing were not reached within the time limit; the next run continues with them.",
+        f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is "
+        "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "
+        "that are missing were not reached within the time limit; the next run continues with them.",
         "",
         "| NFE | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -141,11 +141,11 @@ FOR_DISTILLED = ("consistency",)
 """Samplers that measure well on the demo model, too, and are made for another kind of model."""
 
 _FLOW = "For flow models "
-_MEASURED = _FLOW + "this was the best Few-Step sampler on the demo's flow model (docs/SAMPLERS.md)."
+_MEASURED = _FLOW + "this had the least error on the demo's flow model, at its own shift (docs/SAMPLERS.md)."
 _FEW = _FLOW + "nothing was measured with so few evaluations: first order, with steps in the model's own time."
 _BY_THEORY = _FLOW + "this is the usual choice and was not measured: "
 FLOW_PICKS = {
-    EXACT: [(1, "euler", "beta*", _FEW), (5, "dpm_2m", "beta*", _MEASURED)],
+    EXACT: [(1, "euler", "beta*", _FEW), (5, "euler", "beta*", _MEASURED), (6, "dpm_2m", "beta*", _MEASURED)],
     VARIED: [
         (
             1,
