@@ -385,9 +385,9 @@ def sd15_compare(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Compare samplers\nRuns every sampler with every schedule and number of steps, from the same noise. It gives "
-        "one sheet of images, and a chart of the error against an image of many steps. Use the names in KSampler's "
-        "lists, ComfyUI's and Few-Step's.\n\nIf you stop it, what is finished is kept.",
+        "## Compare samplers\nRuns every sampler with every schedule and number of steps, from the same noise. It "
+        "gives one sheet of images, and a chart of the error against an image of many steps. Use the names in "
+        "KSampler's lists, ComfyUI's and Few-Step's.\n\nIf you stop it, what is finished is kept.",
     )
     g.group("3. Comparison")
     inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": empty(g, 512), "vae": vae}
