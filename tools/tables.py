@@ -33,8 +33,8 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _dropdown(spec) -> str:
-    return f"`fewstep_{spec.id}`" if spec.curated else "in the node"
+def _yes(fact: bool) -> str:
+    return "yes" if fact else ""
 
 
 def _evaluations(spec) -> str:
@@ -46,12 +46,8 @@ def _evaluations(spec) -> str:
 
 
 def _options(spec) -> str:
-    """Its own; those that all have are said once, below the table."""
+    """Its own; those that all have are listed once, beside the table."""
     return ", ".join(f"`{o.name}`" for o in spec.options if o not in spec.common) or "none"
-
-
-def _noise(spec) -> str:
-    return "yes" if spec.stochastic else ""
 
 
 def tables() -> dict[Path, dict[str, str]]:
@@ -59,23 +55,32 @@ def tables() -> dict[Path, dict[str, str]]:
     return {
         README: {"picks": _picked()},
         AUTO_PAGE: {"picks": _picked()},
-        SAMPLERS_PAGE: {"samplers": _samplers(), "schedules": _schedules()},
+        SAMPLERS_PAGE: {
+            "samplers": _listed(SAMPLERS),
+            "sampler properties": _sampler_properties(),
+            "schedules": _listed(SCHEDULES),
+            "schedule properties": _schedule_properties(),
+        },
     }
 
 
-def _samplers() -> str:
-    rows = (
-        (f"`{s.id}`", s.label, str(s.order), _evaluations(s), _noise(s), _dropdown(s), _options(s), s.help, s.paper)
-        for s in SAMPLERS.values()
-    )
+def _listed(specs: Mapping[str, Any]) -> str:
+    rows = ((f"`{s.id}`", s.label, s.help, _yes(s.curated)) for s in specs.values())
+    return _table(("id", "name", "what for", "in KSampler"), rows)
+
+
+def _sampler_properties() -> str:
     return _table(
-        ("id", "name", "order", "evaluations a step", "added noise", "dropdown", "options", "what for", "paper"), rows
+        ("id", "order", "evaluations a step", "added noise", "options", "paper"),
+        (
+            (f"`{s.id}`", str(s.order), _evaluations(s), _yes(s.stochastic), _options(s), s.paper)
+            for s in SAMPLERS.values()
+        ),
     )
 
 
-def _schedules() -> str:
-    rows = ((f"`{s.id}`", s.label, _dropdown(s), _options(s), s.help, s.paper) for s in SCHEDULES.values())
-    return _table(("id", "name", "dropdown", "options", "what for", "paper"), rows)
+def _schedule_properties() -> str:
+    return _table(("id", "options", "paper"), ((f"`{s.id}`", _options(s), s.paper) for s in SCHEDULES.values()))
 
 
 def _picked() -> str:
