@@ -81,11 +81,12 @@ def describe(scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, f
     """A section of docs/QUALITY.md. `frechet` holds distances to the data by cell, with their standard errors."""
     files = fitted()
     lines = [
-        "## Learned plans",
+        "## Calibrated plans and AMED",
         "",
-        "Calibrated plans and AMED predictors for the demo model at guidance 3 (demo/plans, made by demo/learn.py from "
-        "other prompts and seeds than the ones reported here). Error as above, on the same images; in brackets the "
-        "ratio to the best sampler of the host on any of its schedules.",
+        "Calibrated plans and AMED predictors that were fitted to the demo model at guidance 3 (files in demo/plans, "
+        "made by demo/learn.py with other prompts and seeds than those reported here). The error is that of the "
+        "section above, on the same images. In brackets: the ratio to the best sampler of the host on the best of its "
+        "schedules.",
         "",
         "| NFE | best of the host | best plain of ours | calibrated | best AMED | goals |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -140,12 +141,13 @@ def _describe_plugin(
     budgets = sorted({f.evaluations for f in plugins})
     trained = sum(sees_bottleneck(f) for f in plugins)
     lines = [
-        "AMED over each base against the base itself on the best of our schedules: error of AMED / error of the base "
-        "(their ratio). The numbers of its inserted levels are fitted to the last sample; +: as part of a calibrated "
-        "plan over that base, with all levels, slopes and guidance. Then trained image by image, and better for it: "
-        f"{trained} of {len(plugins)}; the others give every image the same numbers, since the training gains a few "
-        "percent at most and not all were trained. Where the error does not fall: Fréchet distance of 1,000 samples to "
-        "the data, of AMED / of the base, as far as it was measured.",
+        "AMED over each base, compared with the base itself on the best of our schedules: error of AMED / error of the "
+        "base (ratio). The numbers of the inserted levels were fitted to the error of the last sample. +: AMED is part "
+        "of a calibrated plan over that base, which also has fitted levels, slopes and guidance factors. "
+        f"{trained} of {len(plugins)} predictors were then trained image by image and became better. The others give "
+        "every image the same numbers: training gains a few percent at most, and not all were trained. Where the error "
+        "does not fall, the table also has the Fréchet distance of 1,000 samples to the data, of AMED / of the base, "
+        "if it was measured.",
         "",
         f"| base | {' | '.join(map(str, budgets))} |",
         "| --- |" + " --- |" * len(budgets),

@@ -23,7 +23,7 @@ COUNT = 4  # images of each
 EVALUATIONS = (5, 8, 12)
 HOST = ("euler", "heun", "dpmpp_2m", "uni_pc")
 HOST_SCHEDULES = ("simple", "beta")
-OURS = ("dpmpp_2m", "dpm_2m", "dpmpp_3m", "dpm_3m", "unipc", "ipndm_v", "deis")
+OURS = ("euler", "dpmpp_2m", "dpm_2m", "dpmpp_3m", "dpm_3m", "unipc", "ipndm_v", "deis")
 OUR_SCHEDULES = ("time_uniform", "beta", "beta shift 1.5", "karras", "exponential")
 EVALUATIONS_A_STEP = {"heun": 2}  # but one in the step to 0
 

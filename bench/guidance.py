@@ -113,12 +113,20 @@ def _error(latents: Tensor, exact: Tensor) -> float:
 
 INTRODUCTION = """# Guidance along a run
 
-Written by `bench/guidance.py --evaluations {evaluations}`. The demo model, {sampler} on {schedule} with {evaluations}
-evaluations, guidance {w:g}; ramps have that mean in time. Passes of the network are counted, for one image. Error of
-the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images: to the same schedule of guidance with
-{many} steps, which is what the sampler loses, and to constant guidance with {many} steps, which is how far the image is
-another one. CFG++ has no limit: its scale grows with the number of steps. Fréchet distance of {images} samples to the
-training images on {axes} axes: lower is nearer to the data, of which this small model knows much by heart.
+What schedules of the guidance scale save, and what they change. The [help page](../web/docs/FewStepGuidance.md) of
+*Few-Step Guidance* says when to use which.
+
+Written by `bench/guidance.py --evaluations {evaluations}`: the demo model, {sampler} on {schedule} with {evaluations}
+evaluations, guidance {w:g}. Ramps have this scale as their mean in time.
+
+* *passes*: how often the network runs for one image.
+* *error, own limit*: the error of the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images, against
+  the same guidance in {many} steps. It is the error of the sampler. CFG++ has no limit, since its scale grows with the
+  number of steps.
+* *error, constant guidance*: the same against constant guidance in {many} steps. It says how much the image has
+  changed.
+* *Fréchet distance* of {images} samples to the training images, on {axes} axes. Lower is closer to the data, much of
+  which this small model has memorised.
 
 | schedule | passes | error, own limit | error, constant guidance | Fréchet distance |
 | --- | --- | --- | --- | --- |

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bench.cells import ROOT
 from bench.errors import Cell, Score
-from bench.results import leaders
+from bench.results import best_line, leaders
 
 os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib"))  # nothing is written outside
 
 
 def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
-    """Error against evaluations of the best few samplers."""
+    """Error against evaluations of the best few samplers, of calibrated plans and of AMED."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -29,8 +29,16 @@ def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
             )  # fmt: skip
             colour = matplotlib.colormaps[colours](0.8 * i / max(len(entries), 1))
             axes.plot(*zip(*line, strict=True), style, marker="o", color=colour, label=f"{source}: {entry}")
-    axes.axhline(floor, color="grey", linewidth=1, label="two references apart")
     budgets = sorted({c.budget for c in scores if c.budget})
+    for name, style, label in (
+        ("calibrated-", "-sk", "ours: calibrated plans"),
+        ("amed-", ":^k", "ours: AMED, the best at each"),
+        ("", "xr", "host: the best on our schedules"),
+    ):
+        line = best_line(scores, budgets, "learned" if name else "borrowed", name)
+        if line:
+            axes.plot(*zip(*line, strict=True), style, label=label)
+    axes.axhline(floor, color="grey", linewidth=1, label="distance between two references")
     axes.set(xscale="log", yscale="log", xlabel="model evaluations", ylabel="median RMSE of the image (range 0 to 1)")
     axes.set_xticks(budgets, map(str, budgets))
     axes.minorticks_off()

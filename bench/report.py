@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bench import calibrated, cells, distributions
 from bench.distributions import Distribution
-from bench.errors import CONTENDER
-from bench.results import Results, duels, interval, verdict
+from bench.errors import CONTENDER, Cell, Score
+from bench.results import ALIKE, Duel, Results, best_line, duels, interval, verdict
 from bench.settings import CHECK, MANY_STEPS, REFERENCE, Size
 
 
@@ -23,18 +23,21 @@ def describe(results: Results, size: Size) -> str:
         failed = sorted({f"{cell.entry} ({cell.entry.source})" for cell in results.failures})
         parts.append(f"Failed on some schedule or number of steps (see the CSV): {', '.join(failed)}.\n")
     if not results.complete:
-        parts.append("The time limit ended this run: run it again to go on.\n")
+        parts.append("This run ended at its time limit. Run it again to continue.\n")
     return "\n".join(parts)
 
 
 _INTRODUCTION = """# Quality against evaluations
 
-Written by `make bench-quality`; all numbers are in [quality.csv](quality.csv). The demo model with guidance
-{guidance:g}, every sampler of ours and of the host with default options (ours also with some others, named), each on
-the schedule that was best for it on other prompts and seeds. `*`: without the last level above 0. Guidance runs the
-network twice but counts as one evaluation; a sampler with several evaluations a step gets fewer steps. The host's
-`..._gpu` samplers are left out (the same, with noise from another device); its `..._cfg_pp` ones apply guidance in
-another way, so that their result is another image and their error says little.
+Written by `make bench-quality`; all numbers are in [quality.csv](quality.csv). *Ours* are the samplers of Few-Step, and
+*the host's* are those of ComfyUI. All were measured on the demo model at guidance {guidance:g}, with their default
+options (some of ours also with others, which are named), each on the schedule that was best for it on other prompts
+and seeds. `*` marks a schedule without its last level above 0.
+
+An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several
+evaluations a step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on
+another device. Its `..._cfg_pp` samplers apply guidance in another way and lead to another image, so their error says
+little.
 """
 
 
@@ -44,13 +47,14 @@ def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -
     lines = [
         "## Deterministic samplers",
         "",
-        "Error of the final latent: root mean square over an image, in units of the pixel range, against "
-        f"{entry} ({entry.source}) with {size.reference_steps} steps on {schedule} from the same noise. Median over "
-        f"{size.pairs} images ([5%, 95%] over bootstrap draws) and 90th percentile; cells with more than {CONTENDER:g} "
-        f"times the least error were measured on {min(size.batch, size.pairs)}. Another reference, {check} "
-        f"({check.source}) with as many steps on {check_schedule}, is {floor[0]:.2g} away (90%: {floor[1]:.2g}): the "
-        "model rounds each level to one of 1000, so that other levels have another limit. Smaller differences mean "
-        "nothing.",
+        "The error is that of the final latent: root mean square over an image, in units of the pixel range, against "
+        f"{entry} ({entry.source}) with {size.reference_steps} steps on {schedule} from the same noise. The table "
+        f"gives the median over {size.pairs} images, [5%, 95%] of bootstrap draws, and the 90th percentile. Cells with "
+        f"more than {CONTENDER:g} times the least error were measured on {min(size.batch, size.pairs)} images.",
+        "",
+        f"A second reference, {check} ({check.source}) with as many steps on {check_schedule}, differs from the first "
+        f"by {floor[0]:.2g} (90th percentile: {floor[1]:.2g}), because the model rounds each level to one of 1000, and "
+        "other levels have another limit. Differences that are smaller than this mean nothing.",
         "",
         "![Error against evaluations](quality.png)",
         "",
@@ -78,8 +82,22 @@ def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -
             best = min(((c, s) for c, s in borrowed if c.budget == budget), key=lambda b: b[1].median, default=None)
             if best:
                 lines.append(f"| {budget} | {best[0].entry}, {best[0].schedule} | {best[1].median:.4f} |")
-        lines.append("")
+        lines += ["", _gained_by_schedule(results.scores, found), ""]
     return "\n".join(lines)
+
+
+def _gained_by_schedule(scores: dict[Cell, Score], found: list[Duel]) -> str:
+    """At which budgets a sampler of the host on our schedules does what the best of ours does."""
+    alike = [
+        str(duel.budget)
+        for duel in found
+        for _, median in best_line(scores, [duel.budget], "borrowed")
+        if median <= ALIKE * scores[duel.ours].median
+    ]
+    return (
+        f"At {', '.join(alike) or 'no number of'} evaluations the best of the host on our schedules is as good as the "
+        "best of ours: there the gain over the host comes from the schedule, not from the sampler."
+    )
 
 
 def _describe_distribution(distribution: Distribution, size: Size) -> str:
@@ -88,13 +106,15 @@ def _describe_distribution(distribution: Distribution, size: Size) -> str:
     lines = [
         "## Stochastic samplers",
         "",
-        f"Distances of {size.samples} samples to as many many-step samples ({entry}, {size.many_steps} steps, "
+        f"Distances of {size.samples} samples to as many samples of many steps ({entry}, {size.many_steps} steps, "
         f"{schedule}) and to the training images: sliced Wasserstein (SW, {directions} directions) and squared Fréchet "
-        f"(FD, {axes} principal axes), ± the standard error (jackknife over prompts). All sets go through the same "
-        f"prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} (SW) and "
-        f"{frechet:.3f} (FD) apart: nearer than that nothing can be told. Deterministic ones stand beside; one with "
-        f"{size.many_steps} evaluations has converged, and shows how far the limits with and without noise are apart "
-        "under guidance. Samplers that are missing were not reached in the time; the next run goes on.",
+        f"(FD, {axes} principal axes), ± the standard error (jackknife over prompts). Lower is better. All sets use "
+        f"the same prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} "
+        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances cannot be told from each other.",
+        "",
+        f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is "
+        "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "
+        "that are missing were not reached within the time limit; the next run continues with them.",
         "",
         "| NFE | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -131,6 +131,22 @@ def _describe_worse(duel: Duel) -> str:
     return f"{duel.budget} ({duel.ratio:.3f} times its error, {low:.2f} to {high:.2f})"
 
 
+def best_line(
+    scores: dict[Cell, Score], budgets: Sequence[int], source: str, name: str = ""
+) -> list[tuple[float, float]]:
+    """Evaluations and median error of the best at each budget, of those of a source whose names begin so."""
+    found = []
+    for budget in budgets:
+        line = [
+            (s.median, s.nfe)
+            for c, s in scores.items()
+            if c.budget == budget and c.source == source and c.entry.name.startswith(name) and not s.failed
+        ]
+        if line:
+            found.append(min(line)[::-1])
+    return found
+
+
 def leaders(scores: dict[Cell, Score], source: str, count: int) -> list[Entry]:
     """The samplers with the least median, in the geometric mean over the budgets."""
     by_entry: dict[Entry, list[float]] = defaultdict(list)

@@ -110,7 +110,7 @@ WAYS = (
 def table(editor: Editor) -> None:
     """Round-trip errors in percent, over an image of each prompt."""
     columns = [(kind, cfg) for kind in ("noise prediction", "rectified flow") for cfg in (1.0, GUIDANCE)]
-    print("| way up | evaluations |", *(f"{kind}, cfg {cfg:g} |" for kind, cfg in columns))
+    print("| inversion | evaluations |", *(f"{kind}, cfg {cfg:g} |" for kind, cfg in columns))
     for sampler, refinements in WAYS:
         cells = []
         for kind, cfg in columns:

@@ -37,15 +37,24 @@ class Painter:
     ):
         """`count` images [count, H, W, 3] in 0 ... 1; `early` leaves out the last level above 0."""
         model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "", self.model_type).result
-        (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
         (solver,) = self.nodes["FewStepSampler"].execute(sampler).result
         options = {"discard_penultimate": early, "shift": shift}
         (sigmas,) = self.nodes["FewStepScheduler"].execute(model, schedule, steps, 1.0, **options).result
-        out, _ = (
-            self.nodes["SamplerCustom"]
-            .execute(model, True, 1, GUIDANCE, positive, negative, solver, sigmas, latent)
-            .result
-        )
+        return self._sample(model, positive, negative, solver, sigmas, count)
+
+    @torch.inference_mode()
+    def follow(self, prompt: str, plan: str):
+        """One image [1, H, W, 3] by a file of demo/plans."""
+        model, positive, negative = self.nodes["FewStepDemoModel"].execute(prompt, "", self.model_type).result
+        load = sys.modules[self.nodes["FewStepPlanSampler"].__module__].load
+        calibrated = load(ROOT / "demo" / "plans" / f"{plan}.safetensors")
+        solver, sigmas = self.nodes["FewStepPlanSampler"].execute(calibrated).result
+        return self._sample(model, positive, negative, solver, sigmas, 1)
+
+    def _sample(self, model, positive, negative, solver, sigmas, count: int):
+        (latent,) = self.nodes["FewStepDemoLatent"].execute(count).result
+        inputs = (model, True, 1, GUIDANCE, positive, negative, solver, sigmas, latent)
+        out, _ = self.nodes["SamplerCustom"].execute(*inputs).result
         return self.nodes["FewStepDemoDecode"].execute(out, SCALE).result[0]
 
     @torch.inference_mode()
@@ -74,13 +83,15 @@ def grid(rows: list[list[torch.Tensor]], top: list[str], left: list[str], margin
 
 def by_steps(painter: Painter) -> Image.Image:
     """Prompts and ways to sample down, steps across; the last column is a run of many steps."""
-    counts = (4, 5, 6, 8, 12, 20)
+    counts = (4, 5, 6, 8, 10, 12)
     rows, labels = [], []
-    for prompt in ("red apple", "cat face", "grinning face", "strawberry"):
+    for prompt in ("cat face", "strawberry"):
         exact = painter.paint(prompt, 150, "dpmpp_2m", "karras")[0]
         for label, sampler, early in (("dpmpp_2m", "dpmpp_2m", False), ("ipndm_v *", "ipndm_v", True)):
             rows.append([painter.paint(prompt, n, sampler, "karras", early=early)[0] for n in counts] + [exact])
             labels.append(label)
+        rows.append([painter.follow(prompt, f"calibrated-{n}")[0] for n in counts] + [exact])
+        labels.append("calibrated plan")
     return grid(rows, [f"{n} steps" for n in counts] + ["150"], labels, 120)
 
 

@@ -127,7 +127,7 @@ def test_time_limit_leaves_what_is_known(bench, finished: Path, tmp_path: Path, 
     bench.quality.main(
         [*SETTINGS, "--minutes", "0", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     )
-    assert "run it again to go on" in capsys.readouterr().out
+    assert "Run it again to continue" in capsys.readouterr().out
     assert read(tmp_path) == []
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md, from what samplers and schedules say of themselves, and that of Auto, from docs/quality.csv.
+"""The tables of the documents, made from the registry, and that of Few-Step Auto, made from docs/quality.csv.
 
 python tools/tables.py          writes them anew
 """
@@ -19,11 +19,13 @@ sys.path.insert(0, str(ROOT))
 from samplers import SAMPLERS, SCHEDULES  # noqa: E402
 
 README = ROOT / "README.md"
+SAMPLERS_PAGE = ROOT / "docs" / "SAMPLERS.md"
+AUTO_PAGE = ROOT / "web" / "docs" / "FewStepAuto.md"
 QUALITY = ROOT / "docs" / "quality.csv"
 PICKS = ROOT / "nodes" / "picks.json"
 
 
-# Of README.md
+# Of the documents
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -31,8 +33,8 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _dropdown(spec) -> str:
-    return f"`fewstep_{spec.id}`" if spec.curated else "in the node"
+def _yes(fact: bool) -> str:
+    return "yes" if fact else ""
 
 
 def _evaluations(spec) -> str:
@@ -44,41 +46,95 @@ def _evaluations(spec) -> str:
 
 
 def _options(spec) -> str:
-    """Its own; those that all have are said once, below the table."""
+    """Its own; those that all have are listed once, beside the table."""
     return ", ".join(f"`{o.name}`" for o in spec.options if o not in spec.common) or "none"
 
 
-def _noise(spec) -> str:
-    return "yes" if spec.stochastic else ""
-
-
-def tables() -> dict[str, str]:
-    samplers = (
-        (f"`{s.id}`", s.label, str(s.order), _evaluations(s), _noise(s), _dropdown(s), _options(s), s.help, s.paper)
-        for s in SAMPLERS.values()
-    )
-    schedules = ((f"`{s.id}`", s.label, _dropdown(s), _options(s), s.help, s.paper) for s in SCHEDULES.values())
+def tables() -> dict[Path, dict[str, str]]:
+    """By document and name."""
     return {
-        "samplers": _table(
-            ("id", "name", "order", "evaluations a step", "added noise", "dropdown", "options", "what for", "paper"),
-            samplers,
-        ),
-        "schedules": _table(("id", "name", "dropdown", "options", "what for", "paper"), schedules),
+        README: {"picks": _picked()},
+        AUTO_PAGE: {"picks": _picked()},
+        SAMPLERS_PAGE: {
+            "samplers": _listed(SAMPLERS),
+            "sampler properties": _sampler_properties(),
+            "schedules": _listed(SCHEDULES),
+            "schedule properties": _schedule_properties(),
+        },
     }
 
 
-def with_tables(text: str) -> str:
-    """The text with everything between `<!-- name -->` and `<!-- /name -->` replaced by the table of that name.
+def _listed(specs: Mapping[str, Any]) -> str:
+    rows = ((f"`{s.id}`", s.label, s.help, _yes(s.curated)) for s in specs.values())
+    return _table(("id", "name", "what for", "in KSampler"), rows)
+
+
+def _sampler_properties() -> str:
+    return _table(
+        ("id", "order", "evaluations a step", "added noise", "options", "paper"),
+        (
+            (f"`{s.id}`", str(s.order), _evaluations(s), _yes(s.stochastic), _options(s), s.paper)
+            for s in SAMPLERS.values()
+        ),
+    )
+
+
+def _schedule_properties() -> str:
+    return _table(("id", "options", "paper"), ((f"`{s.id}`", _options(s), s.paper) for s in SCHEDULES.values()))
+
+
+def _picked() -> str:
+    """What Few-Step Auto takes, from one row to the next where anything changes."""
+    columns = [rows for kind in picks().values() for rows in kind.values()]
+    starts = sorted({row["start"] for rows in columns for row in rows})
+    found: list[tuple[int, list[str]]] = []
+    for start in starts:
+        cells = [_cell([row for row in rows if row["start"] <= start][-1]) for rows in columns]
+        if not found or found[-1][1] != cells:
+            found.append((start, cells))
+    ends = [start for start, _ in found[1:]]
+    budgets = [_range(start, end) for (start, _), end in zip(found, [*ends, None], strict=True)]
+    return _table(
+        (
+            "evaluations",
+            "SD1.5, SD2, SDXL",
+            "the same, more variety",
+            "SD3, Flux, Wan, Qwen-Image",
+            "the same, more variety",
+        ),
+        ([budget, *cells] for budget, (_, cells) in zip(budgets, found, strict=True)),
+    )
+
+
+def _range(start: int, end: int | None) -> str:
+    if end is None:
+        return f"{start} and more"
+    return f"{start} to {end - 1}" if end - 1 > start else str(start)
+
+
+def _cell(pick: Mapping[str, Any]) -> str:
+    """Sampler and schedule of a row of Few-Step Auto."""
+    notes = [f"{name} {value}" for name, value in pick["options"].items()]
+    if (count := _evaluations(SAMPLERS[pick["sampler"]])) != "1":
+        notes.append(f"{count} evaluations a step")
+    noted = f" ({', '.join(notes)})" if notes else ""
+    star = "\\*" if pick["discard_penultimate"] else ""
+    return f"`{pick['sampler']}`{noted}, `{pick['schedule']}`{star}"
+
+
+def with_tables(path: Path) -> str:
+    """A document with everything between `<!-- name -->` and `<!-- /name -->` replaced by the table of that name.
 
     Raises:
-        ValueError: if a table has no place in the text.
+        ValueError: if a table has no place in the document.
     """
-    for name, table in tables().items():
+    text = path.read_text()
+    for name, table in tables()[path].items():
         text, found = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
         )
         if found != 1:
-            raise ValueError(f"README.md has {found} places for the table {name!r}")
+            raise ValueError(f"{path.name} has {found} places for the table {name!r}")
     return text
 
 
@@ -90,14 +146,19 @@ FOR_DISTILLED = ("consistency",)
 """Samplers that measure well on the demo model, too, and are made for another kind of model."""
 
 _FLOW = "For flow models "
-_MEASURED = _FLOW + "this was the best of ours on the demo's flow model (bench/flow.py)."
-_FEW = _FLOW + "nothing was measured with so few evaluations: first order, steps in the model's own time."
-_BY_THEORY = _FLOW + "this is the usual choice, not measured: "
+_MEASURED = _FLOW + "this had the least error on the demo's flow model, at its own shift (docs/SAMPLERS.md)."
+_FEW = _FLOW + "nothing was measured with so few evaluations: first order, with steps in the model's own time."
+_BY_THEORY = _FLOW + "this is the usual choice and was not measured: "
 FLOW_PICKS = {
-    EXACT: [(1, "euler", "beta*", _FEW), (5, "dpm_2m", "beta*", _MEASURED)],
+    EXACT: [(1, "euler", "beta*", _FEW), (5, "euler", "beta*", _MEASURED), (6, "dpm_2m", "beta*", _MEASURED)],
     VARIED: [
-        (1, "euler_ancestral", "beta", _BY_THEORY + "with few steps added noise wants a sampler of first order."),
-        (12, "dpmpp_2m_sde", "beta", _BY_THEORY + "second order and added noise at one evaluation a step."),
+        (
+            1,
+            "euler_ancestral",
+            "beta",
+            _BY_THEORY + "with few steps, added noise goes best with a first-order sampler.",
+        ),
+        (12, "dpmpp_2m_sde", "beta", _BY_THEORY + "second order with added noise, at one evaluation a step."),
     ],
 }
 
@@ -123,14 +184,14 @@ def _exact(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     found = []
     for budget, measured in _by_budget(rows, "median"):
         best = min(measured, key=lambda row: float(row["median"]))
-        why = f"{_measured(budget)} the least error of all without added noise, {float(best['median']):.2g}."
+        why = f"{_measured(budget)} the least error of all samplers without added noise, {float(best['median']):.2g}."
         found.append(_pick(budget if found else 1, best["sampler"], best["schedule"], why))
     return found
 
 
 def _varied(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Of each budget, among those with added noise that are not told apart from the nearest to the distribution of
-    many-step samples (by its standard error), one of the highest order. Below the first budget one of a single
+    """Of each budget, among those with added noise that are within a standard error of the nearest to the distribution
+    of many-step samples, one of the highest order. Below the first budget one of a single
     evaluation a step: of others there would be too few steps.
     """
     rows = [row for row in rows if SAMPLERS[_read(row["sampler"])[0]].stochastic]
@@ -149,8 +210,8 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     equal = [row for row in rows if _distance(row) <= limit]
     best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
     why = (
-        f"{_measured(budget)} of those with added noise one of the nearest to what many steps give (Fréchet distance "
-        f"{_distance(best):.2g})."
+        f"{_measured(budget)} among samplers with added noise, one of the closest to samples of many steps (Fréchet "
+        f"distance {_distance(best):.2g})."
     )
     return _pick(start, best["sampler"], best["schedule"], why)
 
@@ -193,5 +254,6 @@ def picks_text() -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for path in tables():
+        path.write_text(with_tables(path))
     PICKS.write_text(picks_text())

@@ -60,7 +60,7 @@ def prompts(g: Graph, clip: Output, **texts: str) -> list[Output]:
 def start(g: Graph, model: dict[str, str], text: str, **texts: str) -> list[Output]:
     """The first two groups of most workflows: [model, vae, prompts ...], those of `texts` or a scene."""
     g.group("1. Checkpoint")
-    g.note(f"{text}\n\nCheckpoint: `{model['name']}`, in `models/checkpoints`; any other of its kind does.")
+    g.note(f"{text}\n\nCheckpoint: `{model['name']}`, in `models/checkpoints`; any other of this kind works.")
     network, clip, vae = checkpoint(g, model)
     g.group("2. Prompt")
     return [network, vae, *prompts(g, clip, **(texts or {"prompt": SCENE, "negative_prompt": POOR}))]
@@ -105,10 +105,10 @@ def save(g: Graph, samples: Output, vae: Output, prefix: str) -> None:
 def demo(g: Graph) -> None:
     g.group("1. Model")
     g.note(
-        "## Few-Step demo\nNothing to download: a small text-to-emoji network comes with the pack.\n\n"
-        "Change the prompt (smileys, animals, food), the model's type (noise prediction as in Stable Diffusion, "
-        "rectified flow as in SD3 and Flux), the sampler, the schedule or the number of steps, and run it.\n\nWith a "
-        "checkpoint of your own, put its MODEL, conditioning, latent and VAE Decode in the place of the demo nodes."
+        "## Few-Step demo\nNothing to download: a small text-to-emoji model comes with the pack.\n\n"
+        "Change the prompt (smileys, animals, food), the type of model (noise prediction as in Stable Diffusion, "
+        "rectified flow as in SD3 and Flux), the sampler, the schedule or the number of steps, and run it.\n\nTo use a "
+        "checkpoint of your own, replace the demo nodes by its MODEL, conditioning, latent and VAE Decode."
     )
     model, positive, negative = g.add("FewStepDemoModel", prompt="cat face")
     latent = g.add("FewStepDemoLatent", batch_size=4)
@@ -126,8 +126,8 @@ def sd15_text_to_image(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## DPM-Solver++ 2M, Karras, 20 steps\nThe safe choice. Few-Step's samplers and schedules are entries of "
-        "KSampler's own lists that begin with `fewstep_`: nothing else of a workflow changes.\n\nTry 10 to 20 steps.",
+        "## DPM-Solver++ 2M, Karras, 20 steps\nA safe choice. Few-Step's samplers and schedules are in KSampler's own "
+        "lists; their names begin with `fewstep_`. The rest of a workflow stays as it is.\n\nTry 10 to 20 steps.",
     )
     g.group("3. Sampling")
     samples = ksample(g, model, positive, negative, empty(g, 512), 20)
@@ -139,8 +139,8 @@ def sd15_amed(g: Graph) -> None:
         g,
         SD15,
         "## AMED, 10 evaluations\nFollows the plan that the authors of AMED trained for SD1.5 at guidance 7.5 (Zhou et "
-        "al., CVPR 2024): it says where each evaluation lies.\n\nIn KSampler the same is `fewstep_amed_dpm_2m` "
-        "with 10 steps.",
+        "al., CVPR 2024). The plan says at which noise level each evaluation is made.\n\nIn KSampler, "
+        "`fewstep_amed_dpm_2m` with 10 steps does the same.",
     )
     g.group("3. Plan")
     plan, _ = g.add("FewStepLoadPlan")
@@ -154,8 +154,8 @@ def sd15_auto(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Auto, 8 evaluations\nSay how many evaluations of the model you can wait for: Few-Step Auto takes the "
-        "sampler and the schedule that were the best at that number, and says what it took and why.",
+        "## Auto, 8 evaluations\nSay how many evaluations of the model you can wait for. Few-Step Auto chooses the "
+        "sampler and the schedule that were best at that number, and says what it chose and why.",
     )
     g.group("3. Choice")
     sampler, sigmas, _ = g.add("FewStepAuto", model=model, evaluations=8, cfg=7.0)
@@ -168,8 +168,8 @@ def sdxl_text_to_image(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SDXL,
-        "## SDXL in 10 steps\nThe levels are those of Align Your Steps for SDXL (`table` = `sdxl`), made for 10 steps. "
-        "From 15 steps on `karras` is as good.",
+        "## SDXL in 10 steps\nThe noise levels are those of Align Your Steps for SDXL (`table` = `sdxl`), which were "
+        "made for 10 steps. With more steps try `karras`, too.",
     )
     g.group("3. Solver")
     sampler = g.add("FewStepSampler", sampler="dpmpp_2m")
@@ -182,8 +182,8 @@ def sdxl_text_to_image(g: Graph) -> None:
 def sdxl_base_and_refiner(g: Graph) -> None:
     g.group("1. Checkpoints")
     g.note(
-        "## SDXL, base and refiner\nThe base model does 16 of 20 steps, the refiner the last 4: *SplitSigmas* cuts the "
-        "levels in two.\n\nCheckpoints in `models/checkpoints`:\n"
+        "## SDXL, base and refiner\nThe base model makes the first 16 of 20 steps, and the refiner the last 4. "
+        "*SplitSigmas* splits the noise levels between them.\n\nCheckpoints in `models/checkpoints`:\n"
         f"* `{SDXL['name']}`\n* `{REFINER['name']}`",
     )
     model, clip, _ = checkpoint(g, SDXL, "Base")
@@ -210,8 +210,8 @@ def sd15_image_to_image(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Image to image\n`denoise` says how much of your picture is made anew: 0.3 keeps nearly all, 0.8 only the "
-        "composition. The steps that are run are those that you set: the schedule is made longer.",
+        "## Image to image\n`denoise` says how much of your picture is replaced: 0.3 keeps nearly all, 0.8 only the "
+        "composition. KSampler makes as many steps as you set, whatever `denoise` is.",
         prompt=f"{GIRL}, detailed illustration, soft light",
         negative_prompt=POOR,
     )
@@ -226,7 +226,7 @@ def sdxl_image_to_image(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SDXL,
-        "## Image to image with SDXL\n`denoise` of Few-Step Scheduler says how much of your picture is made anew: 0.3 "
+        "## Image to image with SDXL\n`denoise` of Few-Step Scheduler says how much of your picture is replaced: 0.3 "
         "keeps nearly all, 0.8 only the composition.",
         prompt=f"{GIRL}, detailed illustration, soft light",
         negative_prompt=POOR,
@@ -245,8 +245,8 @@ def sd15_inpainting(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Inpainting\nPaint the mask: right click on your picture, *Open in MaskEditor*. Only what is masked "
-        "changes; the prompt describes the whole picture. Without a mask nothing changes.",
+        "## Inpainting\nPaint a mask: right-click your picture and choose *Open in MaskEditor*. Only the masked "
+        "part changes. The prompt describes the whole picture. Without a mask nothing changes.",
         prompt=f"{GIRL}, a castle in the distance, illustration",
         negative_prompt=POOR,
     )
@@ -262,8 +262,8 @@ def sd15_hires_fix(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Hires fix\nA picture of the size that the model knows, made twice as large, and its detail drawn again. "
-        "`denoise` of the second pass: 0.4 keeps the drawing, 0.6 adds more.",
+        "## Hires fix\nFirst a picture of the size that the model was trained for, then the same at twice the size, "
+        "with new detail.\n\n`denoise` of the second pass: 0.4 keeps the drawing, 0.6 adds more detail.",
     )
     g.group("3. First pass, 512 pixels")
     first = ksample(g, model, positive, negative, empty(g, 512), 15)
@@ -277,9 +277,10 @@ def sd15_guidance_interval(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Guidance in an interval\nThe prompt guides in the middle of the run alone (Kynkäänniemi et al. 2024): more "
-        "natural colours and more variety at strong guidance, and the steps outside take half the time.\n\nFor "
-        "KSampler: *Few-Step Guidance Patch* between the checkpoint and it.",
+        "## Guidance in an interval\nGuidance is used only in the middle of the run (Kynkäänniemi et al. 2024). At "
+        "strong guidance this gives more natural colours and more variety, and the other steps take half the time."
+        "\n\nWith "
+        "KSampler, put *Few-Step Guidance Patch* between the checkpoint and KSampler instead.",
     )
     g.group("3. Guidance")
     guidance = g.add("FewStepGuidance", schedule="interval", cfg=9.0)
@@ -295,10 +296,10 @@ def sd15_inversion(g: Graph) -> None:
     model, vae, now, then, negative = start(
         g,
         SD15,
-        "## Edit by inversion\n*Few-Step Invert* finds the noise that your picture is made from, with the prompt of "
-        "what it shows. The same noise with another prompt is the same picture, changed.\n\nSampler and sigmas must be "
-        "the same both times. With the first prompt and `cfg` 1 in both places your picture comes back. More `cfg` in "
-        "step 5 changes more.",
+        "## Edit by inversion\n*Few-Step Invert* finds the noise from which the sampler makes your picture, with a "
+        "prompt of what it shows. Sampled with another prompt, this noise gives your picture changed.\n\nSampler and "
+        "sigmas must be the same in both nodes. With the first prompt and `cfg` 1 in both, you get your picture back. "
+        "A higher `cfg` in step 5 changes more.",
         what_it_shows=GIRL,
         what_it_is_to_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
         negative_prompt="",
@@ -321,9 +322,9 @@ def sd15_diffedit(g: Graph) -> None:
     model, vae, now, then, negative = start(
         g,
         SD15,
-        "## DiffEdit\nChanges a part of your picture without painting a mask: *Few-Step DiffEdit Mask* finds where two "
-        "prompts disagree about it (Couairon et al. 2022). The rest stays.\n\nA lower `threshold` gives a larger "
-        "mask; less `denoise` stays closer to the picture.",
+        "## DiffEdit\nChanges a part of your picture without a painted mask: *Few-Step DiffEdit Mask* finds where the "
+        "picture differs between two prompts (Couairon et al. 2022). The rest stays as it is.\n\nA lower `threshold` "
+        "gives a larger mask. A lower `denoise` stays closer to the picture.",
         what_it_shows=GIRL,
         what_it_is_to_show=GIRL.replace("pink dress", "blue coat"),
         negative_prompt="",
@@ -349,11 +350,11 @@ def sd15_diffedit(g: Graph) -> None:
 def sd15_calibrate(g: Graph) -> None:
     g.group("1. Checkpoint")
     g.note(
-        "## Calibrate a plan, and use it\nFits noise levels and solver numbers to your model, your guidance and 6 "
-        "evaluations: some hundred short runs of 16 images, once. The plan is written to `models/fewstep` and is "
-        "also given as text.\n\nAfterwards *Few-Step Load Plan* in the place of the calibration loads it: see "
-        "*AMED, 10 evaluations*. Stopping the calibration keeps the best so far.\n\n"
-        f"Checkpoint: `{SD15['name']}`, in `models/checkpoints`; any other does.",
+        "## Calibrate a plan, and use it\nFits noise levels and solver coefficients to your model, your guidance and 6 "
+        "evaluations. It makes about a hundred short runs of 16 images, or more, once. The plan is written to "
+        "`models/fewstep`.\n\nAfterwards replace the calibration by *Few-Step Load Plan*, as in the workflow "
+        "*AMED, 10 evaluations*. If you stop the calibration, the best plan so far is kept.\n\n"
+        f"Checkpoint: `{SD15['name']}`, in `models/checkpoints`; any other works.",
     )
     model, clip, vae = checkpoint(g, SD15)
     g.group("2. Prompts like yours")
@@ -384,9 +385,9 @@ def sd15_compare(g: Graph) -> None:
     model, vae, positive, negative = start(
         g,
         SD15,
-        "## Compare samplers\nEvery sampler with every schedule and number of steps, from the same noise: one sheet of "
-        "images, and a chart of the error against an image of many steps. ComfyUI's samplers and Few-Step's, by the "
-        "names of KSampler's lists.\n\nStopping it keeps what is done.",
+        "## Compare samplers\nRuns every sampler with every schedule and number of steps, from the same noise. It "
+        "gives one sheet of images, and a chart of the error against an image of many steps. Use the names in "
+        "KSampler's lists, ComfyUI's and Few-Step's.\n\nIf you stop it, what is finished is kept.",
     )
     g.group("3. Comparison")
     inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": empty(g, 512), "vae": vae}
