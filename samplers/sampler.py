@@ -110,7 +110,7 @@ class SamplerSpec(Spec):
         """
         checked = self.check_options(options)
         if self.adaptive:
-            return PreparedRun(self, read_run(read_sigmas(sigmas), flow), (), checked)
+            return PreparedRun(self, check_run(read_sigmas(sigmas), flow), (), checked)
         of_solver = {name: given for name, given in checked.items() if name != NOISE_DEVICE.name}
         if isinstance(sigmas, Tensor) and sigmas.requires_grad:
             run = read_run(sigmas, flow)

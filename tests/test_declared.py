@@ -9,6 +9,7 @@ import inspect
 from typing import Annotated, Literal
 
 import pytest
+import torch
 
 from samplers import SAMPLERS, SCHEDULES, Levels
 from samplers.options import Bounds, options_of
@@ -110,6 +111,28 @@ def test_which_samplers_step_by_pairs_and_which_move_levels():
     assert [id for id, spec in SAMPLERS.items() if spec.paired] == ["amed", "amed_dpm_2s"]
     moving = {id: dict(spec.at_given_levels) for id, spec in SAMPLERS.items() if spec.at_given_levels}
     assert moving == {id: {"middle": "given"} for id in ("amed", "amed_dpm_2s", "amed_dpm_2m")}
+
+
+# The way of a run
+
+
+@pytest.mark.parametrize("id", ["dpmpp_2m", "dpm_adaptive", "ddpm"])
+def test_options_are_checked_once_and_sigmas_read_once(id, monkeypatch):
+    calls = []
+
+    def counted(name, function):
+        def count(*arguments):
+            calls.append(name)
+            return function(*arguments)
+
+        return count
+
+    monkeypatch.setattr(SamplerSpec, "check_options", counted("options", SamplerSpec.check_options))
+    for module in ("sampler", "levels"):
+        module = importlib.import_module(f"samplers.{module}")
+        monkeypatch.setattr(module, "read_sigmas", counted("sigmas", module.read_sigmas))
+    SAMPLERS[id].function(lambda x, sigma: 0.5 * x, torch.ones(1, 1, 4, 4), torch.tensor([5.0, 2.0, 0.7]), disable=True)
+    assert calls == ["options", "sigmas"]
 
 
 # Widgets are saved by position
