@@ -52,11 +52,11 @@ class Learning:
         from demo.model import load
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
-        self.tuning, self.plans, self.options = pack.nodes.tuning, pack.nodes.plans, options
-        self.files = pack.samplers.calibrated.file
+        self.host, self.calibrated_plans, self.options = pack.nodes.host, pack.samplers.calibrated, options
+        self.files, self.levels = pack.samplers.calibrated.file, pack.samplers.levels
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
-        self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
+        self.session = self.host.session.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
 
     @staticmethod
     def _entry(words: Any, prompt: str) -> list[Any]:
@@ -66,11 +66,11 @@ class Learning:
     def path(self, name: str) -> Path:
         return self.options.out / f"{name}.safetensors"
 
-    def save(self, calibrated: Any, name: str) -> None:
-        self.plans.keep(calibrated, lambda: calibrated.save(self.path(name)))
+    def save(self, plan: Any, name: str) -> None:
+        self.host.plan_files.keep(plan, lambda: plan.save(self.path(name)))
 
     def calibrated(self, evaluations: int, **options: Any) -> Any:
-        calibration = self.tuning.Calibration(
+        calibration = self.host.calibration.Calibration(
             self.session,
             evaluations=evaluations,
             seed=SEED,
@@ -80,7 +80,7 @@ class Learning:
         )
         for _ in calibration:
             pass
-        return calibration.calibrated
+        return calibration.plan
 
     def amed(self, base: str, evaluations: int) -> Any:
         """The numbers of the inserted levels, and a predictor that gives them to every image."""
@@ -90,17 +90,17 @@ class Learning:
             afs = base in PAIRED and evaluations % 2 == 1
             fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
             plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
-        levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)
+        levels = self.levels.read_levels(plan.recipe.sigmas, plan.recipe.flow)
         torch.manual_seed(SEED)
-        predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
+        predictor = self.calibrated_plans.predictor.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
         return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
 
-    def trained(self, calibrated: Any) -> Any:
+    def trained(self, plan: Any) -> Any:
         """Trained image by image; as it was, where that does not help images that it was not trained on."""
-        training = self.tuning.Training(
+        training = self.host.training.Training(
             self.session,
-            evaluations=calibrated.recipe.nfe,
-            start=calibrated,
+            evaluations=plan.recipe.nfe,
+            start=plan,
             seed=SEED_TRAINED,
             iterations=self.options.train,
             batch=BATCH,
@@ -109,24 +109,24 @@ class Learning:
         )
         for _ in training:
             pass
-        found = training.calibrated
-        told = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
-        about = {**calibrated.about, "trained": {name: found.about[name] for name in told}}
-        return dataclasses.replace(found, about=about)
+        trained = training.plan
+        kept = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
+        about = {**plan.about, "trained": {name: trained.about[name] for name in kept}}
+        return dataclasses.replace(trained, about=about)
 
     def learn(self, name: str) -> Any | None:
         """What is to be written to a file; None if there is nothing to do."""
         path = self.path(name)
         kind, *base, evaluations = name.split("-")
         if self.options.refine:
-            calibrated = self.files.load(path) if path.exists() and kind == "amed" else None
-            return self.trained(calibrated) if calibrated is not None and "trained" not in calibrated.about else None
+            plan = self.files.load(path) if path.exists() and kind == "amed" else None
+            return self.trained(plan) if plan is not None and "trained" not in plan.about else None
         if path.exists():
             return None
         if kind == "calibrated":
             return self.calibrated(int(evaluations))
-        calibrated = self.amed(*base, int(evaluations))
-        return self.trained(calibrated) if self.options.train else calibrated
+        plan = self.amed(*base, int(evaluations))
+        return self.trained(plan) if self.options.train else plan
 
 
 def main() -> None:
@@ -148,15 +148,15 @@ def main() -> None:
         names += [f"amed-{base}-{n}" for base in options.bases for n in options.evaluations]
     for name in names:
         start = time.monotonic()
-        calibrated = learning.learn(name)
-        if calibrated is None:
+        plan = learning.learn(name)
+        if plan is None:
             continue
-        learning.save(calibrated, name)
+        learning.save(plan, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{name}: {told(calibrated.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
+        print(f"{name}: {errors(plan.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
 
 
-def told(about: Any) -> str:
+def errors(about: Any) -> str:
     fitted = f"{about['error_before']:.4f} ({about['baseline']}) -> {about['error_after']:.4f}"
     if "trained" not in about:
         return fitted

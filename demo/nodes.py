@@ -134,3 +134,6 @@ class FewStepDemoEncode(io.ComfyNode):
     def execute(cls, pixels: torch.Tensor) -> io.NodeOutput:
         small = interpolate(pixels[..., :3].movedim(-1, 1), size=(SIDE, SIDE), mode="area")
         return io.NodeOutput({"samples": fold(small)})
+
+
+NODES = [FewStepDemoModel, FewStepDemoLatent, FewStepDemoDecode, FewStepDemoEncode]

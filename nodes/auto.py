@@ -19,20 +19,14 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.calibrated.file import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
-from .host.model import (
-    LevelRange,
-    fingerprint,
-    level_range,
-    levels_ui,
-    plan_sampler,
-    same_guidance,
-    sampler_function,
-    sigmas_over,
-)
-from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, conditions, find, summary
-from .sampling import CATEGORY
-from .ui.progress import say
-from .ui.search import search_words
+from .host.display import say
+from .host.guider import same_guidance
+from .host.model import LevelRange, fingerprint, level_range, levels_ui
+from .host.plan_files import BUILT_IN, FOLDER, INTERRUPTED, find
+from .host.sampling import plan_sampler, sampler_function, sigmas_over
+from .ui.links import PLAN
+from .ui.menu import CATEGORY, search_words
+from .ui.plans import conditions, summary
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -336,3 +330,6 @@ def _plan(
             return "The connected plan", given
         notes.append(f"The connected plan is left out: {against}.")
     return best_plan(model, budget, cfg) if search and variety == EXACT and denoise == 1 else None
+
+
+NODES = [FewStepAuto]

@@ -2,112 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
-import comfy.model_patcher
 import comfy.samplers
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..samplers.checks import shortened
-from ..samplers.guidance import NONE, SHAPES, Guidance, agreement_of, rescaled, thresholded
-from .host.model import guidance_scale, is_flow, progress
-from .host.runs import STEPS
-from .sampling import CATEGORY
-from .ui.search import search_words
+from ..samplers.guidance import NONE, SHAPES, Guidance
+from .host.guidance import guide
+from .ui.links import GUIDANCE
+from .ui.menu import CATEGORY, search_words
 
-GUIDANCE = io.Custom("FEWSTEP_GUIDANCE")
-_KEY = "fewstep_guidance"
 _STRONG_PP = 2.0  # CFG++ is meant for scales up to 1
-
-
-def guide(patcher: Any, guidance: Guidance) -> Any:
-    """A MODEL that is sampled with this guidance, in the place of the one number of the sampler node.
-
-    Evaluations at scale 1 run one pass of the network: the host leaves out the negative prompt by itself then.
-    """
-    patched = patcher.clone()
-    for kind, wrapper in (
-        (WrappersMP.SAMPLER_SAMPLE, functools.partial(_sample, guidance)),
-        (WrappersMP.PREDICT_NOISE, _predict),
-    ):
-        patched.remove_wrappers_with_key(kind, _KEY)  # a second patch replaces the first
-        patched.add_wrapper_with_key(kind, _KEY, wrapper)
-    return patched
-
-
-def _sample(guidance: Guidance, sampler: WrapperExecutor, guider: Any, sigmas: Tensor, extra_args: Any, *rest: Any):
-    """One run of a sampler."""
-    scale = guidance_scale(guider)
-    if scale is None:
-        logging.warning("the guidance schedule is left out: this guider has not one scale and a negative prompt")
-        return sampler(guider, sigmas, extra_args, *rest)
-    extra_args["model_options"][_KEY] = _Run(guidance, guider, sigmas)
-    guider.cfg = guidance.strongest  # for what compares it
-    try:
-        return sampler(guider, sigmas, extra_args, *rest)
-    finally:
-        guider.cfg = scale
-
-
-def _predict(guider: WrapperExecutor, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any) -> Tensor:
-    """One evaluation."""
-    run = model_options.get(_KEY)
-    return guider(x, sigma, model_options, seed) if run is None else run.predict(guider, x, sigma, model_options, seed)
-
-
-class _Run:
-    """Guidance along one run of a sampler."""
-
-    def __init__(self, guidance: Guidance, guider: Any, sigmas: Tensor):
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        self._guidance, self._guider, self._flow = guidance, guider, is_flow(sampling)
-        self._progress = progress(sampling)
-        self._steps = sigmas.tolist()
-        self._scale = self._over(self._steps)
-        self._agreed = 0.0  # the level at and below which the predictions agree
-
-    def _over(self, steps: list[float]) -> Callable[[float], float]:
-        return self._guidance.over(steps, flow=self._flow, progress=self._progress)
-
-    def predict(self, guided: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: Any):
-        before = self._guider.cfg  # of wrappers further from the sampler, as the host's CFG Override is one
-        if (steps := options.get(STEPS, self._steps)) != self._steps:  # the sampler has levels of its own
-            self._steps, self._scale = steps, self._over(steps)
-        self._guider.cfg = self._at(sigma)
-        try:
-            return guided(x, sigma, self._with_changes(options), seed)
-        finally:
-            self._guider.cfg = before
-
-    def _at(self, sigma: Tensor) -> float:
-        """The scale of an evaluation. Only where it varies is its level read from the device."""
-        if self._agreed and float(sigma[0]) <= self._agreed:
-            return NONE
-        return self._scale(float(sigma[0])) if self._guidance.varies else self._guidance.strongest
-
-    def _with_changes(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The host's options with our changes of the prediction, after those of other patches."""
-        if (self._guidance.rescale, self._guidance.threshold, self._guidance.agreement) == (0, 1, 1):
-            return options
-        return comfy.model_patcher.set_model_options_post_cfg_function({**options}, self._change)
-
-    def _change(self, given: dict[str, Any]) -> Tensor:
-        g, denoised = self._guidance, given["denoised"]
-        if g.agreement < 1 and given["uncond"] is not None:
-            alike = agreement_of(given["cond_denoised"], given["uncond_denoised"])
-            if (alike >= g.agreement).all():
-                self._agreed = max(self._agreed, float(given["sigma"][0]))  # an inversion comes from below
-        if g.rescale:
-            x, sigma = given["input"], given["sigma"]
-            denoised = rescaled(denoised, given["cond_denoised"], x, sigma, g.rescale, flow=self._flow)
-        if g.threshold < 1:
-            denoised = thresholded(denoised, g.threshold, g.threshold_floor)
-        return denoised
 
 
 class FewStepGuidance(io.ComfyNode):
@@ -314,3 +221,6 @@ class FewStepGuidancePatch(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, guidance: Guidance) -> io.NodeOutput:
         return io.NodeOutput(guide(model, guidance))
+
+
+NODES = [FewStepGuidance, FewStepGuider, FewStepGuidancePatch]

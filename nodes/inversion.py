@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SamplerSpec
-from ..samplers.calibrated.published import PUBLISHED
-from ..samplers.inversion import Inversion, invert
-from .host.model import is_flow
-from .host.runs import announce_each, partial_options
-from .host.session import Conditioning, Guider, fitting
-from .sampling import CATEGORY
+from ..samplers import SAMPLERS
+from ..samplers.inversion import Inversion
+from .host.display import Display
+from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
+from .host.protocols import Conditioning, Latent, Patcher
+from .host.session import fitting
+from .ui.menu import CATEGORY, search_words
 from .ui.options import cfg_input, seed_input
-from .ui.progress import Display
-from .ui.search import search_words
-
-
-def invertible() -> dict[str, SamplerSpec]:
-    """The samplers that are deterministic as they come, on the levels that they are given."""
-    return {
-        id: spec
-        for id, spec in SAMPLERS.items()
-        if not (spec.adaptive or id in PUBLISHED or any(o.name == "middle" for o in spec.options))
-        and (not spec.stochastic or any(o.name == "eta" and o.default == 0 for o in spec.options))
-    }
-
-
-class InvertedNoise:
-    """A NOISE of the host: with the image that was inverted it makes the sample that was found."""
-
-    seed = 0
-
-    def __init__(self, noise: Tensor):
-        self.noise = noise
-
-    def generate_noise(self, latent: Mapping[str, Any]) -> Tensor:
-        """As the host asks for it.
-
-        Raises:
-            ValueError: if the latent is of another shape than the one that was inverted.
-        """
-        shape = latent["samples"].shape
-        if shape != self.noise.shape:
-            raise ValueError(
-                f"latent_image has the shape {list(shape)} and the inverted noise {list(self.noise.shape)}: connect "
-                "the latent that was inverted"
-            )
-        return self.noise
 
 
 class FewStepInvert(io.ComfyNode):
@@ -124,70 +82,28 @@ class FewStepInvert(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image, cfg: float, sampler: str, sigmas, refinements: int, check: bool
+        cls,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        cfg: float,
+        sampler: str,
+        sigmas: Tensor,
+        refinements: int,
+        check: bool,
     ) -> io.NodeOutput:
         fitted = fitting(model, latent_image)
-        image = fitted["samples"]
-        found = _invert(model, positive, negative, image, cfg, SAMPLERS[sampler], sigmas, refinements, check)
-        inversion, noisy, noise = found
-        latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": noisy}
-        return io.NodeOutput(latent, InvertedNoise(noise), report(sampler, len(sigmas) - 1, inversion))
-
-
-def _invert(
-    patcher: Any,
-    positive: Conditioning,
-    negative: Conditioning,
-    image: Tensor,
-    cfg: float,
-    spec: SamplerSpec,
-    sigmas: Tensor,
-    refinements: int,
-    check: bool,
-) -> tuple[Inversion, Tensor, Tensor]:
-    """What was found, then as samples of a LATENT and as noise."""
-    if len(sigmas) < 2:
-        raise ValueError("sigmas hold no step: raise steps (or denoise) of the scheduler")
-    if not image.any():
-        raise ValueError("latent_image is empty: connect the image to invert, from VAE Encode")
-    display = Display(patcher)
-    results: list[tuple[Inversion, Tensor, Tensor]] = []
-
-    def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        guider = model.inner_model
-        sampling = guider.inner_model.model_sampling
-        evaluate, arguments = announce_each(model, sigmas, extra_args)
-        inversion = invert(
-            spec, evaluate, model.latent_image, sigmas, arguments,
-            lambda step: display.show(step["i"] + 1, step["steps"], denoised=step["denoised"]),
-            disable, flow=is_flow(sampling), refinements=refinements, measure=check,
-            **partial_options(spec, sigmas, {}),
+        display = Display(model)
+        inversion, samples, noise = invert_image(
+            model, positive, negative, fitted["samples"], cfg, SAMPLERS[sampler], sigmas, refinements=refinements,
+            check=check, show=lambda done, total, denoised: display.show(done, total, denoised=denoised),
         )  # fmt: skip
-        begins_in_noise = comfy.samplers.Sampler().max_denoise(guider, sigmas)
-
-        def start(noise: Tensor, image: Tensor) -> Tensor:
-            """The sample that the host begins with: a line in the noise."""
-            return sampling.noise_scaling(sigmas[0], noise.clone(), image, begins_in_noise)
-
-        nothing = torch.zeros_like(x)
-        slope = start(torch.ones_like(x), nothing)
-        noise = (inversion.sample - start(nothing, model.latent_image)) / slope
-        noisy = inversion.sample
-        if not (is_flow(sampling) and float(sigmas[0]) >= 1):
-            noisy = sampling.inverse_noise_scaling(sigmas[0], noisy)
-        results.append((inversion, guider.inner_model.process_latent_out(noisy), noise))
-        return x
-
-    guider = Guider(patcher, positive, negative, cfg)
-    guider.sample(
-        torch.zeros_like(image), image, comfy.samplers.KSAMPLER(run), sigmas,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=0,
-    )  # fmt: skip
-    inversion, noisy, noise = results[0]
-    return inversion, noisy.float().to(comfy.model_management.intermediate_device()), noise.float().cpu()
+        latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": samples}
+        return io.NodeOutput(latent, InvertedNoise(noise), round_trip(sampler, len(sigmas) - 1, inversion))
 
 
-def report(sampler: str, steps: int, inversion: Inversion) -> str:
+def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
     """What was done and how exact it is, as text."""
     lines = [f"{sampler}, {steps} steps: {inversion.nfe} evaluations"]
     if inversion.error is None:
@@ -259,64 +175,24 @@ class FewStepDiffEditMask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, target, latent_image, noise_level: float, noises: int, batch: int, threshold: float,
-        outliers: float, seed: int,
-    ) -> io.NodeOutput:  # fmt: skip
-        difference = prediction_difference(model, source, target, latent_image, noise_level, noises, batch, seed)
+        cls,
+        model: Patcher,
+        source: Conditioning,
+        target: Conditioning,
+        latent_image: Latent,
+        noise_level: float,
+        noises: int,
+        batch: int,
+        threshold: float,
+        outliers: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        show = Display(model).show
+        difference = prediction_difference(model, source, target, latent_image, noise_level, noises, batch, seed, show)
         flat = difference.flatten(1)
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)
         return io.NodeOutput((shares >= threshold).float(), shares)
 
 
-class _Difference(Guider):
-    """Predicts the difference that the positive prompt makes against the negative one."""
-
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        conds = [self.conds["positive"], self.conds["negative"]]
-        target, source = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
-        return target - source
-
-
-def prediction_difference(
-    patcher: Any,
-    source: Conditioning,
-    target: Conditioning,
-    latent: Mapping[str, Any],
-    noise_level: float,
-    noises: int,
-    batch: int,
-    seed: int,
-) -> Tensor:
-    """|D_target - D_source|, the mean over channels and noises, [B, H, W]; a video gives a map for each frame.
-
-    Raises:
-        ValueError: if the latent has no height and width, or is not one of this model.
-    """
-    image = fitting(patcher, latent)["samples"]
-    if image.ndim < 4:
-        raise ValueError(
-            f"latent_image has the shape {list(image.shape)}, without height and width (sound): a mask is made of "
-            "images and videos"
-        )
-    sampling = patcher.get_model_object("model_sampling")
-    sigma = float(sampling.percent_to_sigma(1 - noise_level)) if noise_level < 1 else float(sampling.sigma_max)
-    generator = torch.Generator().manual_seed(seed)
-    display, total = Display(patcher), torch.zeros(())
-    guider = _Difference(patcher, target, source, 1.0)
-
-    def evaluate(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        found.append(model(x, sigmas[:1].expand(len(x)), **extra_args).float().cpu())
-        return x
-
-    for first in range(0, noises, batch):
-        count, found = min(batch, noises - first), []
-        many = image.repeat(count, *[1] * (image.ndim - 1))
-        noise = torch.randn(many.shape, generator=generator)
-        guider.sample(
-            noise, many, comfy.samplers.KSAMPLER(evaluate), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=seed
-        )
-        total = total + found[0].abs().mean(dim=1).unflatten(0, (count, len(image))).sum(dim=0)
-        display.show(first + count, noises)
-    return (total / noises).reshape(-1, *image.shape[-2:])
+NODES = [FewStepInvert, FewStepDiffEditMask]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host.model import LevelRange, host_node, level_range, levels_ui, sampler_function, sigmas_over
+from .host.model import LevelRange, level_range, levels_ui
+from .host.protocols import Patcher
+from .host.sampling import sampler_function, sigmas_over
+from .ui.menu import CATEGORY, search_words
 from .ui.options import chosen_options, option_inputs
-from .ui.search import search_words
-
-CATEGORY = f"{getattr(host_node('KSampler'), 'CATEGORY', 'sampling')}/Few-Step"
-"""Beside the host's own: in sampling, since 2026 in model/sampling."""
 
 
-def _choice(specs) -> str:
+def _choice(specs: Mapping[str, Any]) -> str:
     return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
 
 
@@ -40,7 +42,7 @@ class FewStepSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sampler: str, **options) -> io.NodeOutput:
+    def execute(cls, sampler: str, **options: Any) -> io.NodeOutput:
         spec = SAMPLERS[sampler]
         options = spec.check_options(chosen_options(spec, options))
         return io.NodeOutput(comfy.samplers.KSAMPLER(sampler_function(spec), options))
@@ -76,14 +78,17 @@ class FewStepScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
+    def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
         return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 
     @staticmethod
-    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options) -> torch.Tensor:
+    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options: Any) -> torch.Tensor:
         """The values of the widgets as noise levels."""
         if denoise <= 0:
             return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
         spec = SCHEDULES[schedule]
         return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, options))
+
+
+NODES = [FewStepSampler, FewStepScheduler]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import comfy.samplers
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
-from .host.model import sampler_function, schedule_sigmas
+from .host.display import preview_image
+from .host.protocols import Conditioning, Latent, Patcher
+from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
-from .sampling import CATEGORY
+from .ui.menu import CATEGORY, search_words
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
 from .ui.plots import Panel, line_plot
-from .ui.progress import preview_image
-from .ui.search import search_words
 
 _COMPONENTS = 3
 
@@ -60,18 +59,33 @@ class FewStepTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
+        cls,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        cfg: float,
+        seed: int,
+        batch: int,
+        steps: int,
     ) -> io.NodeOutput:
         check_single(latent_image)
         like = fitting(model, {**latent_image, "samples": torch.zeros_like(latent_image["samples"][:1])})["samples"]
         paths = trajectories(model, positive, negative, like, cfg, seed, batch, steps)
         found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
         shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
-        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), report(shares, steps))
+        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), shares_text(shares, steps))
 
 
 def trajectories(
-    model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
+    model: Patcher,
+    positive: Conditioning,
+    negative: Conditioning,
+    like: Tensor,
+    cfg: float,
+    seed: int,
+    batch: int,
+    steps: int,
 ) -> Tensor:
     """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU.
 
@@ -106,7 +120,7 @@ def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:
     ]
 
 
-def report(shares: Tensor, steps: int) -> str:
+def shares_text(shares: Tensor, steps: int) -> str:
     """The shares as text: their mean, and each trajectory's own."""
     rows = [("mean", shares.mean(dim=0).tolist()), *((str(i + 1), row) for i, row in enumerate(shares.tolist()))]
     head = (
@@ -167,12 +181,12 @@ class FewStepFilmStrip(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
         sampler: Any,
         sigmas: Tensor,
-        latent_image: dict[str, Any],
+        latent_image: Latent,
         cfg: float,
         seed: int,
         columns: int,
@@ -198,3 +212,6 @@ class FewStepFilmStrip(io.ComfyNode):
         strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
         out = {**fitting(model, latent_image), "samples": result}
         return io.NodeOutput(strip, frames, out, ui=preview_image(strip))
+
+
+NODES = [FewStepFilmStrip, FewStepTrajectory]

@@ -214,14 +214,14 @@ def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, f
 def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
     from samplers.calibrated.file import load
 
-    tuning, calibrated = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
+    calibrated = plan(comfyui, small_model("EPS"))
 
     class Work:
         pass
 
     work = Work()
-    work.calibrated = module(comfyui, "plans").parse(calibrated.text())
-    with pytest.raises(KeyboardInterrupt), tuning.kept(work):
+    work.plan = module(comfyui, "plans").parse(calibrated.text())
+    with pytest.raises(KeyboardInterrupt), module(comfyui, "host.work").kept(work):
         raise KeyboardInterrupt
     (path,) = folder.glob("interrupted_*")
     assert load(path).about == {**calibrated.about, "interrupted": True}

@@ -35,7 +35,7 @@ def demo(comfyui) -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def forget(comfy_process):
     """Nothing is left from another test."""
-    module(comfy_process, "compare").FINISHED.__init__()
+    module(comfy_process, "host.comparison").FINISHED.__init__()
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_texts_are_read_in_time_that_grows_with_their_length(comfyui, before, pi
 
 def test_content_takes_whatever_a_conditioning_holds(comfyui):
     """Equal numbers in other objects are the same; what cannot be read is the same while it is that object."""
-    content = module(comfyui, "compare").Content
+    content = module(comfyui, "host.content").Content
 
     class Slots:
         __slots__ = ()

@@ -181,7 +181,7 @@ def test_routes_are_registered_once(comfyui, monkeypatch):
     table = web.RouteTableDef()
     monkeypatch.setattr(PromptServer, "instance", types.SimpleNamespace(routes=table), raising=False)
     for _ in range(2):
-        module(comfyui, "ui.routes").register_routes()
+        module(comfyui, "routes").register_routes()
     paths = [route.path for route in table]
     assert paths and len(set(paths)) == len(paths)
 
@@ -341,7 +341,7 @@ def test_a_wrapped_model_samples(comfyui, wrap):
 def test_a_plain_function_in_place_of_the_model_is_a_clear_error(comfyui):
     """It says nothing of what its levels are."""
     model, plan = small_model("EPS"), next(iter(module(comfyui, "plans").BUILT_IN.values()))
-    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.model").plan_sampler(plan)]
+    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.sampling").plan_sampler(plan)]
     for sampler in samplers:
         with pytest.raises(ValueError, match=r"model: this function leads to no MODEL of the host .*inner_model"):
             custom(comfyui, model, wrapped(sampler, lambda model: lambda x, s, **e: model(x, s, **e)), sigmas_of(model))
@@ -351,7 +351,7 @@ def test_a_model_that_holds_itself_is_an_error_too(comfyui):
     loop = Deeper(None)
     loop.inner_model = loop
     with pytest.raises(ValueError, match="this Deeper leads to no MODEL"):
-        module(comfyui, "host.model").patcher_of(loop)
+        module(comfyui, "host.guider").patcher_of(loop)
 
 
 @pytest.mark.parametrize("id", SAMPLERS)
@@ -578,7 +578,7 @@ class ManualSigmas:
 
 def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
     """By the host's own node, so that the plot is what it reads. Where it has none they are known in a run."""
-    routes = module(comfyui, "ui.routes")
+    routes = module(comfyui, "routes")
     if "ManualSigmas" not in comfyui.nodes:
         monkeypatch.setitem(comfyui.nodes, "ManualSigmas", ManualSigmas)
     text = "14.6, 5.5, 1.2, 0"

@@ -15,7 +15,7 @@ from samplers import SAMPLERS, SCHEDULES
 def routes(comfyui):
     """nodes/routes.py of the pack as the host has loaded it."""
     module = comfyui.nodes["FewStepScheduler"].__module__
-    return sys.modules[module.rpartition(".")[0] + ".ui.routes"]
+    return sys.modules[module.rpartition(".")[0] + ".routes"]
 
 
 def node(kind: str, **inputs) -> dict:

@@ -100,13 +100,14 @@ def test_calibrate(folder):
 
 
 def test_train_begins_with_a_plan(folder):
-    """Whose base and numbers are kept."""
+    """Whose base and numbers are kept. What --out names without a path goes to models/fewstep."""
     tunings = tuple(Tuning(slope=0.1 * (k > 0)) for k in range(4))
     CalibratedPlan(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tunings)).save(folder / "start.safetensors")
     arguments = ("--start", str(folder / "start.safetensors"), "--iterations", "1")
-    code, _, complaints = tune(folder, "train", "on.safetensors", *arguments)
+    named = ("--out", "by_name", "--base-directory", str(folder))
+    code, _, complaints = tune(folder, "train", "on.safetensors", *arguments, *named)
     assert code == 0, complaints
-    found = load(folder / "on.safetensors").recipe
+    found = load(folder / "models" / "fewstep" / "by_name_00001_.safetensors").recipe
     assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in tunings]
 
 
@@ -147,6 +148,7 @@ def test_errors_are_said_in_a_line(folder):
         (["--evaluations", "0"], r"evaluations = 0"),
         (["--base", "nonsense"], r"(base = ')?nonsense"),
         (["--cfg", "nan"], r"cfg = nan"),
+        (["--out", "con"], r"filename = 'con' holds 'con', which cannot be the name of a file on Windows"),
         (
             ["--start", str(folder / "of_four.safetensors"), "--evaluations", "5"],
             r"start is a plan of 4 evaluations, and evaluations = 5",

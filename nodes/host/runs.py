@@ -14,6 +14,7 @@ from torch import Tensor
 from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.calibrated.file import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
+from ...samplers.calibrated.recipe import Recipe
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas
 
@@ -32,7 +33,7 @@ class Run:
         spec: the sampler, or the base of a plan.
         given: its levels, as the host has them.
         options: of the sampler, as they are in this run.
-        learned: the plan that is followed in the place of the sampler.
+        calibrated: the plan that is followed in the place of the sampler.
         published: whether that is the sampler's published one, which has its own levels whatever the given ones are.
         predicts: whether the predictor of the plan is asked.
         why: for a sampler that has a published plan and does not follow it.
@@ -55,9 +56,10 @@ class Run:
     ):
         self.spec, self.given, self.flow, self.options = spec, tuple(given), flow, dict(options or {})
         self.calibrated, self.published, self.predicts, self.why = calibrated, published, predicts, why
-        self.recipe = calibrated and (
-            calibrated.recipe if published else calibrated.recipe.piece(self.given, in_pairs=predicts)
-        )
+        self.recipe: Recipe | None = None
+        if calibrated is not None:
+            recipe = calibrated.recipe
+            self.recipe = recipe if published else recipe.piece(self.given, in_pairs=predicts)
 
     @cached_property
     def plan(self) -> Plan:

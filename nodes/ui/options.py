@@ -54,7 +54,9 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
     if isinstance(first.default, str):
         choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
         return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
-    bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
+    low = min(o.minimum for o in options if o.minimum is not None)
+    high = max(o.maximum for o in options if o.maximum is not None)
+    bounds: dict[str, Any] = {"min": low, "max": high, "default": default}
     if default is None:
         bounds |= {"min": UNSET, "default": UNSET}
     if isinstance(first.default, int):
