@@ -536,6 +536,33 @@ def test_of_a_schedule_and_an_override_the_one_nearest_the_sampler_counts(comfyu
     assert scales(patched(overridden(comfyui, model, 5.0, 0.0, 0.45))) == pytest.approx(own)
 
 
+@pytest.mark.parametrize("cfg", [3.0, 0.0])
+@pytest.mark.parametrize("values", ["8, 0, 6, 1", "0, 0, 0, 0"])
+def test_a_plan_multiplies_what_a_schedule_and_an_override_leave(comfyui, half, values, cfg):
+    """In both orders of the patches, whatever the strongest scale is. Where there is no guidance it stays so."""
+    model, sigmas = half
+    node = comfyui.nodes["FewStepGuidance"]
+    fields = {field.id: field.default for field in node.define_schema().inputs}
+    guidance = node.execute(**fields | {"schedule": "list", "values": values, "cfg": cfg}).result[0]
+    own, factors = [float(value) for value in values.split(",")], [1.5, 0.5, 2.0, 3.0]
+    plan = module(comfyui, "plans").parse(
+        json.dumps({"base": "ddim", "flow": True, "sigmas": sigmas.tolist(), "guidance": factors})
+    )
+    sampler, levels = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
+
+    def patched(model):
+        return comfyui.nodes["FewStepGuidancePatch"].execute(model, guidance).result[0]
+
+    def wanted(scales):
+        return pytest.approx([w if w == 1 else w * f for w, f in zip(scales, factors, strict=True)])
+
+    scales = functools.partial(scales_of_a_run, comfyui, sampler=sampler, sigmas=levels, cfg=cfg)
+    assert scales(patched(model)) == wanted(own)
+    assert scales(overridden(comfyui, patched(model), 5.0, 0.0, 0.45)) == wanted([5.0, 5.0, *own[2:]])
+    assert scales(patched(overridden(comfyui, model, 5.0, 0.0, 0.45))) == wanted(own)
+    assert scales(model) == wanted([cfg] * 4)  # nothing is left behind
+
+
 # How nodes describe themselves
 
 
