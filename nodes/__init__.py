@@ -1,7 +1,7 @@
 """ComfyUI nodes: thin wrappers around `samplers`.
 
-Each module of nodes is imported on its own: what a host to come does not bear is left out and told in the log, and the
-rest of the pack works.
+Each group of nodes is imported on its own: what a host to come does not bear is left out, with a line in the log, and
+the rest of the pack works.
 """
 
 import functools
@@ -28,7 +28,7 @@ REGISTERED = {
     "the plots in the nodes": (".routes", "register_routes"),
     "the names in the host's lists of samplers and schedules": (".registration", "register"),
 }
-"""What the host is told of, and by which function."""
+"""What the host hears of, and by which function."""
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def _tell(text: str, *, with_trace: bool = False) -> None:
 
 
 def _attempt(what: str, work: Callable[[], Any]) -> Any:
-    """What some work gives. If it fails, that is told, and what it was for is left out: None."""
+    """What some work gives. If it fails, the log says so, and what it was for is left out: None."""
     try:
         return work()
     except Exception as error:  # of a host to come: anything

@@ -27,16 +27,26 @@ from .ui.plots import Panel, line_plot
 def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list[io.Input]]:
     """Those before and after a node's own, with what it says of two."""
     return [
-        io.Model.Input("model", tooltip="The model to be tuned for, with its LoRAs and patches. It is not changed."),
+        io.Model.Input(
+            "model", tooltip="The model that the plan is made for, with its LoRAs and patches. It is not changed."
+        ),
         io.Conditioning.Input(
             "positive",
-            tooltip="The prompts, one or several: join them with Conditioning (Combine). With 4 or more a quarter is "
-            "kept to see whether the plan is good for prompts that it was not made with.",
+            tooltip="One prompt or several, joined with Conditioning (Combine). With 4 or more prompts, a quarter of "
+            "them is used for validation only: they show whether the plan is also good for prompts that it was not "
+            "made with.",
         ),
-        io.Conditioning.Input("negative", tooltip="The negative prompt, the same for all."),
-        io.Latent.Input("latent_image", tooltip="An empty latent: its width and height are those of the images."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt. It is used with every prompt."),
+        io.Latent.Input(
+            "latent_image", tooltip="An empty latent of the size that the images shall have. Its content is not used."
+        ),
         io.Float.Input(
-            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="The guidance that the plan is to be used with."
+            "cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="The guidance scale that the plan is made for. Use the plan at this scale.",
         ),
         io.Int.Input("evaluations", default=6, min=1, max=100, tooltip=evaluations),
     ], [
@@ -46,7 +56,8 @@ def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list
             min=0,
             max=0xFFFFFFFF,
             control_after_generate=False,
-            tooltip="Of the first image's noise; the others count on from it. The same seed gives the same plan.",
+            tooltip="The seed of the first image. Each other image uses the next seed. The same seed gives the same "
+            "plan.",
         ),
         io.Int.Input("samples", default=16, min=1, max=4096, tooltip=samples),
         io.Int.Input(
@@ -54,7 +65,7 @@ def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list
             default=50,
             min=2,
             max=1000,
-            tooltip="Steps of the long run (DPM-Solver++ 2M) whose images are taken as right.",
+            tooltip="Steps of the long run (DPM-Solver++ 2M) whose images are taken as the right ones.",
         ),
     ]
 
@@ -62,8 +73,10 @@ def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list
 def _outputs() -> list[io.Output]:
     return [
         PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler and Few-Step Save Plan."),
-        io.Image.Output(display_name="plot", tooltip="How the error went."),
-        io.String.Output(display_name="report", tooltip="The error before and after, on images kept apart."),
+        io.Image.Output(display_name="plot", tooltip="The error in the course of the work."),
+        io.String.Output(
+            display_name="report", tooltip="The error before and after, measured on the validation images."
+        ),
     ]
 
 
@@ -87,34 +100,36 @@ class FewStepCalibrate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         first, second = _common_inputs(
-            "Evaluations of the model per image that the plan will make.",
-            "Images to fit to; as many others say how good it is. More is better and takes longer.",
+            "How often the plan evaluates the model for an image.",
+            "Number of images for the fit. As many others are made for validation. More images give a better plan and "
+            "take longer.",
         )
         return io.Schema(
             node_id="FewStepCalibrate",
             display_name="Few-Step Calibrate",
             category=CATEGORY,
-            description="Fits noise levels and a sampler's numbers to the connected model, so that a few evaluations "
-            "give the image of many. It takes some hundred short runs: minutes for SD1.5. Stopping it keeps the best.",
+            description="Fits the noise levels and the numbers of a sampler to the connected model, so that a few "
+            "evaluations give the image of many. This takes a few hundred short runs: minutes for SD1.5. If you stop "
+            "it, the best plan so far is kept.",
             inputs=[
                 *first,
                 io.Combo.Input(
                     "base",
                     options=["auto", *_usable_bases()],
                     default="auto",
-                    tooltip=f"The sampler to start from, on its best schedule. auto: the best of "
+                    tooltip="The sampler to start from, on the schedule that is best for it. auto: the better of "
                     f"{' and '.join(DEFAULT_BASES)}.",
                 ),
                 *second,
                 io.Int.Input(
-                    "rounds", default=4, min=1, max=100, tooltip="At most so many rounds of the fit: the effort."
+                    "rounds", default=4, min=1, max=100, tooltip="The most rounds of the fit. More rounds take longer."
                 ),
                 io.Int.Input(
                     "batch",
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="At most so many images at once. 0: all, or what fits into memory.",
+                    tooltip="The most images at once. 0: all of them, or as many as fit into memory.",
                 ),
                 io.Combo.Input(
                     "derivatives",
@@ -122,9 +137,9 @@ class FewStepCalibrate(io.ComfyNode):
                     default=DERIVATIVES[0],
                     optional=True,
                     tooltip="How it finds out which way to change the numbers. differences: works with every model and "
-                    "is nearly always better. backpropagation: for models that gradients go through (not quantised "
-                    "ones); needs more memory, and sees nothing of the rounding of noise levels to time steps, which "
-                    "all models but flow ones do.",
+                    "is nearly always better. backpropagation: for models that gradients can go through, not for "
+                    "quantised ones. It needs more memory, and it does not see that all models but flow models round "
+                    "noise levels to time steps.",
                 ),
             ],
             outputs=_outputs(),
@@ -166,8 +181,8 @@ class FewStepCalibrate(io.ComfyNode):
                 display.show(progress.runs, progress.expected, error_text(progress.before, progress.after))
             plan = finished(work)
             series = {
-                "fitted": _points([(p.runs, p.error) for p in seen]),
-                "kept apart, best": _points([(p.runs, p.after) for p in seen]),
+                "training": _points([(p.runs, p.error) for p in seen]),
+                "validation, best": _points([(p.runs, p.after) for p in seen]),
             }
             plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
             return io.NodeOutput(plan, plot, outcome(plan))
@@ -179,31 +194,35 @@ class FewStepTrainAMED(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         first, second = _common_inputs(
-            "Evaluations of the model per image that the plan will make; at least 2.",
-            "Images that are not trained on and say how good it is.",
+            "How often the plan evaluates the model for an image; at least 2.",
+            "Number of validation images. The network is not trained on them; they show how good it is.",
         )
         return io.Schema(
             node_id="FewStepTrainAMED",
             display_name="Few-Step Train AMED",
             category=CATEGORY,
-            description="Trains a small network that sees the middle of the model's and places every second "
-            "evaluation, image by image. No gradient goes through the model: memory is that of sampling. Stopping it "
-            "keeps what was learned.",
+            description="Trains a small network that reads the middle of the model's own network and chooses every "
+            "second noise level for each image. No gradient goes through the model, so it needs no more memory than "
+            "sampling. If you stop it, the best network so far is kept.",
             inputs=[
                 *first,
                 io.Combo.Input(
-                    "base", options=list(AMED_BASES), default="amed_dpm_2m", tooltip="The solver that is helped."
+                    "base",
+                    options=list(AMED_BASES),
+                    default="amed_dpm_2m",
+                    tooltip="The sampler that the network is trained for.",
                 ),
                 io.Boolean.Input(
                     "afs",
                     default=False,
-                    tooltip="Leaves out the first evaluation: at high noise the sample is nearly all noise.",
+                    tooltip="Leave out the first evaluation (analytical first step): the sample is nearly pure noise "
+                    "there.",
                 ),
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
                     default="karras",
-                    tooltip="Levels of all evaluations; every second is then learned.",
+                    tooltip="The noise levels at the start. Every second one is then learned.",
                 ),
                 *second,
                 io.Int.Input(
@@ -211,16 +230,16 @@ class FewStepTrainAMED(io.ComfyNode):
                     default=60,
                     min=1,
                     max=100000,
-                    tooltip="Batches to learn from: the effort. The paper takes 10,000 images in all.",
+                    tooltip="Number of batches to learn from. More take longer. The paper uses 10,000 images in all.",
                 ),
-                io.Int.Input("batch", default=8, min=1, max=4096, tooltip="Images of a batch."),
+                io.Int.Input("batch", default=8, min=1, max=4096, tooltip="Number of images in a batch."),
                 io.Float.Input(
                     "scale_dir",
                     default=0.01,
                     min=0.0,
                     max=0.5,
                     step=0.01,
-                    tooltip="How far the factor of the direction may be from 1. 0 leaves it.",
+                    tooltip="How far the factor of the direction may be from 1. 0: it stays 1.",
                 ),
                 io.Float.Input(
                     "scale_time",
@@ -228,32 +247,39 @@ class FewStepTrainAMED(io.ComfyNode):
                     min=0.0,
                     max=0.5,
                     step=0.01,
-                    tooltip="How far the factor of the noise level that the model is told may be from 1. 0 leaves it.",
+                    tooltip="How far the factor of the sigma passed to the model may be from 1. 0: it stays 1.",
                 ),
                 io.Int.Input(
                     "teacher_extra",
                     default=3,
                     min=1,
                     max=100,
-                    tooltip="Levels that the teacher has more in each step that is learned.",
+                    tooltip="How many more levels the teacher has in each step that is learned.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=0.005, min=1e-6, max=1.0, step=0.001, round=False, tooltip="Of Adam."
+                    "learning_rate",
+                    default=0.005,
+                    min=1e-6,
+                    max=1.0,
+                    step=0.001,
+                    round=False,
+                    tooltip="Learning rate of the optimizer (Adam). It falls to a tenth by the end.",
                 ),
                 io.Combo.Input(
                     "goal",
                     options=list(GOALS),
                     default=GOALS[0],
                     optional=True,
-                    tooltip="last sample: the images are to be those of the teacher; takes longer. each step: every "
-                    "step is to end where the teacher's does, as in the paper.",
+                    tooltip="What is matched with the teacher. last sample: the finished image; this takes longer. "
+                    "each step: the end of every step, as in the paper.",
                 ),
                 PLAN.Input(
                     "start",
                     optional=True,
-                    tooltip="A plan to begin with, from Few-Step Calibrate, or a predictor to be trained further, from "
-                    "Few-Step Load Plan. base, afs and schedule are then its own, and scale_dir and scale_time count "
-                    "only if they are wider than it needs. If training does not help, it comes out again.",
+                    tooltip="A plan to begin with: one from Few-Step Calibrate, or a predictor from Few-Step Load "
+                    "Plan that is to be trained further. Its own base, afs and schedule are then used, and scale_dir "
+                    "and scale_time only where they are wider than the plan needs. If training does not help, the "
+                    "output is this plan.",
                 ),
             ],
             outputs=_outputs(),
@@ -288,7 +314,7 @@ class FewStepTrainAMED(io.ComfyNode):
                     log_y=True,
                 ),
                 Panel(
-                    "Images kept apart",
+                    "Validation images",
                     "iterations",
                     "error",
                     {

@@ -104,16 +104,17 @@ class FewStepCompare(io.ComfyNode):
             node_id="FewStepCompare",
             display_name="Few-Step Compare",
             category=CATEGORY,
-            description="Every sampler on every schedule with every number of steps, from the same noise: the images "
-            "in one sheet, and how far each is from the image of many steps. Stopping it loses nothing: what is "
-            "finished is shown, and queued again with the same inputs it goes on from there. The same when you add "
-            "a line: only what is new is run.",
+            description="Runs every sampler on every schedule with every number of steps, from the same noise. It "
+            "shows the images in one sheet, and how far each is from the image of many steps. If you stop it, the "
+            "finished images are shown. Queue it again with the same inputs, or with a line more, and only what is "
+            "missing is run.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 io.Conditioning.Input("positive", tooltip="What the image shows."),
                 io.Conditioning.Input("negative", tooltip="What it does not show."),
                 io.Latent.Input(
-                    "latent_image", tooltip="An empty latent of your size, or an image to begin from with denoise."
+                    "latent_image",
+                    tooltip="An empty latent of the size you want, or an image to start from with denoise below 1.",
                 ),
                 io.String.Input(
                     "samplers", multiline=True, default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v", tooltip=SYNTAX
@@ -122,27 +123,29 @@ class FewStepCompare(io.ComfyNode):
                     "schedules",
                     multiline=True,
                     default="karras\nfewstep_karras*",
-                    tooltip=f"{SYNTAX} A * after one of ours leaves out its last level above 0 (discard_penultimate).",
+                    tooltip=f"{SYNTAX} A * after the name of one of ours leaves out its last level above 0 "
+                    "(discard_penultimate).",
                 ),
-                io.String.Input("steps", default="5, 8, 12", tooltip="Numbers of steps, with commas between them."),
+                io.String.Input("steps", default="5, 8, 12", tooltip="The numbers of steps, with commas between them."),
                 cfg_input(7.0),
-                seed_input("Of the noise that all begin from.", changes=False),
+                seed_input("Seed of the noise that all images start from.", changes=False),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Below 1 the images begin from latent_image (img2img), as in KSampler. Where a run begins "
-                    "then depends on schedule and steps: each beginning has a reference of its own.",
+                    tooltip="Below 1 the images start from latent_image (img2img), as in KSampler. The level at which "
+                    "a run starts then depends on the schedule and the steps, so each such level has its own "
+                    "reference.",
                 ),
                 io.Int.Input(
                     "reference_steps",
                     default=60,
                     min=0,
                     max=1000,
-                    tooltip=f"Steps of the image that the others are compared with ({MANY_STEPS}). 0: none, and no "
-                    "errors.",
+                    tooltip=f"Steps of the image that the others are compared with ({MANY_STEPS}). 0: there is no such "
+                    "image, and no errors.",
                 ),
                 io.Int.Input(
                     "tile", default=256, min=64, max=2048, tooltip="Width of an image on the sheet, in pixels."
@@ -150,7 +153,7 @@ class FewStepCompare(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Makes the images. Without one they are previews of the latents in rough colours.",
+                    tooltip="Decodes the images. Without a VAE they are previews of the latents in rough colours.",
                 ),
             ],
             outputs=[
@@ -159,7 +162,7 @@ class FewStepCompare(io.ComfyNode):
                 io.String.Output(display_name="table", tooltip="Evaluations and errors as text."),
                 io.Latent.Output(
                     display_name="latents",
-                    tooltip="All images that came out, column by column, to be decoded at full size.",
+                    tooltip="The latents of all images, column by column, to decode at full size.",
                 ),
             ],
             is_output_node=True,
@@ -220,7 +223,9 @@ class FewStepCompare(io.ComfyNode):
         images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]
         latents = [found.latents for cell in images if (found := work.outcome(cell)) is not None]
         if not latents:
-            raise ValueError("nothing came out: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items()))
+            raise ValueError(
+                "no sampler gave an image: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items())
+            )
         out = {"samples": torch.cat(latents)}
         return io.NodeOutput(sheet, chart(work), table(work), out, ui=preview_image(sheet))
 

@@ -32,50 +32,56 @@ class FewStepInvert(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample, with its LoRAs and patches."),
                 io.Conditioning.Input("positive", tooltip="What the image shows now."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt; unused at cfg 1."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. It is not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="The image. A noise mask in it is not used here."),
                 cfg_input(
                     1.0,
-                    "Guidance scale of the inversion. 1 is the most accurate and half the work; the edit may "
-                    "then use more. With the same value in both the image comes back.",
+                    "Guidance scale of the inversion. 1 is the most accurate and takes half the time; the edit may "
+                    "use a higher one. With the same scale in both, sampling gives the image back.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=list(samplers),
                     default="ddim",
-                    tooltip="The sampler that will make the image, a deterministic one. ddim is inverted best.\n"
+                    tooltip="The sampler that will make the image, without added noise. ddim is inverted best.\n"
                     + "\n".join(f"{spec.id}: {spec.help}" for spec in samplers.values()),
                 ),
                 io.Sigmas.Input(
-                    "sigmas", tooltip="Those of the sampler that will make the image, descending. 20 steps are good."
+                    "sigmas",
+                    tooltip="The sigmas that will be used to make the image, descending. 20 steps are a good choice.",
                 ),
                 io.Int.Input(
                     "refinements",
                     default=1,
                     min=0,
                     max=100,
-                    tooltip="More of the work, less of the round-trip error. Each is as many evaluations as there are "
-                    "steps for ddim and euler, and a run down and one up for the others.",
+                    tooltip="More refinements take longer and make the round-trip error smaller. For ddim and euler "
+                    "each one takes as many evaluations as there are steps; for the others a whole run down and one "
+                    "up.",
                 ),
                 io.Boolean.Input(
                     "check",
                     default=True,
-                    tooltip="Sample once more to report the round-trip error. Refinements of samplers other than ddim "
-                    "and euler report it in any case.",
+                    tooltip="Sample once more to measure the round-trip error. With refinements, samplers other than "
+                    "ddim and euler measure it in any case.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="The noisy sample, for SamplerCustom with add_noise off or SamplerCustomAdvanced with "
-                    "DisableNoise. Not for flow models at sigma 1, which the host starts from noise alone: use noise.",
+                    tooltip="The noisy latent, for SamplerCustom with add_noise off or SamplerCustomAdvanced with "
+                    "DisableNoise. For flow models that start at sigma 1 use the output noise: ComfyUI starts those "
+                    "from the noise alone.",
                 ),
                 io.Noise.Output(
                     display_name="noise",
                     tooltip="For SamplerCustomAdvanced together with the latent_image that was inverted: works for "
                     "every model, and with noise masks (Set Latent Noise Mask).",
                 ),
-                io.String.Output(display_name="report", tooltip="Evaluations, and the round-trip error if measured."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The number of evaluations, and the round-trip error if it was measured.",
+                ),
             ],
             **search_words("inversion", "ddim inversion", "edit an image"),
         )
@@ -107,7 +113,7 @@ def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
     """What was done and how exact it is, as text."""
     lines = [f"{sampler}, {steps} steps: {inversion.nfe} evaluations"]
     if inversion.error is None:
-        return "\n".join([*lines, "Round-trip error not measured: switch check on.", ""])
+        return "\n".join([*lines, "The round-trip error was not measured: switch check on.", ""])
     shown = ", ".join(f"{100 * error:.3g}" for error in inversion.error.tolist())
     lines.append(f"Round-trip error, in percent of the image, one for each image: {shown}")
     if len(inversion.errors) > 1:
@@ -131,7 +137,7 @@ class FewStepDiffEditMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample the edit."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
-                io.Conditioning.Input("target", tooltip="What it is to show."),
+                io.Conditioning.Input("target", tooltip="What the image shall show."),
                 io.Latent.Input("latent_image", tooltip="The image."),
                 io.Float.Input(
                     "noise_level",
@@ -139,12 +145,18 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much noise is added, in the time of the model: 0.5 is half way. More finds larger "
-                    "shapes.",
+                    tooltip="How much noise is added, as a share of the model's time: 0.5 is half way. More noise "
+                    "finds larger shapes.",
                 ),
-                io.Int.Input("noises", default=10, min=1, max=1000, tooltip="Number of noises that are averaged."),
                 io.Int.Input(
-                    "batch", default=5, min=1, max=256, tooltip="So many of them at once: less if memory is short."
+                    "noises", default=10, min=1, max=1000, tooltip="How many noises the mask is averaged over."
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=5,
+                    min=1,
+                    max=256,
+                    tooltip="How many of them at once. Use fewer if memory is short.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -152,7 +164,8 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The mask is where the difference is at least this much, of 1. Lower: a larger mask.",
+                    tooltip="The mask is where the difference, from 0 to 1, is at least this. A lower threshold gives "
+                    "a larger mask.",
                 ),
                 io.Float.Input(
                     "outliers",
@@ -160,9 +173,9 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="What counts as a difference of 1: this many times the mean. Larger differences are cut.",
+                    tooltip="How many times the mean difference counts as 1. Larger differences count as 1, too.",
                 ),
-                seed_input("Of the noises."),
+                seed_input("Seed of the noises."),
             ],
             outputs=[
                 io.Mask.Output(

@@ -28,7 +28,7 @@ class FewStepLoadPlan(io.ComfyNode):
             node_id="FewStepLoadPlan",
             display_name="Few-Step Load Plan",
             category=CATEGORY,
-            description="A learned plan: noise levels and solver numbers that were made for one kind of model.",
+            description="A calibrated plan: noise levels and solver numbers that were made for one kind of model.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -41,13 +41,13 @@ class FewStepLoadPlan(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="A plan as text, as Few-Step Save Plan gives it. If there is any, it is used and the file "
-                    "is not: so a workflow carries its own plan.",
+                    tooltip="A plan as text, as Few-Step Save Plan gives it. If there is a text, it is used instead "
+                    "of the file, so that a workflow carries its own plan.",
                 ),
             ],
             outputs=[
                 PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler."),
-                io.String.Output(display_name="summary", tooltip="What the plan is and was made for."),
+                io.String.Output(display_name="summary", tooltip="What the plan does, and what it was made for."),
             ],
             **search_words("amed", "calibrated plan"),
         )
@@ -97,21 +97,21 @@ class FewStepSavePlan(io.ComfyNode):
             node_id="FewStepSavePlan",
             display_name="Few-Step Save Plan",
             category=CATEGORY,
-            description=f"Writes a plan to models/{FOLDER}. Files that are there already stay: the names are numbered.",
+            description=f"Writes a plan to models/{FOLDER}. No file is replaced: the names are numbered.",
             inputs=[
-                PLAN.Input("plan", tooltip="The plan to be saved."),
+                PLAN.Input("plan", tooltip="The plan to save."),
                 io.String.Input(
                     "filename",
                     default="plan",
-                    tooltip=f"Name of the file in models/{FOLDER}; may have subfolders: portraits/plan.",
+                    tooltip=f"Name of the file in models/{FOLDER}, with subfolders if you like: portraits/plan.",
                 ),
             ],
             outputs=[
                 PLAN.Output(display_name="PLAN", tooltip="The same plan."),
                 io.String.Output(
                     display_name="text",
-                    tooltip="The plan as text, to be pasted into Few-Step Load Plan. A predictor does not fit into it: "
-                    "its text is the fixed plan that it follows where it sees no network.",
+                    tooltip="The plan as text, for Few-Step Load Plan. A predictor cannot be written as text: its "
+                    "text is the fixed plan that it follows where it cannot read the network.",
                 ),
             ],
             is_output_node=True,
@@ -146,27 +146,27 @@ class FewStepPlanSampler(io.ComfyNode):
             node_id="FewStepPlanSampler",
             display_name="Few-Step Plan Sampler",
             category=CATEGORY,
-            description="Follows a learned plan. Connect both outputs to SamplerCustom or SamplerCustomAdvanced; a "
-            "part of the sigmas (SplitSigmas) makes img2img.",
+            description="Follows a calibrated plan. Connect both outputs to SamplerCustom or SamplerCustomAdvanced. "
+            "For img2img, use a part of the sigmas (SplitSigmas).",
             inputs=[
-                PLAN.Input("plan", tooltip="The plan to be followed."),
+                PLAN.Input("plan", tooltip="The plan to follow."),
                 io.Boolean.Input(
                     "see_bottleneck",
                     default=True,
                     optional=True,
-                    tooltip="A predictor (AMED) reads the middle of the network while it is sampled and gives every "
-                    "image numbers of its own. Off: the same fixed numbers for all. Other plans have no predictor.",
+                    tooltip="A predictor (AMED) reads the middle of the network while it samples and gives every image "
+                    "its own numbers. Off: all images have the same fixed numbers. Other plans have no predictor.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that will be sampled: whether the plan was made for its kind is then checked "
-                    "now, and not only when sampling begins.",
+                    tooltip="The model that will be sampled. If it is connected, an error comes now if the plan was "
+                    "made for another kind of model, and not only when sampling begins.",
                 ),
             ],
             outputs=[
-                io.Sampler.Output(tooltip="Follows the plan, on the sigmas beside it or a part of them."),
-                io.Sigmas.Output(tooltip="The plan's own noise levels, one more than evaluations."),
+                io.Sampler.Output(tooltip="Follows the plan on the sigmas of this node, or on a part of them."),
+                io.Sigmas.Output(tooltip="The noise levels of the plan: one more than it has evaluations."),
             ],
             **search_words("amed", "calibrated plan"),
         )
@@ -192,11 +192,13 @@ class FewStepInspectPlan(io.ComfyNode):
             display_name="Few-Step Inspect Plan",
             category=CATEGORY,
             description="Shows what a plan does: its levels, its numbers and the coefficients that follow from them.",
-            inputs=[PLAN.Input("plan", tooltip="The plan to be shown.")],
+            inputs=[PLAN.Input("plan", tooltip="The plan to show.")],
             outputs=[
-                io.Image.Output(tooltip="The noise levels, the learned numbers at each, and the coefficients."),
+                io.Image.Output(
+                    tooltip="The noise levels, the calibrated numbers at each of them, and the coefficients."
+                ),
                 io.String.Output(
-                    display_name="text", tooltip="Base, origin, levels, and the coefficients of each update."
+                    display_name="text", tooltip="The base, the origin, the levels and the coefficients of each update."
                 ),
             ],
             **search_words("amed", "calibrated plan"),

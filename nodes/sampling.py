@@ -30,9 +30,9 @@ class FewStepSampler(io.ComfyNode):
             node_id="FewStepSampler",
             display_name="Few-Step Sampler",
             category=CATEGORY,
-            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Leave options at their "
-            "defaults unless you know them. Those that the chosen sampler does not have are ignored; a choice that is "
-            "another sampler's is an error.",
+            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Leave an option at its "
+            "default unless you know what it does. Options that the chosen sampler does not have are ignored. A "
+            "choice that only another sampler has is an error.",
             inputs=[
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS)),
                 *option_inputs(SAMPLERS.values()),
@@ -68,12 +68,16 @@ class FewStepScheduler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="1 starts from pure noise. Less keeps more of the input latent (img2img): the schedule is "
-                    "made longer and only its last steps are run. 0 leaves the latent as it is.",
+                    tooltip="1 starts from pure noise. A lower value keeps more of the input latent (img2img): the "
+                    "schedule is made longer, and only its last steps are run. 0 does not change the latent.",
                 ),
                 *option_inputs(SCHEDULES.values()),
             ],
-            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending: steps + 1, less what is cut.")],
+            outputs=[
+                io.Sigmas.Output(
+                    tooltip="The noise levels, descending: one more than steps, unless an option leaves some out."
+                )
+            ],
             **search_words("sigmas", *SCHEDULES, *(spec.label for spec in SCHEDULES.values())),
         )
 

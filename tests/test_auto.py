@@ -233,7 +233,7 @@ def test_a_plan_for_another_guidance_is_left_out(comfyui, folder):
     plan(comfyui, model, 8, error_before=1.0, error_after=0.1, guidance=7.5).save(folder / "strong.safetensors")
     plan(comfyui, model, 8, error_before=1.0, error_after=0.8, latent=[4, 8, 16]).save(folder / "mild.safetensors")
     text = choose(comfyui, model, 8)[2]
-    assert text.startswith("strong") and "made at guidance 7.5: sample with this cfg" in text
+    assert text.startswith("strong") and "made at guidance 7.5: set cfg to this" in text
     assert choose(comfyui, model, 8, cfg=7.45)[2].startswith("strong"), "as good as the same"
     text = choose(comfyui, model, 8, cfg=3.0)[2]
     assert text.startswith("mild") and "It was made at guidance 3." in text and "size 8 x 16" in text
@@ -324,7 +324,7 @@ def test_a_connected_plan_comes_first(comfyui, folder):
     ("inputs", "why"),
     [
         ({"evaluations": 4}, "8 evaluations and the budget is 4"),
-        ({"variety": VARIED}, "no fresh noise"),
+        ({"variety": VARIED}, "plans add no noise"),
         ({"denoise": 0.7}, "denoise is below 1"),
         ({"model": "FLOW"}, "made for another model: sampling is"),
     ],

@@ -101,8 +101,8 @@ def differentiable(network: torch.nn.Module | BaseModel) -> Iterator[None]:
     """A network that autograd can go through: in the place of weights that were made in inference mode stand copies."""
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     for module in network.modules():
-        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in held:
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in groups:
             for name, tensor in tensors.items():
                 if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                     replaced.append((tensors, name, tensor))

@@ -17,8 +17,8 @@ from ..host.named import Named, SpecT
 from ..host.sampling import PREFIX
 
 SYNTAX = (
-    f"One a line, by the names of KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` ours. Options follow "
-    f"the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
+    f"Write one in each line, by its name in KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` is ours. "
+    f"Options follow the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
 )
 
 
@@ -73,7 +73,7 @@ def _read(
                 raise ValueError(f"{where}: {error}") from None
         read.append(Named(" ".join(line.split()), name, spec, options))
     if not read:
-        raise ValueError(f"{input}: there is none; write at least one {kind} in a line of its own")
+        raise ValueError(f"{input}: the text names none; write at least one {kind}, each in a line of its own")
     return read
 
 
@@ -84,7 +84,7 @@ def checked_length(input: str, text: str) -> str:
         ValueError: if it is longer than anybody writes.
     """
     if len(text) > _LONGEST:
-        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: leave some out")
+        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: shorten the text")
     return text
 
 
@@ -100,7 +100,7 @@ def _option(where: str, name: str, part: str, known: Mapping[str, Any]) -> tuple
     """`key=value`, of the type of the option's default."""
     key, equals, value = part.partition("=")
     if not equals:
-        raise ValueError(f"{where}: {shortened(part)} after {name} is no option: write it as option=value")
+        raise ValueError(f"{where}: {shortened(part)} after {name} is not an option: write options as name=value")
     if key not in known:
         has = f"its options are {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{where}: {name} has no option {shortened(key)}; {has}")

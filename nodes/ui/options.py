@@ -80,8 +80,8 @@ def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
     lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
     if len(defaults) > 1 or isinstance(next(iter(defaults)), str):
         unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
-        told = (f"{_spoken(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
-        lines.append(f"{unset}: {', '.join(told)}.")
+        each = (f"{_written(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
+        lines.append(f"{unset}: {', '.join(each)}.")
     return "\n".join(lines)
 
 
@@ -89,7 +89,7 @@ def _owners(ids: list[str], everyone: bool) -> str:
     return "" if everyone else f" ({', '.join(ids)})"
 
 
-def _spoken(default: Any) -> str:
+def _written(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return default if isinstance(default, str) else f"{default:g}"
