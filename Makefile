@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON = .host/venv/bin/python
 HOST_PYTHON = $(VENV_PYTHON)
 PYTEST = TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
-  -n 2 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
+  -n 3 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
 
 # Another ComfyUI in the place of ours, for `test`, `serve` and `demo`: HOST is its folder, HOST_PYTHON the Python of its
 # environment, FRONTEND a version of its front end (docs/HOSTS.md). A HOST in the environment may be the machine's name.
@@ -17,12 +17,6 @@ ifeq ($(origin FRONTEND),command line)
 export FEWSTEP_FRONTEND = $(FRONTEND)
 endif
 
-# Networks are rounded in another way on every processor. So the tests that sample with them run on the plainest kernels,
-# too (training takes too long there): see "Tests on any machine" in docs/ARCHITECTURE.md.
-PLAIN_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
-SAMPLING = $(patsubst %,tests/test_%.py,auto compare guidance host_workflows inversion plan_nodes tuning_nodes) \
-  -k "not train and not calibrat and not derivatives"
-
 .PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
 demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
@@ -30,10 +24,9 @@ demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the
 
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
 	$(PYTEST) tests
-	$(PLAIN_KERNELS) $(PYTEST) $(SAMPLING)
 
 test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and two threads
-	$(PLAIN_KERNELS) MKL_CBWR=COMPATIBLE $(PYTEST) tests
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) tests
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) tests
 	TEST_THREADS=2 $(PYTEST) tests
 

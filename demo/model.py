@@ -3,7 +3,7 @@
 It is built from the host's own parts (`UNetModel`, `BaseModel`, `ModelPatcher`), so that sampling it runs
 the same code as sampling Stable Diffusion: guidance, conditioning batches, previews, noise masks and all.
 
-A latent is a 32x32 RGB image in [0, 1], folded by `pixel_unshuffle(2)` to 12 x 16 x 16.
+A latent is a 32x32 RGB image in [0, 1], with each 2 x 2 pixels folded into channels: 12 x 16 x 16.
 
 The same network comes with two sets of weights, one for each form of diffusion that the host's models have:
 noise prediction as in Stable Diffusion (`ModelType.EPS`) and rectified flow as in SD3 and Flux (`ModelType.FLOW`).
@@ -26,8 +26,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import ModelType
 from comfy.model_sampling import ModelSamplingDiscrete
+from einops import rearrange
 from safetensors import safe_open
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 FORMAT = "fewstep-demo-1"
 FOLD = 2  # side of the block of pixels folded into channels
@@ -123,12 +123,12 @@ def split_words(text: str) -> list[str]:
 
 def fold(pixels: torch.Tensor) -> torch.Tensor:
     """Image [B, 3, 32, 32] -> latent [B, 12, 16, 16]."""
-    return pixel_unshuffle(pixels, FOLD)
+    return rearrange(pixels, "b c (h i) (w j) -> b (c i j) h w", i=FOLD, j=FOLD)
 
 
 def unfold(latent: torch.Tensor) -> torch.Tensor:
     """Latent [B, 12, 16, 16] -> image [B, 3, 32, 32]."""
-    return pixel_shuffle(latent, FOLD)
+    return rearrange(latent, "b (c i j) h w -> b c (h i) (w j)", i=FOLD, j=FOLD)
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):

@@ -9,6 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import torch
 from comfy_api.latest import io
+from einops import rearrange, repeat
 from torch.nn.functional import interpolate
 
 from .model import fold, load, unfold
@@ -113,7 +114,7 @@ class FewStepDemoDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict, upscale: int) -> io.NodeOutput:
         pixels = unfold(samples["samples"]).clamp(0, 1)
-        return io.NodeOutput(interpolate(pixels, scale_factor=upscale, mode="nearest").movedim(1, -1))
+        return io.NodeOutput(repeat(pixels, "b c h w -> b (h up) (w across) c", up=upscale, across=upscale))
 
 
 class FewStepDemoEncode(io.ComfyNode):
@@ -132,7 +133,7 @@ class FewStepDemoEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels: torch.Tensor) -> io.NodeOutput:
-        small = interpolate(pixels[..., :3].movedim(-1, 1), size=(SIDE, SIDE), mode="area")
+        small = interpolate(rearrange(pixels[..., :3], "b h w c -> b c h w"), size=(SIDE, SIDE), mode="area")
         return io.NodeOutput({"samples": fold(small)})
 
 

@@ -283,7 +283,7 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         x_t, t = self.process.seen(x, sigma)
         prediction = self.network(x_t, t, **extra_args)
-        check_like(prediction, x, f"network must return its prediction of {self.prediction}")
+        check_like(prediction, x.shape, f"network must return its prediction of {self.prediction}")
         alpha_t, sigma_t, _ = self.process.scales(sigma)
         return TO_DATA[self.prediction](x_t, prediction, _per_image(alpha_t, x), _per_image(sigma_t, x)).to(x.dtype)
 

@@ -1,9 +1,8 @@
-"""The one loop that touches samples."""
+"""The one loop that carries out a plan, and the piece of it that all share: evaluate, remember, combine."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +21,15 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 of x, as those of k-diffusion's samplers are; `BrownianNoise`, which would have to read them back, is given numbers."""
 
 
+Operands = tuple[Tensor, ...]
+"""Where a run is: (*predictions, denoised, start, x), into which the keys of a `Combination` are indices. Predictions
+are newest first; denoised is what the model last returned, or x as long as it has not."""
+
+
 class State:
     """What a solver that decides as it goes is sent after each of its stages."""
 
-    operands: tuple[Tensor, ...] = ()
+    operands: Operands = ()
 
     def value(self, combination: Combination) -> Tensor:
         """The tensor that a combination of symbols stands for now: X is the sample after the stage."""
@@ -82,68 +86,59 @@ def integrate(
             overflowed.
     """
     check_sample(x)
-    state = State() if isinstance(plan, Generator) else None
-    if state is not None and not x.isfinite().all():  # it may read, and would take the fault for the model's
-        raise NonFiniteError(_BROKEN_START)
+    evaluate = Evaluations(model, x, extra_args)
+    state = None
     if isinstance(plan, Generator):
-        keep, total = len(P), None
+        state, keep, total = State(), len(P), None
+        evaluate.check_start()  # it may read, and would take the fault for the model's
     else:
         keep, total = history_length(plan, len(history)), plan[-1].step + 1 if plan else 0
         if noise_sampler is None and any(stage.noise for stage in plan):
             raise ValueError("this plan adds noise: a noise_sampler is needed")
-    extra_args = extra_args or {}
     info = {} if info is None else info
-    predictions = deque(history[:keep], maxlen=keep)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    checksums = [checksum(x, wide)]
-    evaluated: list[tuple[int, Scalar]] = []
-    conduct = Conduct(keep - 1)
-    denoised = start = x  # denoised: until there is one
+    operands = (*history[:keep], *[counting(x) if plan else x] * 3)
     step, churned = -1, None
 
     with progress_bar(total, disable) as bar:
         for stage in stages(plan, state, info):
-            if stage.sigma is not None:
-                sigma = level_tensor(stage.sigma, x, wide)
-                before = conduct.before(x)
-                answer = model(x, sigma, **extra_args)
-                check_like(answer, x, "model must return the denoised sample")
-                denoised = answer if answer.dtype == x.dtype else answer.to(x.dtype)
-                checksums.append(checksum(denoised, wide))
-                evaluated.append((stage.step, stage.sigma))
-                conduct.after(x, before)
-                if stage.step != step or (state is not None and x is start):  # at START: a new try of the step
-                    step = stage.step
-                    bar.update(step - bar.n)
-                    if callback is not None:
-                        level = sigma[0] if churned is None else level_tensor(churned, x, wide)[0]
-                        callback({"x": x, "i": step, "sigma": level, "sigma_hat": sigma[0], "denoised": answer})
-                    churned = None
-            if stage.remembers:
-                remember = stage.prediction
-                conduct.answered(denoised if remember is DENOISED else None, len(checksums) - 1)
-                predictions.appendleft(denoised if remember is DENOISED else combine(remember, (denoised, start, x)))
-
-            operands = (*predictions, denoised, start, x)
-            x = combine(stage.update, operands)
-            if stage.noise is not None:
-                ours = not x.requires_grad and all(x is not operand for operand in operands)
-                x = add_noise(x, stage.noise, noise_sampler, in_place=ours)
-                if stage.sigma is None:
-                    churned = stage.noise.sigma
-            del operands  # what is not needed any more must not stay in memory while the model is evaluated
-            if stage.completes:
-                start = x
+            operands = evaluated(stage, operands, evaluate, keep)
+            if stage.sigma is None:
+                churned = stage.noise.sigma if stage.noise else churned
+            elif stage.step != step or (state is not None and operands[-1] is operands[-2]):  # a new try of the step
+                step = stage.step
+                bar.update(step - bar.n)
+                if callback is not None:
+                    callback(evaluate.seen(operands[-1], step, churned))
+                churned = None
+            operands = updated(stage, operands, noise_sampler)
             if state is not None:
-                state.operands = (*predictions, denoised, start, x)
+                state.operands = operands
         bar.update(step + 1 - bar.n)
 
-    checksums.append(checksum(x, wide))
-    info["nfe"] = len(evaluated)
-    found = torch.stack([*checksums, *(changed.to(wide) for changed in conduct.changed)]).tolist()  # the one read-back
-    check_finite(found[: len(checksums)], evaluated, total or step + 1, x.dtype)
-    conduct.check(found[: len(checksums)], any(found[len(checksums) :]))
-    return x
+    info["nfe"] = evaluate.count
+    evaluate.check(operands[-1], total or step + 1)
+    return operands[-1]
+
+
+def evaluated(stage: Stage, operands: Operands, evaluate: Evaluations, keep: int = len(P)) -> Operands:
+    """The operands after the evaluation of a stage, if it has one, with what it remembers as the newest of at most
+    `keep` predictions."""
+    if not stage.remembers:
+        return operands
+    predictions, (denoised, start, x) = operands[:-3][: keep - 1], operands[-3:]
+    if stage.sigma is not None:
+        denoised = evaluate(x, stage.sigma, stage.step, predictions)
+    newest = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
+    return (newest, *predictions, denoised, start, x)
+
+
+def updated(stage: Stage, operands: Operands, noise_sampler: NoiseSampler | BrownianNoise | None = None) -> Operands:
+    """The operands after the update of a stage and its noise."""
+    x = combine(stage.update, operands)
+    if stage.noise is not None:
+        fresh = not x.requires_grad and id(x) not in map(id, operands)
+        x = add_noise(x, stage.noise, noise_sampler, in_place=fresh)
+    return (*operands[:-2], x if stage.completes else operands[-2], x)
 
 
 def stages(plan: Sequence[Stage] | AdaptiveSolver, state: State | None, info: dict[str, int]) -> Iterator[Stage]:
@@ -160,60 +155,104 @@ def stages(plan: Sequence[Stage] | AdaptiveSolver, state: State | None, info: di
         info.update(end.value or {})
 
 
-_WRITTEN = (
-    "the model wrote into the sample x that it was given, from which the sampler goes on: look for an operation in "
-    "place in the model or in what wraps it, and let it work on a copy"
-)
+class Evaluations:
+    """The evaluations of a run: `evaluate(x, sigma, step)` is what the model answers, D(x; sigma).
 
-
-class Conduct:
-    """What a model must not do: write into x, or over an answer that is still needed.
-
-    A tensor counts how often it was written to, but for those of inference mode, as the host has them. There x is
-    compared with a copy, in the first evaluation of a run. An answer in the memory of an earlier one is told from that
-    by their checksums: a model may always return one and the same stored tensor. Nothing is read back before the end.
+    The model must return a tensor like x and leave x as it is, which is checked at once, the latter where x counts how
+    often it is written to (`counting`). What has to be read back from the device is checked once, by `check`: whether
+    all was finite, by a sum of each tensor; and whether an answer that lies in the memory of an earlier one, which was
+    still needed, changed that sum. A model may always return one and the same stored tensor.
     """
 
-    def __init__(self, needed: int):
-        self.changed: list[Tensor] = []
-        """Whether x was written to, if that is to be read back."""
-        self._answers: deque[tuple[int, int]] = deque(maxlen=needed)
+    def __init__(self, model: Model, x: Tensor, extra_args: Mapping[str, Any] | None = None):
+        self._model, self._extra_args = model, extra_args or {}
+        self._shape, self._dtype, self._device = x.shape, x.dtype, x.device
+        self._wide = torch.promote_types(x.dtype, torch.float32)
+        self._sums = [x.sum(dtype=self._wide)]  # finite only if all terms are: the cheapest check
+        self._levels: list[tuple[int, Scalar]] = []
+        self._places: dict[int, int] = {}  # the last answer in each memory
         self._over: list[tuple[int, int]] = []
 
-    def before(self, x: Tensor) -> int | Tensor | None:
-        """What to know of x before an evaluation."""
-        if self.changed:
-            return None
-        return x.clone() if x.is_inference() or torch.is_inference_mode_enabled() else x._version
+    @property
+    def count(self) -> int:
+        """How many there were (NFE)."""
+        return len(self._levels)
 
-    def after(self, x: Tensor, before: int | Tensor | None) -> None:
-        """Look whether x is what it was.
+    def __call__(self, x: Tensor, sigma: Scalar, step: int, needed: Sequence[Tensor] = ()) -> Tensor:
+        """The denoised sample, in the dtype of x.
+
+        Args:
+            sigma: the level that the model is told, for all images or for each.
+            step: the number of the step, for messages.
+            needed: earlier predictions that the plan still needs.
 
         Raises:
-            ValueError: if it is known not to be.
+            ValueError: if the model wrote into x, or returned something else than a tensor like x.
         """
-        if isinstance(before, Tensor):
-            self.changed.append((x != before).any())
-        elif before is not None and before != x._version:
-            raise ValueError(_WRITTEN)
+        self._sigma = self._level(sigma)
+        written = None if x.is_inference() else x._version
+        self._answer = answer = self._model(x, self._sigma, **self._extra_args)
+        check_like(answer, self._shape, "model must return the denoised sample")
+        if written is not None and x._version != written:
+            raise ValueError(
+                "the model wrote into the sample x that it was given, from which the sampler goes on: look for an "
+                "operation in place in the model or in what wraps it, and let it work on a copy"
+            )
+        denoised = answer if answer.dtype == self._dtype else answer.to(self._dtype)
+        self._levels.append((step, sigma))
+        self._sums.append(denoised.sum(dtype=self._wide))
+        place, now = denoised.data_ptr(), len(self._levels)
+        for prediction in needed:
+            if prediction.data_ptr() == place and place in self._places:
+                self._over.append((self._places[place], now))
+        if place:
+            self._places[place] = now
+        return denoised
 
-    def answered(self, answer: Tensor | None, number: int) -> None:
-        """Note an answer that is remembered as it is, by the number of its checksum; None for one that is not."""
-        place = 0 if answer is None else answer.data_ptr()
-        for earlier, its_number in self._answers if place else ():
-            if earlier == place:
-                self._over.append((its_number, number))
-        self._answers.appendleft((place, number))
+    def seen(self, x: Tensor, step: int, start: Scalar | None = None) -> dict[str, Any]:
+        """What a callback is told of the evaluation that was just made, at x; `start` is the level of the step if noise
+        was added before."""
+        sigma_hat = self._sigma[0]
+        sigma = sigma_hat if start is None else self._level(start)[0]
+        return {"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": self._answer}
 
-    def check(self, checksums: Sequence[float], changed: bool) -> None:
-        """Raise ValueError if something was written to, by what was read back."""
-        if changed:
-            raise ValueError(_WRITTEN)
-        if any(checksums[earlier] != checksums[now] for earlier, now in self._over):
+    def _level(self, sigma: Scalar) -> Tensor:
+        """A level as the model is told it, [B], on the device of x."""
+        if isinstance(sigma, Tensor):
+            return sigma.to(self._device, self._wide).expand(self._shape[0])
+        return torch.full(self._shape[:1], sigma, dtype=self._wide, device=self._device)
+
+    def check_start(self) -> None:
+        """Raise NonFiniteError unless the first sample is finite. Waits for the device."""
+        _check_start(float(self._sums[0]))
+
+    def check(self, x: Tensor, steps: int) -> None:
+        """What is left to check when the run has come to x: the one time that something is read back.
+
+        Raises:
+            NonFiniteError: if the first sample, a prediction or x is not finite, naming which.
+            ValueError: if the model wrote over an answer.
+        """
+        first, *answers, last = found = torch.stack([*self._sums, x.sum(dtype=self._wide)]).tolist()
+        _check_start(first)
+        for answer, (step, sigma) in zip(answers, self._levels, strict=True):
+            if not math.isfinite(answer):
+                raise non_finite(step, steps, sigma, narrow=self._dtype == torch.float16)
+        if not math.isfinite(last):
+            raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
+        if any(found[earlier] != found[now] for earlier, now in self._over):
             raise ValueError(
                 "the model wrote over a prediction that it had returned and that the sampler still needs: let it "
                 "return a new tensor each time, or a copy of its buffer"
             )
+
+
+def counting(x: Tensor) -> Tensor:
+    """x as a tensor that counts how often it is written to: a copy of one of inference mode, which does not."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
 
 
 def add_noise(
@@ -229,7 +268,7 @@ def add_noise(
         return x + noise.scale * noise_sampler(*interval)
     wide = torch.promote_types(x.dtype, torch.float32)
     drawn = noise_sampler(*(x.new_full((), sigma, dtype=wide) for sigma in interval))
-    check_like(drawn, x, "noise_sampler must return noise")
+    check_like(drawn, x.shape, "noise_sampler must return noise")
     drawn = drawn.to(x)
     if isinstance(noise.scale, Tensor) or noise.scale > _LARGE:
         return x + noise.scale * drawn
@@ -250,7 +289,7 @@ def combine(update: Combination, operands: Sequence[Tensor]) -> Tensor:
         return total
     if not update.terms:  # of a prediction that is 0, at pure noise
         return torch.zeros_like(operands[-1])
-    (key, c), *rest = [(key, c) for key, c in update.terms.items() if isinstance(c, Tensor) or c]
+    (key, c), *rest = update.terms.items()
     total = operands[key] * c
     for key, c in rest:
         if isinstance(c, Tensor) or abs(c) > _LARGE:
@@ -268,7 +307,7 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
     longest, known = 1, given
     for stage in plan:
         known += stage.remembers
-        needed = 1 + max(stage.update.terms, default=-1)
+        needed = stage.update.reach
         if needed > known or (known == given and (needed > 0 or DENOISED.terms.keys() & stage.update.terms.keys())):
             raise ValueError(
                 f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "
@@ -276,13 +315,6 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
             )
         longest = max(longest, needed)
     return longest
-
-
-def level_tensor(sigma: Scalar, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sigma of an evaluation as the model wants it, [B], on the device of x."""
-    if isinstance(sigma, Tensor):
-        return sigma.to(x.device, dtype).expand(x.shape[0])
-    return x.new_full((x.shape[0],), sigma, dtype=dtype)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -306,49 +338,29 @@ def check_sample(x: Tensor) -> None:
         raise ValueError(f"x holds no image: its shape is {list(x.shape)}")
 
 
-def check_like(answer: Any, x: Tensor, what: str) -> None:
-    """Raise ValueError unless an answer is a floating-point tensor shaped like x."""
-    if not isinstance(answer, Tensor) or answer.shape != x.shape:
+def check_like(answer: Any, shape: torch.Size, what: str) -> None:
+    """Raise ValueError unless an answer is a floating-point tensor of the shape of x."""
+    if not isinstance(answer, Tensor) or answer.shape != shape:
         got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"the {what}, shaped like x, {list(x.shape)}; it returned {got}")
+        raise ValueError(f"the {what}, shaped like x, {list(shape)}; it returned {got}")
     if answer.dtype not in FLOATS:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise ValueError(f"the {what} in one of {known}; it returned a tensor of {answer.dtype}")
 
 
-def checksum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A sum is finite only if its terms are: the cheapest check that needs no answer now."""
-    return tensor.sum() if tensor.dtype == dtype else tensor.sum(dtype=dtype)
+def _check_start(found: float) -> None:
+    if not math.isfinite(found):
+        raise NonFiniteError("x holds NaN or infinity: the latent or the noise that the run starts from is broken")
 
 
-_BROKEN_START = "x holds NaN or infinity: the latent or the noise that the run starts from is broken"
-
-
-def non_finite(step: int, steps: int, sigma: Scalar, dtype: torch.dtype = torch.float32) -> NonFiniteError:
-    """The error that names the step and what to try; `dtype` is that of the sample."""
-    narrow = "; the sample is in fp16 and may have gone beyond it: use a wider dtype for it"
+def non_finite(step: int, steps: int, sigma: Scalar, *, narrow: bool = False) -> NonFiniteError:
+    """The error that names the step and what to try; `narrow` says that the sample is in fp16."""
+    hint = "; the sample is in fp16 and may have gone beyond it: use a wider dtype for it"
     return NonFiniteError(
         f"the model returned NaN or infinity at step {step + 1} of {steps} "
         f"(sigma = {value(sigma):.6g}); try a higher precision for the model (bf16 or fp32), a lower "
-        "guidance scale, or look for a broken LoRA or checkpoint" + (narrow if dtype == torch.float16 else "")
+        "guidance scale, or look for a broken LoRA or checkpoint" + (hint if narrow else "")
     )
-
-
-def check_finite(
-    checksums: Sequence[float],
-    evaluated: Sequence[tuple[int, Scalar]],
-    steps: int,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Were the first sample, all predictions and the last sample finite? Raises NonFiniteError, naming what was not."""
-    first, *predictions, last = checksums
-    if not math.isfinite(first):
-        raise NonFiniteError(_BROKEN_START)
-    for checked, (step, sigma) in zip(predictions, evaluated, strict=True):
-        if not math.isfinite(checked):
-            raise non_finite(step, steps, sigma, dtype)
-    if not math.isfinite(last):
-        raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
 
 
 def progress_bar(steps: int | None, disable: bool | None) -> Any:

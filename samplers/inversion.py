@@ -22,18 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .integrate import (
-    Model,
-    NonFiniteError,
-    check_finite,
-    check_like,
-    check_sample,
-    checksum,
-    combine,
-    level_tensor,
-    per_image,
-    progress_bar,
-)
+from .integrate import Evaluations, Model, NonFiniteError, check_sample, combine, evaluated, per_image, progress_bar
 from .levels import REPEATS, Level, Levels, Run, read_run
 from .phi import Scalar, value
 from .plan import DENOISED, START, Combination, Stage, X, as_given
@@ -246,12 +235,10 @@ def solve_backward(
         evaluations: at each level.
     """
     n = len(stages)
-    wide = torch.promote_types(sample.dtype, torch.float32)
     path = [sample]
     denoised: dict[int, Tensor] = {}
     predictions: dict[int, Tensor] = {}
-    checksums: list[Tensor] = [checksum(sample, wide)]
-    evaluated: list[tuple[int, Scalar]] = []
+    evaluate = Evaluations(model, sample)
 
     def on_line(known: Mapping[int, Tensor], j: int, near: int) -> Tensor:
         """What it would be at level j, from the levels `near` and `near` + 1."""
@@ -260,7 +247,7 @@ def solve_backward(
         return known[near].lerp(known[near + 1], _weight(levels, j, near))
 
     for i in reversed(range(n)):
-        stage, below = stages[i], path[-1]
+        stage, below = stages[i]._replace(step=n - 1 - i), path[-1]
         if i + 1 < n:
             expected = [on_line(predictions, i - j, i + 1) for j in range(_reach(stage) + 1)]
             nothing = torch.zeros_like(below)
@@ -269,26 +256,18 @@ def solve_backward(
         else:
             x = below * (levels[i].alpha / levels[n].alpha)
 
-        told = levels[i].sigma if stage.sigma is None else stage.sigma
-        sigma = level_tensor(told, x, wide)
         jacobian, accelerated = _jacobian(stage, levels, i, n), Anderson()
         for _ in range(evaluations):
-            answer = model(x, sigma)
-            check_like(answer, x, "model must return the denoised sample")
-            denoised[i] = answer.to(x.dtype)
-            checksums.append(checksum(denoised[i], wide))
-            evaluated.append((n - 1 - i, levels[i].sigma))
+            predictions[i], denoised[i], *_ = evaluated(stage, (x, x, x), evaluate)
             if callback is not None:
-                callback({"x": x, "i": n - 1 - i, "sigma": sigma[0], "sigma_hat": sigma[0], "denoised": answer})
-            predictions[i] = combine(stage.prediction, (denoised[i], x, x))
+                callback(evaluate.seen(x, stage.step))
             older = [on_line(predictions, i - j, i) for j in range(1, _reach(stage) + 1)]
             reached = combine(stage.update, (predictions[i], *older, denoised[i], x, x))
             x = accelerated(x, (below - reached) / jacobian)
         path.append(x)
         denoised.pop(i + 2, None)
         predictions.pop(i + 2, None)
-    checksums.append(checksum(path[-1], wide))
-    check_finite(torch.stack(checksums).tolist(), evaluated, n)
+    evaluate.check(path[-1], n)
     return tuple(reversed(path))
 
 
@@ -342,7 +321,7 @@ def _single_steps(sampler: SamplerSpec, levels: Levels, options: Mapping[str, An
 
 def _reach(stage: Stage) -> int:
     """How many predictions from before the step its update asks for."""
-    return max(0, *stage.update.terms)
+    return max(0, stage.update.reach - 1)
 
 
 def _coefficient(combination: Combination, *symbols: Combination) -> float:

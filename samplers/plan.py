@@ -61,6 +61,11 @@ class Combination:
         return any(isinstance(c, torch.Tensor) for c in self.terms.values())
 
     @cached_property
+    def reach(self) -> int:
+        """How many of the last predictions it needs."""
+        return max(0, 1 + max(self.terms, default=-1))
+
+    @cached_property
     def interpolation(self) -> tuple[int, tuple[tuple[int, float], ...]] | None:
         """The same sum as a chain of interpolations, or None where the coefficients do not add up to 1.
 

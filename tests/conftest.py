@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from host import ROOT, Server, import_comfyui, load_pack, server
+from in_the_host import module
+from small_models import small_model
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 LONGEST = [
-    "browser",
-    "server",
-    "install",
-    "workflows",
-    "tuning_nodes",
-    "stochastic",
-    "tune_cli",
-    "bench_quality",
-    "plan",
-]
+    "browser", "kernels", "workflows", "server", "install", "tune_cli", "tuning_nodes", "bench_quality", "runs",
+    "stochastic", "comfyui", "hosts", "image_noise", "plan", "inversion",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,6 +64,28 @@ def comfyui(comfy_process: SimpleNamespace):
     """The host as its executor runs nodes: in inference mode."""
     with torch.inference_mode():
         yield comfy_process
+
+
+@pytest.fixture(scope="module")
+def eps_model(comfy_process: SimpleNamespace):
+    return small_model("EPS")
+
+
+@pytest.fixture
+def folder(comfy_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """models/fewstep, which is there once something is saved."""
+    import folder_paths
+
+    path = tmp_path / "fewstep"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return path
+
+
+@pytest.fixture
+def routes(comfyui: SimpleNamespace) -> ModuleType:
+    """nodes/routes.py of the pack."""
+    return module(comfyui, "routes")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from host import ROOT
 
-LAZY = {"tqdm", "scipy", "safetensors"}
+LAZY = {"tqdm", "scipy", "safetensors", "einops"}
 """Imported inside of functions only, by those who need them; they come with the host."""
 
 
@@ -31,7 +31,7 @@ def test_imports_torch_and_the_standard_library_alone():
 def test_runs_in_a_process_without_comfyui_and_what_comes_with_it():
     script = """
 import sys
-sys.modules |= dict.fromkeys(["tqdm", "tqdm.auto", "scipy", "safetensors"])  # as if not installed
+sys.modules |= dict.fromkeys(["tqdm", "tqdm.auto", "scipy", "safetensors", "einops"])  # as if not installed
 import torch
 from samplers import SAMPLERS, SCHEDULES
 sigmas = SCHEDULES["karras"].function(5, 0.03, 14.6)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from in_the_host import module
 from safetensors.torch import save_file
 from small_models import conditioning, small_model
 from tables import PICKS, QUALITY, picks, picks_text
@@ -20,11 +19,6 @@ from samplers.calibrated.recipe import Recipe
 
 EXACT, VARIED = "exact seed", "more variety"
 KINDS = ("EPS", "FLOW")
-
-
-def module(comfyui, name: str):
-    """One of the pack's, as the host has loaded it."""
-    return importlib.import_module(f"{comfyui.nodes['FewStepAuto'].__module__.rpartition('.')[0]}.{name}")
 
 
 def choose(comfyui, model, evaluations: int, variety: str = EXACT, denoise: float = 1.0, **inputs):
@@ -49,16 +43,6 @@ def evaluations_of(comfyui, model, sampler, sigmas, image=None) -> int:
     out = comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"]
     assert out.isfinite().all()
     return len(asked)
-
-
-@pytest.fixture
-def folder(comfy_process, monkeypatch, tmp_path) -> Path:
-    """models/fewstep, empty."""
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return tmp_path
 
 
 # The table
@@ -203,7 +187,7 @@ def test_a_plan_that_gives_no_gain_never_wins(comfyui, folder, about):
 
 def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, folder):
     model = small_model("EPS")
-    (folder / "mine").mkdir()
+    (folder / "mine").mkdir(parents=True)
     for name in ("interrupted_00001_.safetensors", "mine/interrupted_00002_.safetensors"):
         plan(comfyui, model, 8, error_before=1.0, error_after=0.1).save(folder / name)
     assert "safetensors" not in choose(comfyui, model, 8)[2]

@@ -7,6 +7,7 @@ import torch
 from mixture import SIGMA_MAX, SIGMA_MIN, X1, each_ode, pointwise, without_noise
 
 from samplers import DENOISED, SAMPLERS, SCHEDULES, Noise, NonFiniteError, Stage, X, integrate
+from samplers.inversion import invert
 
 SIGMAS = [14.0, 6.0, 2.5, 1.0, 0.4, 0.0]
 nan, inf = math.nan, math.inf
@@ -113,6 +114,11 @@ def test_a_model_that_writes_into_x(spec, inference):
     for model in (Writes().into_x, Writes().into_x_and_back_as_another):
         with torch.inference_mode(inference), pytest.raises(ValueError, match="model wrote into the sample x"):
             sample(spec, X1.clone(), model=model)
+
+
+def test_a_model_that_writes_into_x_on_the_way_back():
+    with pytest.raises(ValueError, match="model wrote into the sample x"):
+        invert(SAMPLERS["ddim"], Writes().into_x, X1.clone(), [9.0, 3.0, 1.0, 0.0], disable=True)
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -242,13 +242,13 @@ def test_frechet_closed_form():
     assert distances.frechet(same, same) == pytest.approx(0, abs=1e-8)
 
 
-@pytest.mark.parametrize("count", [10_000, 7_001])
+@pytest.mark.parametrize("count", [3000, 2001])
 def test_sliced_wasserstein_of_a_shift(count: int):
     """In d dimensions a shift v is |v| / sqrt(d) in the mean over all directions; a scale s is s - 1."""
     size, shift = 5, 2.0
     axes = distances.directions(size, 400)
     assert torch.allclose(axes.norm(dim=0), torch.ones(400))
-    one = gaussian(torch.zeros(size), torch.ones(size)) @ axes
+    one = gaussian(torch.zeros(size), torch.ones(size), 3000) @ axes
     moved = gaussian(torch.tensor([shift, 0, 0, 0, 0]), torch.ones(size), count, seed=3) @ axes
     wider = gaussian(torch.zeros(size), 3 * torch.ones(size), count, seed=3) @ axes
     assert distances.sliced_wasserstein(one, moved) == pytest.approx(shift / math.sqrt(size), rel=0.05)

@@ -14,6 +14,7 @@ import sys
 import pytest
 import torch
 from host import ROOT, environment
+from in_the_host import ksample
 from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES, BrownianNoise
@@ -26,17 +27,8 @@ def latent(batch: int = 1, seed: int = 5) -> dict:
     return {"samples": torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed))}
 
 
-def ksample(comfyui, sampler: str, model, *, scheduler="karras", seed=3, steps=6, cfg=2.5, image=None, denoise=1.0):
-    image = image or {"samples": torch.zeros(1, 4, 8, 8)}
-    node = comfyui.nodes["KSampler"]()
-    assert scheduler in node.INPUT_TYPES()["required"]["scheduler"][0]  # one it does not know is its first to it
-    positive, negative = conditioning(1), conditioning(2)
-    (out,) = node.sample(model, seed, steps, cfg, sampler, scheduler, positive, negative, image, denoise)
-    return out["samples"]
-
-
 def assert_like_host(comfyui, model, **arguments) -> None:
-    host, ours = (ksample(comfyui, name, model, **arguments) for name in ("dpmpp_2m", "fewstep_dpmpp_2m"))
+    host, ours = (ksample(comfyui, model, name, **arguments) for name in ("dpmpp_2m", "fewstep_dpmpp_2m"))
     torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4 * float(host.abs().max()))
 
 
@@ -150,7 +142,7 @@ def test_levels_of_every_schedule_of_the_dropdown(comfyui, schedule, model_type)
     """A run by KSampler visits the levels that the schedule's node gives."""
     model, told = small_model(model_type).clone(), []
     model.set_model_sampler_pre_cfg_function(lambda args: told.append(float(args["sigma"][0])) or args["conds_out"])
-    ksample(comfyui, "fewstep_euler", model, scheduler=f"fewstep_{schedule}", steps=4)
+    ksample(comfyui, model, "fewstep_ddim", scheduler=f"fewstep_{schedule}", steps=4)
     sigmas = comfyui.nodes["FewStepScheduler"].execute(model, schedule, 4, 1.0).result[0]
     assert told == sigmas[:-1].tolist()
 
@@ -161,18 +153,13 @@ def test_every_sampler_of_the_dropdown(comfyui, sampler, model_type):
     """A finite image, the same for the same seed. The schedules take turns."""
     schedule = CURATED_SCHEDULES[CURATED.index(sampler) % len(CURATED_SCHEDULES)]
     model, run = small_model(model_type), {"scheduler": f"fewstep_{schedule}", "steps": 4}
-    first = ksample(comfyui, f"fewstep_{sampler}", model, **run)
+    first = ksample(comfyui, model, f"fewstep_{sampler}", **run)
     assert first.isfinite().all()
-    assert torch.equal(first, ksample(comfyui, f"fewstep_{sampler}", model, **run))
-    assert not torch.allclose(first, ksample(comfyui, f"fewstep_{sampler}", model, seed=4, **run))
+    assert torch.equal(first, ksample(comfyui, model, f"fewstep_{sampler}", **run))
+    assert not torch.allclose(first, ksample(comfyui, model, f"fewstep_{sampler}", seed=4, **run))
 
 
 # What the host wraps around a sampler
-
-
-@pytest.fixture(scope="module")
-def eps_model(comfy_process):
-    return small_model("EPS")
 
 
 def test_img2img(comfyui, eps_model):
@@ -189,20 +176,20 @@ def test_inpainting(comfyui, eps_model):
     mask[..., :4] = 1
     image["noise_mask"] = mask
     assert_like_host(comfyui, eps_model, image=image)
-    out = ksample(comfyui, "fewstep_dpmpp_2m", eps_model, image=image)
+    out = ksample(comfyui, eps_model, "fewstep_dpmpp_2m", image=image)
     torch.testing.assert_close(out[..., 4:], image["samples"][..., 4:])
     assert not torch.allclose(out[..., :4], image["samples"][..., :4], atol=0.1)
 
 
 def test_lora(comfyui, eps_model):
     """Weight patches, which is what a LoRA becomes, act during our sampling and are undone after it."""
-    plain = ksample(comfyui, "fewstep_dpmpp_2m", eps_model)
+    plain = ksample(comfyui, eps_model, "fewstep_dpmpp_2m")
     patched = eps_model.clone()
     weight = eps_model.model.state_dict()["diffusion_model.out.2.weight"]
     assert patched.add_patches({"diffusion_model.out.2.weight": (0.3 * torch.ones_like(weight),)}, 1.0)
     assert_like_host(comfyui, patched)
-    assert not torch.allclose(ksample(comfyui, "fewstep_dpmpp_2m", patched), plain, atol=1e-2)
-    assert torch.equal(ksample(comfyui, "fewstep_dpmpp_2m", eps_model), plain)
+    assert not torch.allclose(ksample(comfyui, patched, "fewstep_dpmpp_2m"), plain, atol=1e-2)
+    assert torch.equal(ksample(comfyui, eps_model, "fewstep_dpmpp_2m"), plain)
 
 
 def test_controlnet(comfyui, eps_model):
@@ -254,7 +241,7 @@ def test_interruption(comfyui, eps_model):
     import comfy.model_management
     import comfy.sample
 
-    before = ksample(comfyui, "fewstep_dpmpp_2m", eps_model)
+    before = ksample(comfyui, eps_model, "fewstep_dpmpp_2m")
     seen = []
 
     def cancel_at_two(step, x0, x, total):
@@ -270,7 +257,7 @@ def test_interruption(comfyui, eps_model):
             torch.zeros_like(noise), callback=cancel_at_two, seed=0,
         )  # fmt: skip
     assert seen == [0, 1, 2]
-    assert torch.equal(ksample(comfyui, "fewstep_dpmpp_2m", eps_model), before)
+    assert torch.equal(ksample(comfyui, eps_model, "fewstep_dpmpp_2m"), before)
 
 
 def test_fresh_noise_is_not_the_noise_that_the_run_starts_from(comfyui):
@@ -317,20 +304,18 @@ def sample_custom(comfyui, sampler, sigmas, model, seed=3):
 def test_sampler_node_gives_every_sampler_with_its_options(comfyui, eps_model):
     node = comfyui.nodes["FewStepSampler"]
     sigmas = comfyui.nodes["FewStepScheduler"].execute(eps_model, "karras", 5, 1.0).result[0]
-    for id in SAMPLERS:
-        out = sample_custom(comfyui, node.execute(id).result[0], sigmas, eps_model)
-        assert out.isfinite().all()
+    plain = {id: sample_custom(comfyui, node.execute(id).result[0], sigmas, eps_model) for id in SAMPLERS}
+    assert all(out.isfinite().all() for out in plain.values())
     widgets = {
         i.id: i.default for i in node.define_schema().inputs if i.id != "sampler"
     }  # as the front end sends them: every option, at the value the widget starts with
     for id in SAMPLERS:
         as_sent = sample_custom(comfyui, node.execute(id, **widgets).result[0], sigmas, eps_model)
-        assert torch.equal(as_sent, sample_custom(comfyui, node.execute(id).result[0], sigmas, eps_model))
+        assert torch.equal(as_sent, plain[id])
     heun = sample_custom(
         comfyui, node.execute("dpmpp_2m", **widgets | {"solver_type": "heun"}).result[0], sigmas, eps_model
     )
-    midpoint = sample_custom(comfyui, node.execute("dpmpp_2m", **widgets).result[0], sigmas, eps_model)
-    assert not torch.equal(heun, midpoint)
+    assert not torch.equal(heun, plain["dpmpp_2m"])
 
 
 def test_rounded_widget_is_the_default(comfyui):
@@ -391,7 +376,7 @@ def test_shifted_flow_models(comfyui, shift):
     (model,) = comfyui.nodes["ModelSamplingSD3"]().patch(small_model("FLOW"), shift=shift)
     assert (shift == 1.32) == (model.get_model_object("model_sampling").sigma_max > 1)
     for scheduler in ("simple", *(f"fewstep_{id}" for id, spec in SCHEDULES.items() if spec.curated)):
-        assert ksample(comfyui, "fewstep_dpmpp_2m", model, scheduler=scheduler, steps=4).isfinite().all()
+        assert ksample(comfyui, model, "fewstep_dpmpp_2m", scheduler=scheduler, steps=4).isfinite().all()
 
 
 def test_schedule_options_reach_the_schedule(comfyui, eps_model):
@@ -421,4 +406,4 @@ def test_a_broken_model_is_an_error_not_a_black_image(comfyui):
     broken = small_model("EPS")
     broken.model.diffusion_model.out[2].bias.data.fill_(math.nan)
     with pytest.raises(ValueError, match="NaN or infinity at step 1 of 6"):
-        ksample(comfyui, "fewstep_dpmpp_2m", broken)
+        ksample(comfyui, broken, "fewstep_dpmpp_2m")

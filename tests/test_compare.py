@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import time
 from types import SimpleNamespace
 
+import in_the_host
 import numpy as np
 import pytest
 import torch
+from in_the_host import module
 from small_models import conditioning, small_model
 
 CFG, SEED = 3.0, 7
-
-
-def module(comfyui, name: str):
-    """One of the pack's, as the host has loaded it."""
-    return importlib.import_module(f"{comfyui.nodes['FewStepCompare'].__module__.rpartition('.')[0]}.{name}")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +53,9 @@ def compare(comfyui, of, **changed):
 
 
 def ksample(comfyui, of, sampler: str, scheduler: str, steps: int, latent=None, denoise: float = 1.0):
-    latent = latent or {"samples": torch.zeros(1, 4, 8, 8)}
-    node = comfyui.nodes["KSampler"]()
-    arguments = (of.model, SEED, steps, CFG, sampler, scheduler, of.positive, of.negative, latent, denoise)
-    return node.sample(*arguments)[0]["samples"]
+    options = {"scheduler": scheduler, "seed": SEED, "steps": steps, "cfg": CFG, "denoise": denoise}
+    prompts = {"positive": of.positive, "negative": of.negative}
+    return in_the_host.ksample(comfyui, of.model, sampler, latent, **options, **prompts)
 
 
 def rows(table: str) -> list[list[str]]:
@@ -89,6 +84,7 @@ def counted(small):
 # What is compared
 
 
+@pytest.mark.network
 def test_cells_are_runs_of_the_host(comfyui, small, temp):
     """To the last bit, for the host's samplers and ours, of every kind: one that leaves out a level, one with noise."""
     samplers = ["dpmpp_2m", "uni_pc", "heun", "euler_ancestral", "fewstep_dpmpp_2s", "fewstep_dpmpp_sde"]
@@ -105,6 +101,7 @@ def test_cells_are_runs_of_the_host(comfyui, small, temp):
     assert [named["uni_pc", "karras", n] for n in counts] == [3, 5]
 
 
+@pytest.mark.network
 def test_image_to_image_and_masks_as_the_host(comfyui, small, temp):
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
@@ -116,6 +113,7 @@ def test_image_to_image_and_masks_as_the_host(comfyui, small, temp):
     assert torch.equal(out["samples"], torch.cat(wanted))
 
 
+@pytest.mark.network
 def test_errors_are_distances_to_the_run_of_many_steps(comfyui, small, temp):
     names = ["dpmpp_2m", "fewstep_ipndm_v"]
     *_, table, out = compare(comfyui, small, samplers="\n".join(names), steps="4, 8", reference_steps=40)
@@ -127,6 +125,7 @@ def test_errors_are_distances_to_the_run_of_many_steps(comfyui, small, temp):
     assert told["dpmpp_2m", "8"] < told["dpmpp_2m", "4"]
 
 
+@pytest.mark.network
 def test_runs_of_a_published_plan_are_one_image(comfyui, small, temp):
     """In 10 steps on SD1.5 the sampler leaves the schedule: there is one image, which says so. Other cells are runs
     of their schedules."""
@@ -157,6 +156,7 @@ def test_runs_of_a_published_plan_are_one_image(comfyui, small, temp):
     assert all("whatever the schedule" in tile.fault for tile in tiles[1:])
 
 
+@pytest.mark.network
 def test_equal_levels_are_one_run(comfyui, counted, temp):
     *_, table, out = compare(comfyui, counted, schedules="fewstep_exponential\nlu_lambda")
     assert counted.asked.calls == 4 and len(out["samples"]) == 1
@@ -365,6 +365,7 @@ def test_stopping_keeps_what_is_done(comfyui, counted, temp):
     assert [row[3] for row in rows(table)] == ["2", "4", "3", "7", "2", "4"]
 
 
+@pytest.mark.network
 def test_only_what_is_new_is_run(comfyui, counted, temp):
     """A line more costs its own evaluations; other prompts, seeds, guidance, latents or models cost all of them."""
     compare(comfyui, counted)
@@ -421,6 +422,7 @@ def film(comfyui, of, sampler, sigmas, **changed):
     return comfyui.nodes["FewStepFilmStrip"].execute(*arguments, **{**inputs, **changed}).result
 
 
+@pytest.mark.network
 def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
     """Also the second of a step; the last is the result. The strip goes on in rows."""
     (sampler,) = comfyui.nodes["FewStepSampler"].execute("dpmpp_2s").result

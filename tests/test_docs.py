@@ -43,8 +43,3 @@ def test_registry_metadata():
     assert project["name"] == "fewstep"
     assert (ROOT / project["license"]["file"]).exists() and (ROOT / project["readme"]).exists()
     assert project["version"] in (ROOT / "CHANGELOG.md").read_text()
-
-
-def test_nothing_to_install_beyond_the_host():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert not [line for line in lines if line.strip() and not line.startswith("#")]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from in_the_host import ksample
 from mixture import FLOW_MIN, NOISE, SIGMA_MAX, SIGMA_MIN, X1, denoiser, flow_denoiser
 from small_models import conditioning, controlled, small_model
 
@@ -225,11 +226,6 @@ CFG = 2.5
 STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def eps_model(comfy_process):
-    return small_model("EPS")
-
-
 def node(comfyui, name, *arguments, **options):
     return comfyui.nodes[name].execute(*arguments, **options).result[0]
 
@@ -252,11 +248,8 @@ def advanced(comfyui, guider, model, sampler="euler", scheduler="karras", sigmas
     return node(comfyui, "SamplerCustomAdvanced", noise, guider, solver, sigmas, latent)["samples"]
 
 
-def ksampler(comfyui, model, sampler="euler", cfg=CFG, positive=None, negative=None, image=None):
-    image = image or {"samples": torch.zeros(1, 4, 8, 8)}
-    positive, negative = positive or conditioning(1), negative or conditioning(2)
-    sampled = comfyui.nodes["KSampler"]().sample(model, 3, STEPS, cfg, sampler, "karras", positive, negative, image, 1)
-    return sampled[0]["samples"]
+def ksampler(comfyui, model, sampler="euler", **options):
+    return ksample(comfyui, model, sampler, **{"steps": STEPS, "cfg": CFG, **options})
 
 
 def watched_passes(model) -> tuple:
@@ -280,6 +273,7 @@ def watched_scales(model) -> tuple:
     return watched, seen
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
 def test_constant_guidance_is_the_hosts_own_bit_for_bit(comfyui, model_type):
     model = small_model(model_type)
@@ -306,6 +300,7 @@ def test_interval_saves_passes(comfyui, eps_model):
     assert seen == wanted
 
 
+@pytest.mark.network
 def test_interval_is_three_runs_of_the_host(comfyui, eps_model):
     """A sampler without memory gives the same in pieces, without guidance before and after."""
     sigmas = node(comfyui, "BasicScheduler", eps_model, "karras", STEPS, 1.0)
@@ -320,6 +315,7 @@ def test_interval_is_three_runs_of_the_host(comfyui, eps_model):
     torch.testing.assert_close(whole, latent["samples"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.network
 def test_list_has_a_scale_for_each_step(comfyui, eps_model):
     scales = [5.0, 1.0, 2.5, 4.0, 1.0, 3.0]
     model, seen = watched_scales(eps_model)
@@ -331,6 +327,7 @@ def test_list_has_a_scale_for_each_step(comfyui, eps_model):
     assert seen == [scale for scale in scales[:-1] for _ in range(2)] + scales[-1:]
 
 
+@pytest.mark.network
 def test_ramps_run_in_the_hosts_percent(comfyui, eps_model):
     """Half-way in percent is half-way on the ramp, whatever the levels of the run."""
     for model in (eps_model, small_model("FLOW")):
@@ -343,14 +340,19 @@ def test_ramps_run_in_the_hosts_percent(comfyui, eps_model):
         assert seen == pytest.approx([4.4, 3.5, 2.6], abs=1e-3)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("sampler", ["euler", "ddim"])
 def test_cfg_pp_is_that_of_the_host(comfyui, eps_model, sampler):
     host = ksampler(comfyui, eps_model, "euler_cfg_pp", cfg=0.6)
     patched = node(comfyui, "FewStepGuidancePatch", eps_model, made(comfyui, cfg=0.6, cfg_pp=True))
-    ours = ksampler(comfyui, patched, f"fewstep_{sampler}")
+    solver = node(comfyui, "FewStepSampler", sampler)
+    sigmas = node(comfyui, "BasicScheduler", patched, "karras", STEPS, 1.0)
+    empty, prompts = {"samples": torch.zeros(1, 4, 8, 8)}, (conditioning(1), conditioning(2))
+    ours = node(comfyui, "SamplerCustom", patched, True, 3, CFG, *prompts, solver, sigmas, empty)["samples"]
     torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4 * float(host.abs().max()))
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION"])
 def test_rescale_is_that_of_the_host(comfyui, model_type):
     model = small_model(model_type)
@@ -360,6 +362,7 @@ def test_rescale_is_that_of_the_host(comfyui, model_type):
     torch.testing.assert_close(ksampler(comfyui, ours), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
+@pytest.mark.network
 def test_threshold_keeps_predictions_in_their_range(comfyui, eps_model):
     """The last prediction is the image."""
     patched = node(comfyui, "FewStepGuidancePatch", eps_model, made(comfyui, threshold=0.99, threshold_floor=0.5))
@@ -367,6 +370,7 @@ def test_threshold_keeps_predictions_in_their_range(comfyui, eps_model):
     assert float(plain.abs().max()) > 0.6 and float(bounded.abs().max()) == pytest.approx(0.5)
 
 
+@pytest.mark.network
 def test_guidance_ends_once_the_predictions_agree(comfyui, eps_model):
     """With euler the run is guided up to there and not guided after it."""
     model, seen = watched_passes(eps_model)
@@ -386,6 +390,7 @@ def test_guidance_ends_once_the_predictions_agree(comfyui, eps_model):
     assert seen == [[0, 1]] * (first + 1) + [[0]] * (STEPS - first - 1)
 
 
+@pytest.mark.network
 def test_inversion_goes_through_the_agreement_from_below(comfyui):
     """Where the predictions agree at low noise only, the way up is guided above that as the way down is."""
     model = small_model("EPS")
@@ -399,6 +404,7 @@ def test_inversion_goes_through_the_agreement_from_below(comfyui):
     assert seen == [CFG] * STEPS
 
 
+@pytest.mark.network
 def test_composes_with_what_the_host_wraps_around_a_model(comfyui, eps_model):
     """A list of one scale goes the long way, evaluation by evaluation, and gives the host's own image bit for bit:
     with regional prompts, prompts for a part of the steps, a ControlNet, a mask, and another patch of guidance."""
@@ -419,6 +425,7 @@ def test_composes_with_what_the_host_wraps_around_a_model(comfyui, eps_model):
     assert torch.equal(ksampler(comfyui, both), ksampler(comfyui, host))
 
 
+@pytest.mark.network
 def test_composes_with_pooled_conditioning(comfyui):
     """The second conditioning of SDXL, which the demo model has, too."""
     model, positive, negative = comfyui.nodes["FewStepDemoModel"].execute("cat face", "dog").result
@@ -428,16 +435,26 @@ def test_composes_with_pooled_conditioning(comfyui):
     assert torch.equal(ksampler(comfyui, patched, **arguments), ksampler(comfyui, model, **arguments))
 
 
+@pytest.mark.network
 def test_every_sampler_of_the_host_takes_it(comfyui, eps_model):
     """Two runs of the pack's own kind of guidance as the host's numbers: outside of the range there is none."""
     whole = made(comfyui, "interval", sigma_start=100.0, sigma_end=1e-6)
     none = made(comfyui, "interval", sigma_start=100.0, sigma_end=50.0)
-    for sampler in ("dpmpp_2m", "uni_pc", "dpmpp_2m_sde", "lms", "dpm_adaptive", "fewstep_amed", "fewstep_dpmpp_sde"):
+    for sampler in (
+        "dpmpp_2m",
+        "uni_pc",
+        "dpmpp_2m_sde",
+        "lms",
+        "dpm_adaptive",
+        "fewstep_amed_dpm_2m",
+        "fewstep_dpmpp_sde",
+    ):
         for guidance, cfg in ((whole, CFG), (none, 1.0)):
             patched = node(comfyui, "FewStepGuidancePatch", eps_model, guidance)
             assert torch.equal(ksampler(comfyui, patched, sampler), ksampler(comfyui, eps_model, sampler, cfg=cfg))
 
 
+@pytest.mark.network
 def test_factors_of_a_plan_come_on_top(comfyui, eps_model):
     factors = (1.0, 0.5, 2.0)
     recipe = Recipe("euler", (14.6, 4.0, 1.0, 0.0), tunings=tuple(Tuning(guidance=f) for f in factors))
@@ -496,6 +513,7 @@ def test_guiders_without_one_scale_are_left_alone(comfyui, eps_model, caplog):
         assert torch.equal(ours, advanced(comfyui, make(eps_model), eps_model))
 
 
+@pytest.mark.network
 def test_the_last_patch_counts_and_the_model_stays(comfyui, eps_model):
     plain = ksampler(comfyui, eps_model)
     first = node(comfyui, "FewStepGuidancePatch", eps_model, made(comfyui, cfg=7.0))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from host import ROOT
-from translations import LOCALES, aligned, texts
+from translations import LOCALES, aligned, digests, leaves, outdated, texts
 
 DOCS = ROOT / "web" / "docs"
 PAGES = {path.stem: path for path in DOCS.glob("*.md")}
@@ -61,15 +60,37 @@ def test_english_is_that_of_the_nodes():
 def test_translations_are_complete(nodes, path):
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found == aligned({id: texts(cls) for id, cls in nodes.items()}, found), "run tools/translations.py"
-    missing = [where for where, text in _leaves(found) if not text.strip()]
+    missing = [where for where, text in leaves(found) if not text.strip()]
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(LOCALES.glob("*/english.json")), ids=lambda path: path.parent.name)
+def test_translations_are_of_the_english_of_now(nodes, path):
+    english = {id: texts(cls) for id, cls in nodes.items()}
+    old = [".".join(where) for where in outdated(english, json.loads(path.read_text(encoding="utf-8")))]
+    assert not old, "translate these again, then run tools/translations.py --reviewed"
+
+
+def test_an_english_text_that_has_changed_is_found():
+    english = {"Node": {"display_name": "A node", "inputs": {"steps": {"tooltip": "How many."}}}}
+    made_from = digests(english)
+    assert not outdated(english, made_from)
+    english["Node"]["inputs"]["steps"]["tooltip"] = "How many steps."
+    assert outdated(english, made_from) == [("Node", "inputs", "steps", "tooltip")]
+    assert len(outdated(english, {})) == 2
+
+
+def test_every_language_has_both_files():
+    assert {path.parent for path in LOCALES.glob("*/english.json")} == {
+        path.parent for path in LOCALES.glob("*/nodeDefs.json")
+    }
 
 
 def test_translations_mean_what_they_say():
     """The front end takes { } @ | for its own syntax."""
-    for path in LOCALES.glob("*/*.json"):
+    for path in [*LOCALES.glob("*/nodeDefs.json"), *LOCALES.glob("*/main.json")]:
         wrong = [
-            where for where, text in _leaves(json.loads(path.read_text(encoding="utf-8"))) if set(text) & set("{}@|")
+            where for where, text in leaves(json.loads(path.read_text(encoding="utf-8"))) if set(text) & set("{}@|")
         ]
         assert not wrong, path
 
@@ -78,15 +99,7 @@ def test_chinese_is_chinese():
     found = json.loads((LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     english = [
         where
-        for where, text in _leaves(found)
+        for where, text in leaves(found)
         if where[-1] in ("tooltip", "description", "display_name") and not re.search("[\u4e00-\u9fff]", text)
     ]
     assert not english
-
-
-def _leaves(part: Any, *above: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(part, Mapping):
-        for key, below in part.items():
-            yield from _leaves(below, *above, key)
-    else:
-        yield above, part

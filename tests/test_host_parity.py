@@ -6,11 +6,14 @@ to be wrong or takes another formula, the case says so and is compared where the
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from host import GIVEN
+from k_diffusion_package import INSTALLED, k_diffusion
 from mixture import NOISE, X1, denoiser, flow_denoiser, relative_error
 
 from samplers import SAMPLERS
@@ -115,13 +118,15 @@ def hosts(comfy_process, monkeypatch):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
 
-    def function(name):
+    def function(name, package):
+        if package:
+            return getattr(k_diffusion("sampling"), f"sample_{name}")
         if name.startswith("unipc"):
             return getattr(uni_pc, f"sample_{name}")
         return getattr(sampling, f"sample_{name}")
 
-    def run(name, flow, sigmas, options, denoise=None, **more):
-        chosen = function(name)
+    def run(name, flow, sigmas, options, denoise=None, package=False, **more):
+        chosen = function(name, package)
         arguments = chosen.__wrapped__.__code__ if hasattr(chosen, "__wrapped__") else chosen.__code__
         if "noise_sampler" in arguments.co_varnames[: arguments.co_argcount]:
             more["noise_sampler"] = noise_sampler
@@ -184,6 +189,21 @@ def test_samplers_of_the_host_without_a_flow_branch(hosts, name):
     """They take flow levels for those of alpha = 1: there is no parity to ask for."""
     as_flow, as_edm = (hosts(name, flow, FLOW, {}, denoise=flow_denoiser) for flow in (True, False))
     assert torch.equal(as_flow, as_edm)
+
+
+IN_PACKAGE = [
+    pytest.param(case, sigmas, id=f"{name}, to {sigmas[-1]:g}")
+    for cases, levels in ((EDM_CASES, (EDM, TO_ZERO)), (MORE_STEPS, (EDM,)))
+    for name, case in cases.items()
+    if (INSTALLED or not GIVEN) and hasattr(k_diffusion("sampling"), f"sample_{case[2]}")
+    for sigmas in levels
+]
+
+
+@pytest.mark.parametrize(("case", "sigmas"), IN_PACKAGE)
+def test_parity_with_the_package_k_diffusion(hosts, case, sigmas):
+    """The package from PyPI, of which the host has a copy that it goes on with."""
+    compare(functools.partial(hosts, package=True), case, sigmas, flow=False)
 
 
 @pytest.mark.parametrize("order", [2, 3])

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from in_the_host import ksample
 from small_models import conditioning, small_model
+
+pytestmark = pytest.mark.network
 
 PAIRS = {"fewstep_ddim": "euler", "fewstep_dpmpp_2m": "dpmpp_2m"}
 """Ours, and the host's own of the same mathematics."""
@@ -37,12 +40,6 @@ def half_mask(size: int = 8) -> torch.Tensor:
     return mask
 
 
-def ksample(comfyui, model, sampler: str, image: dict, denoise: float = 1.0, scheduler: str = "karras") -> torch.Tensor:
-    positive, negative = conditioning(1), conditioning(2)
-    run = comfyui.nodes["KSampler"]().sample
-    return run(model, 3, 6, 2.5, sampler, scheduler, positive, negative, image, denoise)[0]["samples"]
-
-
 def custom(comfyui, model, sampler: str, sigmas, image: dict, noise: bool = True) -> dict:
     """SamplerCustomAdvanced."""
     source = comfyui.nodes["RandomNoise"].execute(3) if noise else comfyui.nodes["DisableNoise"].execute()
@@ -63,7 +60,7 @@ def close(ours: torch.Tensor, host: torch.Tensor) -> None:
 @pytest.mark.parametrize("denoise", [0.05, 0.5, 0.93])
 def test_img2img_as_the_host(comfyui, models, kind, ours, host, denoise):
     image = picture()
-    close(*(ksample(comfyui, models[kind], name, image, denoise, "simple") for name in (ours, host)))
+    close(*(ksample(comfyui, models[kind], name, image, denoise=denoise, scheduler="simple") for name in (ours, host)))
 
 
 @each_kind
@@ -76,7 +73,7 @@ def test_denoise_means_the_same_in_every_scheduler(comfyui, models, kind):
         if denoise in (0.25, 1.0):  # n / denoise steps, a whole number: both are the same schedule
             torch.testing.assert_close(own, basic)
         assert own.shape == basic.shape
-        plain = ksample(comfyui, models[kind], "fewstep_ddim", image, denoise, "fewstep_karras")
+        plain = ksample(comfyui, models[kind], "fewstep_ddim", image, denoise=denoise, scheduler="fewstep_karras")
         close(custom(comfyui, models[kind], "fewstep_ddim", basic, image)["samples"], plain)
     (none,) = comfyui.nodes["FewStepScheduler"].execute(models[kind], "karras", 6, 0.0).result
     assert torch.equal(custom(comfyui, models[kind], "fewstep_ddim", none, image)["samples"], image["samples"])
@@ -94,7 +91,7 @@ def test_inpainting_as_the_host(comfyui, models, kind, ours, host, denoise, diff
         (model,) = comfyui.nodes["DifferentialDiffusion"].execute(model).result
         mask = torch.linspace(0, 1, 8).expand(1, 8, 8)  # how early each column may begin to change
     (image,) = comfyui.nodes["SetLatentNoiseMask"]().set_mask(picture(), mask)
-    found, wanted = (ksample(comfyui, model, name, image, denoise) for name in (ours, host))
+    found, wanted = (ksample(comfyui, model, name, image, denoise=denoise) for name in (ours, host))
     close(found, wanted)
     if differential:  # every column changes in the last step
         return
@@ -139,9 +136,9 @@ def test_hires_fix_as_the_host(comfyui, models, kind, ours, host):
     """An image, made larger as a latent, and half of the noise again."""
     results = []
     for name in (ours, host):
-        small = {"samples": ksample(comfyui, models[kind], name, {"samples": torch.zeros(1, 4, 8, 8)})}
+        small = {"samples": ksample(comfyui, models[kind], name)}
         (large,) = comfyui.nodes["LatentUpscaleBy"]().upscale(small, "bilinear", 2.0)
-        results.append(ksample(comfyui, models[kind], name, large, 0.5))
+        results.append(ksample(comfyui, models[kind], name, large, denoise=0.5))
     assert results[0].shape == (1, 4, 16, 16)
     close(*results)
 

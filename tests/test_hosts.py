@@ -17,6 +17,7 @@ import types
 import pytest
 import torch
 from host import ROOT
+from in_the_host import module
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS, SCHEDULES
@@ -30,11 +31,6 @@ def custom(comfyui, model, sampler, sigmas, image=None, seed=3, cfg=2.5):
     node = comfyui.nodes["SamplerCustom"]
     prompts = conditioning(1), conditioning(2)
     return node.execute(model, True, seed, cfg, *prompts, sampler, sigmas, {"samples": empty}).result[0]["samples"]
-
-
-def module(comfyui, name: str):
-    """A module of the pack as it is loaded."""
-    return sys.modules[f"{comfyui.nodes['FewStepSampler'].__module__.rsplit('.', 1)[0]}.{name}"]
 
 
 def ids(comfyui) -> set[str]:

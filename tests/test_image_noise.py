@@ -7,8 +7,11 @@ import types
 
 import pytest
 import torch
-from mixture import each_stochastic, with_noise
+from in_the_host import ksample
+from mixture import with_noise
 from small_models import conditioning, small_model
+
+from samplers import SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +24,7 @@ def latent(batch: int, **more) -> dict:
 
 
 def ksampler(comfyui, model, spec, options, image, seed=3):
-    name = f"fewstep_{spec.id}"
-    node, prompts = comfyui.nodes["KSampler"](), (conditioning(1), conditioning(2))
-    return node.sample(model, seed, 6, 2.5, name, "karras", *prompts, image, 1.0)[0]["samples"]
+    return ksample(comfyui, model, f"fewstep_{spec.id}", image, seed=seed)
 
 
 def advanced(comfyui, model, spec, options, image, seed=3):
@@ -54,15 +55,21 @@ def custom_advanced(comfyui, model, spec, options, image, seed=3, noise=None):
     return nodes["SamplerCustomAdvanced"].execute(noise, guider, sampler, sigmas, image).result[0]["samples"]
 
 
-RUNS = [ksampler, advanced, custom, custom_advanced]
+STOCHASTIC = [spec for spec in SAMPLERS.values() if spec.stochastic]
+each_way = pytest.mark.parametrize(
+    ("spec", "run"),
+    [
+        *((spec, ksampler if spec.curated else custom) for spec in STOCHASTIC),
+        *((SAMPLERS["euler_ancestral"], run) for run in (advanced, custom, custom_advanced)),
+    ],
+    ids=lambda value: getattr(value, "id", None) or value.__name__,
+)
+"""Every sampler, and every node that samples: they meet in the seeds of the images and nowhere else."""
 
 
-@pytest.mark.parametrize("run", RUNS)
-@each_stochastic
+@each_way
 def test_an_image_of_a_batch_is_the_same_made_alone(comfyui, model, spec, run):
     """By Latent From Batch and Rebatch Latents, up to the rounding of the network in another batch."""
-    if run in (ksampler, advanced) and not spec.curated:
-        run = custom
     options = with_noise(spec)
     whole = run(comfyui, model, spec, options, latent(3))
     picked = comfyui.nodes["LatentFromBatch"]().frombatch(latent(3), 1, 2)[0]
@@ -78,12 +85,9 @@ def test_an_image_of_a_batch_is_the_same_made_alone(comfyui, model, spec, run):
     assert (other - whole).abs().max() > 0.05 * whole.abs().max()
 
 
-@pytest.mark.parametrize("run", RUNS)
-@each_stochastic
+@each_way
 def test_images_that_start_alike_stay_alike(comfyui, model, spec, run):
     """Latent Batch Seed Behavior: fixed."""
-    if run in (ksampler, advanced) and not spec.curated:
-        run = custom
     image = comfyui.nodes["LatentBatchSeedBehavior"].execute(latent(3), "fixed").result[0]
     first, *others = run(comfyui, model, spec, with_noise(spec), image)
     for other in others:
@@ -109,8 +113,6 @@ def test_a_run_in_two_parts_follows_the_path_of_the_whole(comfyui, model, sample
 
 def test_a_noise_of_any_kind_tells_images_apart(comfyui, model):
     """As that of Few-Step Invert does, which has no seed: an image with its row of it is the same alone."""
-    from samplers import SAMPLERS
-
     rows = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     arguments = comfyui, model, SAMPLERS["euler_ancestral"], {}
 
@@ -126,8 +128,6 @@ def test_a_noise_of_any_kind_tells_images_apart(comfyui, model):
 
 def test_a_mask_does_not_change_whose_noise_it_is(comfyui):
     """Under Set Latent Noise Mask an image is the same alone, too."""
-    from samplers import SAMPLERS
-
     model, spec = small_model("EPS"), SAMPLERS["euler_ancestral"]
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1

@@ -25,6 +25,7 @@ OLDEST = HOST / "comfyui-oldest"
 CONTRACT = json.loads(Path(__file__).with_name("contract.json").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
+PACK = ("__init__.py", "tune.py", "nodes", "samplers")
 DISTRIBUTIONS = {"PIL": "pillow"}  # of modules that are not called as what is installed
 
 
@@ -101,19 +102,33 @@ def test_the_demo_is_the_same_image(installed, images):
     assert np.abs(pixels - images[0]).max() <= 2
 
 
-def test_nothing_is_required_beyond_comfyui():
-    """No requirement of our own, and no import of what ComfyUI does not require itself, in its oldest version."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert not [line for line in lines if line.strip() and not line.startswith("#")]
-    assert PROJECT["project"]["dependencies"] == []
-    fetch_comfyui(OLDEST_WHEEL, OLDEST)
-    listed = (OLDEST / "requirements.txt").read_text().lower()
-    allowed = {re.split(r"[<>=~!\s]", line)[0] for line in listed.splitlines()}
-    allowed |= sys.stdlib_module_names | {path.stem for path in OLDEST.iterdir()}
+def test_the_requirements_are_what_the_pack_imports():
+    """Each by name, without a version, in requirements.txt as in pyproject.toml, and nothing that is not imported."""
+    found = set()
     for path in tracked():
-        if path.endswith(".py") and path.split("/")[0] in ("__init__.py", "tune.py", "nodes", "samplers"):
-            for name in imports(ast.parse((ROOT / path).read_text())):
-                assert DISTRIBUTIONS.get(name, name) in allowed, f"{path} imports {name}"
+        if path.endswith(".py") and (path.split("/")[0] in PACK or path in ("demo/nodes.py", "demo/model.py")):
+            found |= set(imports(ast.parse((ROOT / path).read_text())))
+    host = {path.stem for path in COMFYUI.iterdir()}
+    wanted = {DISTRIBUTIONS.get(name, name) for name in found - sys.stdlib_module_names - host - {"torch"}}
+    assert set(requirements()) == wanted
+    assert PROJECT["project"]["dependencies"] == requirements()
+
+
+def test_installing_the_requirements_changes_nothing_in_the_host():
+    """Each is one of ComfyUI's own, in its oldest version too, and pip finds nothing to do."""
+    fetch_comfyui(OLDEST_WHEEL, OLDEST)
+    for host in (COMFYUI, OLDEST):
+        lines = (host / "requirements.txt").read_text().lower().splitlines()
+        assert set(requirements()) <= {re.split(r"[<>=~!\s]", line)[0] for line in lines}
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "-r", str(ROOT / "requirements.txt")]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "would install" not in done.stdout.lower()
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -238,7 +238,7 @@ def there_and_back(comfyui, model, positive, negative, image, cfg, id, sigmas, *
     return out, text
 
 
-@pytest.mark.parametrize("cfg", [1.0, CFG])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.network), CFG])
 def test_goal_of_a_fifth_of_the_error_of_ddim_inversion(comfyui, cfg):
     """At 20 steps of the demo model, in as many evaluations: plain DDIM inversion climbs the levels above 0."""
     model, positive, negative, image = demo(comfyui, "cat face", 5)
@@ -271,7 +271,7 @@ MODELS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-@pytest.mark.parametrize("by_noise", [True, False], ids=["noise", "latent"])
+@pytest.mark.parametrize("by_noise", [pytest.param(True, marks=pytest.mark.network), False], ids=["noise", "latent"])
 @pytest.mark.parametrize("start", [1.0, 0.6], ids=["whole", "part"])
 def test_round_trip_through_the_nodes_of_the_host(comfyui, model_type, by_noise, start):
     """What comes back is what the report says, for every kind of model, from full noise and from less."""
@@ -292,6 +292,7 @@ def test_round_trip_through_the_nodes_of_the_host(comfyui, model_type, by_noise,
     assert told < 0.02
 
 
+@pytest.mark.network
 def test_masked_edit_leaves_the_rest_as_it_was(comfyui):
     """DiffEdit with nodes of the host: the mask, the inverted noise, Set Latent Noise Mask."""
     model, source, negative, image = demo(comfyui, "red apple", 5)
@@ -312,6 +313,7 @@ def test_masked_edit_leaves_the_rest_as_it_was(comfyui):
     assert change[mask == 0].max() < 1e-5 and change[mask == 1].mean() > 0.05
 
 
+@pytest.mark.network
 def test_mask_finds_what_the_prompts_disagree_about(comfyui):
     """The difference is the model's own, computed here by hand for one noise; none between equal prompts."""
     model = small_model("EPS")
@@ -413,6 +415,7 @@ def test_interruption(comfyui, monkeypatch, name):
             assert torch.equal(a["samples"], b["samples"])
 
 
+@pytest.mark.network
 def test_the_lora_of_the_model_is_in_effect(comfyui):
     model = small_model("EPS")
     image = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))}

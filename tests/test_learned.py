@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from mixture import X1, denoiser
+from mutations import mutated
 from safetensors.torch import load_file, save_file
 
 from samplers.calibrated import recipe as recipes
@@ -436,22 +437,7 @@ ODD = (
     None, True, [], {}, "", "1", -1, 0, 0.5, 1e-320, 1e308, -1e9, math.nan, math.inf, 10**400, "x" * 5000, "\ud800",
     [[[[[[]]]]]], {"a": {"b": {}}}, [1] * 2000, [math.nan], ["a"],
 )  # fmt: skip
-
-
-def mutated(given, random: random.Random):
-    """A copy of some JSON with one part of it replaced, left out, or written twice."""
-    if not isinstance(given, dict | list) or not given or random.random() < 0.15:
-        return random.choice(ODD)
-    copied = dict(given) if isinstance(given, dict) else list(given)
-    key = random.choice(list(copied)) if isinstance(copied, dict) else random.randrange(len(copied))
-    chance = random.random()
-    if chance < 0.1:
-        del copied[key]
-    elif chance < 0.2 and isinstance(copied, dict):
-        copied[random.choice(["x", "slope", "guidance", "options", "afs"])] = random.choice(ODD)
-    else:
-        copied[key] = mutated(copied[key], random)
-    return copied
+NAMES = ("x", "slope", "guidance", "options", "afs")
 
 
 def read_or_refused(read, given) -> CalibratedPlan | None:
@@ -473,7 +459,7 @@ def test_odd_texts_are_plans_or_refused(seed):
     source = random.Random(seed)
     fields = (PLAN if seed % 2 else amed()).as_dict()
     for _ in range(source.randint(1, 3)):
-        fields = mutated(fields, source)
+        fields = mutated(fields, source, ODD, NAMES)
     read_or_refused(parse, json.dumps(fields))
     if isinstance(fields, dict) and isinstance(fields.get("recipe"), dict):
         read_or_refused(parse, json.dumps(fields["recipe"]))
@@ -498,7 +484,7 @@ def test_odd_files_are_plans_or_refused(files, seed):
         assert found.recipe == written.recipe and found.about == written.about
     written.save(path)
     field = source.choice(["recipe", "about", "predictor", "version"])
-    changed = mutated(json.loads(json.dumps(written.as_dict().get(field))), source)
+    changed = mutated(json.loads(json.dumps(written.as_dict().get(field))), source, ODD, NAMES)
     read_or_refused(load, rewritten(path, sha256=None, **{field: json.dumps(changed)}))
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_the_host import ksample, module
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_models import conditioning, small_model
@@ -60,21 +61,6 @@ def as_family(model, family: str):
     return model
 
 
-@pytest.fixture
-def folder(comfy_process, monkeypatch, tmp_path) -> Path:
-    """models/fewstep, empty."""
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path / "fewstep")], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return tmp_path / "fewstep"
-
-
-@pytest.fixture
-def eps_model(comfy_process):
-    return small_model("EPS")
-
-
 def load(comfyui, file: str = "", text: str = ""):
     return comfyui.nodes["FewStepLoadPlan"].execute(file, text).result[0]
 
@@ -113,6 +99,7 @@ def test_the_folder_is_the_hosts(comfyui, monkeypatch):
     assert folder_paths.folder_names_and_paths["fewstep"] == ([own, "/elsewhere/plans"], {".safetensors"})
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed"])
 def test_saved_and_loaded_again(comfyui, folder, eps_model, kind):
     """The file holds all of it; as a text a predictor is its fixed plan. Nothing is ever overwritten."""
@@ -380,6 +367,7 @@ def starting_noise(model, shape=(1, 4, 8, 8)):
     return sampling.noise_scaling(torch.tensor(SIGMAS[0]), noise, torch.zeros(shape), False)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed", "fixed"])
 def test_same_image_as_the_library(comfyui, eps_model, kind):
     """The node's sampler is `CalibratedPlan.function` with the host's noise, guidance and bottleneck."""
@@ -393,6 +381,7 @@ def test_same_image_as_the_library(comfyui, eps_model, kind):
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
+@pytest.mark.network
 def test_every_image_of_a_batch_has_its_own_numbers(comfyui, eps_model):
     """Those that it gets alone."""
     plan, batch = small_predictor(), {"samples": torch.zeros(2, 4, 8, 8)}
@@ -403,6 +392,7 @@ def test_every_image_of_a_batch_has_its_own_numbers(comfyui, eps_model):
     assert not torch.allclose(both, other, atol=1e-2 * float(alone.abs().max()))
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["plan", "amed"])
 def test_image_to_image_with_a_part_of_the_sigmas(comfyui, eps_model, kind):
     """SplitSigmas: its second part starts from an image; both parts one after the other end finite."""
@@ -429,6 +419,7 @@ def test_foreign_sigmas_say_what_to_connect(comfyui, eps_model):
 # Guidance
 
 
+@pytest.mark.network
 def test_guidance_of_each_evaluation(comfyui, eps_model):
     """The factors reach the host's guidance, and its scale is what it was afterwards."""
     scales = []
@@ -443,6 +434,7 @@ def test_guidance_of_each_evaluation(comfyui, eps_model):
     assert guider.cfg == CFG
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["error", "interruption"])
 def test_nothing_is_left_behind(comfyui, eps_model, kind):
     """After an error or a cancelled run the guidance is what it was and the network has no hooks; so after success."""
@@ -519,24 +511,18 @@ def watched(model):
     return patched, sigmas, times, handle
 
 
-def ksample(comfyui, model, steps: int, cfg: float = 7.5):
-    image = {"samples": torch.zeros(1, 4, 8, 8)}
-    node = comfyui.nodes["KSampler"]()
-    arguments = (model, 3, steps, cfg, "fewstep_amed_dpm_2m", "karras", conditioning(1), conditioning(2), image, 1.0)
-    return node.sample(*arguments)[0]["samples"]
-
-
 def test_built_in_plans_are_the_published(comfyui):
     assert [plan.as_dict() for plan in built_in(comfyui).values()] == [plan.as_dict() for plan in PUBLISHED.values()]
     assert set(built_in(comfyui)) <= set(comfyui.nodes["FewStepLoadPlan"].define_schema().inputs[0].options)
 
 
+@pytest.mark.network
 def test_dropdown_follows_the_published_levels(comfyui, caplog):
     """10 steps of an SD1.5 model: levels and scaled times of the paper, which the host rounds to whole time steps; the
     same image as the built-in plan."""
     model, sigmas, times, handle = watched(as_family(small_model("EPS"), "SD15"))
     with caplog.at_level("INFO"):
-        image = ksample(comfyui, model, 10)
+        image = ksample(comfyui, model, "fewstep_amed_dpm_2m", steps=10, cfg=7.5)
     handle.remove()
     assert "left out" not in caplog.text
     recipe = AMED_SD15.recipe
@@ -561,7 +547,7 @@ def test_dropdown_without_published_levels(comfyui, caplog, family, steps, reaso
     """Says why, and inserts midpoints."""
     model, sigmas, _, handle = watched(as_family(small_model("EPS"), family))
     with caplog.at_level("INFO"):
-        ksample(comfyui, model, steps)
+        ksample(comfyui, model, "fewstep_amed_dpm_2m", steps=steps, cfg=7.5)
     handle.remove()
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert reason in line
@@ -573,8 +559,7 @@ def test_dropdown_without_published_levels(comfyui, caplog, family, steps, reaso
 
 
 def bottleneck(comfyui, model):
-    name = comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0]
-    return sys.modules[f"{name}.host.bottleneck"].Bottleneck(model.model.diffusion_model)
+    return module(comfyui, "host.bottleneck").Bottleneck(model.model.diffusion_model)
 
 
 def read(comfyui, model, latent=None, cfg=CFG, positive=None):
@@ -605,6 +590,7 @@ def directly(model, x, sigma, prompt: int):
     return pool(kept[0])[:, None]
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("split", [False, True], ids=["one-batch", "split"])
 @pytest.mark.parametrize(("batch", "side"), [(1, (8, 8)), (3, (8, 8)), (2, (12, 20)), (1, (4, 4))])
 def test_bottleneck_is_that_of_the_positive_prompt(comfyui, eps_model, monkeypatch, split, batch, side):
@@ -623,11 +609,13 @@ def test_bottleneck_is_that_of_the_positive_prompt(comfyui, eps_model, monkeypat
     assert orders == (3 * [[1], [0]] if split else 3 * [[1, 0]])
 
 
+@pytest.mark.network
 def test_bottleneck_without_guidance(comfyui, eps_model):
     for x, sigma, seen in read(comfyui, eps_model, cfg=1.0):
         torch.testing.assert_close(seen, directly(eps_model, x, sigma, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kinds", [[0, 1], [1, 0], [0], [1, 0, 0], [0, 1, 0]])
 def test_bottleneck_in_any_order(comfyui, eps_model, kinds):
     """A pack that wraps the model may order the batch as it likes: what counts is cond_or_uncond."""
@@ -651,6 +639,7 @@ def test_bottleneck_in_any_order(comfyui, eps_model, kinds):
         torch.testing.assert_close(middle(), torch.stack(wanted).mean(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.network
 def test_two_prompts_are_averaged(comfyui, eps_model):
     """One over the whole image, one over its right half."""
     (half,) = comfyui.nodes["ConditioningSetArea"]().append(conditioning(4), 64, 128, 64, 0, 1.0)
@@ -674,6 +663,7 @@ class Transformer(torch.nn.Module):
         return x + 0.1 * self.mix(x) + 0.1 * context.mean()
 
 
+@pytest.mark.network
 def test_a_network_without_a_middle_follows_the_fixed_numbers(comfyui):
     model = small_model("EPS")
     model.model.diffusion_model = Transformer()
@@ -718,7 +708,7 @@ def test_inspect_shows_errors_and_only_what_changes(comfyui):
 
 
 def test_plots_draw_what_can_be_drawn(comfyui):
-    plots = sys.modules[comfyui.nodes["FewStepPlanSampler"].__module__.rsplit(".", 1)[0] + ".ui.plots"]
+    plots = module(comfyui, "ui.plots")
     blue = torch.tensor([0x00, 0x72, 0xB2]) / 255
 
     def drawn(points, **options) -> torch.Tensor:
@@ -774,6 +764,7 @@ def test_trajectory_node(comfyui):
     assert len(text.splitlines()) == 4
 
 
+@pytest.mark.network
 def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
     """From the noise to the host's own result, with a callback for each step; a cancelled run stops."""
     import comfy.model_management

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
 import json
 import math
@@ -15,20 +14,15 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from front_end import node, scheduler
 from host import ROOT
+from in_the_host import module
+from mutations import mutated
 
 from samplers import SAMPLERS
 
 LEVELS = {"sigma_min": 0.03, "sigma_max": 14.6, "flow": False, "shift": 1.0}
 FLOW = {"sigma_min": 0.001, "sigma_max": 1.0, "flow": True, "shift": 3.0}
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"type": kind, "inputs": inputs}
-
-
-def scheduler(steps: int = 8, schedule: str = "karras", **options) -> dict:
-    return node("FewStepScheduler", schedule=schedule, steps=steps, denoise=1.0, **options)
 
 
 def guidance(schedule: str, **fields) -> dict:
@@ -44,18 +38,8 @@ REQUESTS = [
     {"node": node("FewStepSampler", sampler="euler"), "levels": FLOW, "guidance": guidance("list")},
     {"node": node("FewStepAuto", evaluations=9, variety="exact seed", denoise=1.0), "levels": LEVELS},
     {"node": node("FewStepPlanSampler", plan=LOADED, see_bottleneck=True), "guidance": 7.0},
-    {"node": scheduler(5, "beta"), "levels": FLOW},
+    {"node": scheduler("beta", 5), "levels": FLOW},
 ]
-
-
-def module(comfyui, name: str):
-    """One of the pack's, as the host has loaded it."""
-    return importlib.import_module(f"{comfyui.nodes['FewStepCompare'].__module__.rpartition('.')[0]}.{name}")
-
-
-@pytest.fixture
-def routes(comfyui):
-    return module(comfyui, "routes")
 
 
 @pytest.fixture
@@ -159,25 +143,22 @@ def test_what_widgets_can_hold_is_told_in_the_node(routes, requests, request_, n
     assert status == 200 and named in strictly(text)["error"]
 
 
-def test_a_file_says_nothing_of_where_it_lies(comfyui, routes, requests, monkeypatch, tmp_path):
+def test_a_file_says_nothing_of_where_it_lies(comfyui, routes, requests, folder):
     """Neither one that is damaged, nor one that may not be read."""
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    (tmp_path / "bad.safetensors").write_bytes(b"bad")
-    (tmp_path / "folder.safetensors").symlink_to(tmp_path)
-    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    folder.mkdir()
+    (folder / "bad.safetensors").write_bytes(b"bad")
+    (folder / "folder.safetensors").symlink_to(folder)
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
     for file in ("bad.safetensors", "folder.safetensors", "loop.safetensors"):
         plan = node("FewStepPlanSampler", plan=node("FewStepLoadPlan", file=file, text=""))
         ((status, text),) = asked(requests, routes.plan, [json.dumps({"node": plan}).encode()])
         assert status == 200 and strictly(text)["error"]
-        assert str(tmp_path) not in text and tmp_path.name not in text
+        assert str(folder) not in text and folder.parent.name not in text
 
 
 def test_widgets_that_are_left_out_have_their_defaults(routes, requests):
     assert routes.sigmas({"node": node("FewStepScheduler")}) == routes.sigmas(
-        {"node": scheduler(10, model=node("FewStepDemoModel", text="x"), control_after_generate="fixed")}
+        {"node": scheduler(steps=10, model=node("FewStepDemoModel", text="x"), control_after_generate="fixed")}
     )
 
 
@@ -280,7 +261,11 @@ def test_nothing_grows_with_what_is_asked(comfyui, routes):
 @pytest.mark.parametrize("kind", ["cosine", "linear", "auto"])
 def test_the_longest_run_that_is_drawn_takes_seconds(routes, kind):
     """Of processor time, however slow the machine: a thousand steps took half a second where this was written."""
-    request = {"node": node("FewStepSampler", sampler="euler"), "sigmas": scheduler(1000), "guidance": guidance(kind)}
+    request = {
+        "node": node("FewStepSampler", sampler="euler"),
+        "sigmas": scheduler(steps=1000),
+        "guidance": guidance(kind),
+    }
     if kind == "auto":
         request = {"node": node("FewStepAuto", evaluations=1000, variety="exact seed", denoise=1.0)}
     start = time.process_time()
@@ -342,23 +327,7 @@ ODD = (
     10**400, [1] * 50, [[[[]]]], {"a": {"b": 1}}, {"type": "SplitSigmas", "inputs": {}, "output": 0}, scheduler(),
     LOADED, {"type": "FewStepLoadPlan", "inputs": {"file": "", "text": "{}"}}, math.nan, math.inf,
 )  # fmt: skip
-
-
-def mutated(given, random: random.Random):
-    """A copy with one part replaced, left out or added."""
-    if not isinstance(given, dict | list) or not given or random.random() < 0.1:
-        return random.choice(ODD)
-    copied = dict(given) if isinstance(given, dict) else list(given)
-    key = random.choice(list(copied)) if isinstance(copied, dict) else random.randrange(len(copied))
-    chance = random.random()
-    if chance < 0.1:
-        del copied[key]
-    elif chance < 0.25 and isinstance(copied, dict):
-        names = ["steps", "sampler", "schedule", "plan", "sigmas", "eta", "shift", "type", "inputs", "output", "levels"]
-        copied[random.choice(names)] = random.choice(ODD)
-    else:
-        copied[key] = mutated(copied[key], random)
-    return copied
+NAMES = ("steps", "sampler", "schedule", "plan", "sigmas", "eta", "shift", "type", "inputs", "output", "levels")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -371,7 +340,7 @@ def test_odd_bodies_are_answered(routes, requests, monkeypatch, seed):
         if source.random() < 0.3:
             request = {**request, "node": node("FewStepSampler", sampler=source.choice(list(SAMPLERS)))}
         for _ in range(source.randint(1, 3)):
-            request = mutated(request, source)
+            request = mutated(request, source, ODD, NAMES)
         body = json.dumps(request).encode()
         if source.random() < 0.2:
             place = source.randrange(len(body))

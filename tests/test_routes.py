@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from front_end import node, scheduler
 from small_models import small_model
 
 from samplers import SAMPLERS, SCHEDULES
-
-
-@pytest.fixture
-def routes(comfyui):
-    """nodes/routes.py of the pack as the host has loaded it."""
-    module = comfyui.nodes["FewStepScheduler"].__module__
-    return sys.modules[module.rpartition(".")[0] + ".routes"]
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"type": kind, "inputs": inputs}
-
-
-def scheduler(schedule: str = "karras", steps: int = 8, denoise: float = 1.0, **options) -> dict:
-    return node("FewStepScheduler", schedule=schedule, steps=steps, denoise=denoise, **options)
 
 
 @pytest.mark.parametrize("model_type", ["EPS", "FLOW"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
+from front_end import node, scheduler
+from in_the_host import module
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS
@@ -19,16 +20,6 @@ from samplers.calibrated.tuning import Tuning
 KINDS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
 CFG = 3.0
 BUILT_IN = "built-in: amed_dpm_2m (SD1.5, 10 evaluations)"
-
-
-def module(comfyui, name: str):
-    """One of the pack's, as the host has loaded it."""
-    return importlib.import_module(f"{comfyui.nodes['FewStepScheduler'].__module__.rpartition('.')[0]}.{name}")
-
-
-@pytest.fixture
-def routes(comfyui):
-    return module(comfyui, "routes")
 
 
 @pytest.fixture
@@ -69,10 +60,6 @@ def run(comfyui, model, sampler, sigmas, cfg: float = CFG, latent=None, seed: in
     return comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"]
 
 
-def node(kind: str, **inputs) -> dict:
-    return {"type": kind, "inputs": inputs}
-
-
 def split(sigmas: dict, step: int, output: int) -> dict:
     return {**node("SplitSigmas", sigmas=sigmas, step=step), "output": output}
 
@@ -83,7 +70,7 @@ def schedules(comfyui, model, name: str = "karras", steps: int = 10, **options):
     def sigmas(**inputs):
         inputs = {"schedule": name, "steps": steps, "denoise": 1.0, **options, **inputs}
         out = comfyui.nodes["FewStepScheduler"].execute(model, **inputs)
-        return node("FewStepScheduler", **inputs), out.result[0], out.ui
+        return scheduler(**inputs), out.result[0], out.ui
 
     whole, levels, ui = sigmas()
     part, part_levels, _ = sigmas(denoise=0.5)
@@ -133,11 +120,13 @@ def assert_listed(seen: list[SimpleNamespace], end: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", [id for id, spec in SAMPLERS.items() if not spec.adaptive])
 def test_what_is_drawn_is_what_runs(comfyui, routes, kind, sampler):
-    """Every sampler with all its options, whole, in parts and from an image; and the host is told of its levels."""
+    """Every sampler whole, in parts and from an image, with all its options, at which the two spaces of levels take
+    turns; and the host is told of its levels."""
     model, seen = watched(small_model(kind))
     parts, told = schedules(comfyui, model)
     given_levels = True
-    for options in choices(SAMPLERS[sampler]) if kind in ("EPS", "FLOW") else [{}]:
+    defaults, *others = choices(SAMPLERS[sampler])
+    for options in [defaults, *{"EPS": others[::2], "FLOW": others[1::2]}.get(kind, [])]:
         (solver,) = comfyui.nodes["FewStepSampler"].execute(sampler, **options).result
         for schedule, sigmas in parts:
             seen.clear()
@@ -249,8 +238,7 @@ def test_steps_of_a_published_plan_have_their_scales(comfyui, routes, sd15):
 
 def test_of_a_model_that_is_not_known(comfyui, routes):
     """Nothing known: drawn as on SD1.5, whose range is drawn. Its levels alone: it may be SDXL, and that is told."""
-    request = {"node": node("FewStepSampler", sampler="amed_dpm_2m"), "sigmas": node(
-        "FewStepScheduler", schedule="karras", steps=10, denoise=1.0)}  # fmt: skip
+    request = {"node": node("FewStepSampler", sampler="amed_dpm_2m"), "sigmas": scheduler(steps=10)}
     drawn = routes.plan(request)
     assert drawn["published"] and not drawn["unknown"] and not drawn["levels"]["known"]
     levels = schedules(comfyui, small_model("EPS"))[1]["levels"]
@@ -282,21 +270,17 @@ def test_parts_of_a_plan_are_drawn_as_they_run(comfyui, routes, guidance):
         assert_drawn(routes.plan({"node": sampler, "sigmas": described, "guidance": CFG}), seen)
         assert_listed(seen, float(levels[-1]))
     with pytest.raises(ValueError, match="its plan has levels of its own"):
-        routes.plan({"node": sampler, "sigmas": node("FewStepScheduler", schedule="karras", steps=6, denoise=1.0)})
+        routes.plan({"node": sampler, "sigmas": scheduler(steps=6)})
 
 
 @pytest.mark.parametrize("use_plans", [True, False])
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
 @pytest.mark.parametrize("variety", ["exact seed", "more variety"])
-def test_what_auto_does_is_drawn(comfyui, routes, sd15, monkeypatch, tmp_path, use_plans, denoise, variety):
+def test_what_auto_does_is_drawn(comfyui, routes, sd15, folder, use_plans, denoise, variety):
     """The same choice, with the same plans, on all of its levels or a part of them."""
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "fewstep", ([str(tmp_path)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     model, seen = watched(sd15)
     about = {"model": module(comfyui, "host.model").fingerprint(model), "guidance": CFG}
-    CalibratedPlan(calibrated(0.0).recipe, about=about).save(tmp_path / "mine.safetensors")
+    CalibratedPlan(calibrated(0.0).recipe, about=about).save(folder / "mine.safetensors")
     for evaluations, cfg in ((6, 0.0), (6, 7.0), (7, CFG), (10, 0.0), (10, CFG), (13, 0.0)):
         inputs = {"evaluations": evaluations, "variety": variety, "denoise": denoise, "use_plans": use_plans}
         inputs["cfg"] = cfg

@@ -294,6 +294,12 @@ def test_dtypes(dtype):
 # Errors
 
 
+def test_a_model_that_writes_into_x_teaches_nothing():
+    trainer = Trainer(Predictor(), Recipe("amed", SIGMAS))
+    with pytest.raises(ValueError, match="model wrote into the sample x"):
+        trainer.learn(lambda x, sigma: x.mul_(0.5), noise(7), nothing)
+
+
 def test_a_model_that_breaks_teaches_nothing():
     trainer = Trainer(Predictor(0.02, 0.1), Recipe("amed", SIGMAS))
     before = [p.clone() for p in trainer.predictor.parameters()]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,14 +32,14 @@ def model():
 
 
 def stopped():
-    '''Ctrl-C comes in the 200th evaluation, in the middle of an `exec`.'''
+    '''Ctrl-C comes in the 100th evaluation, in the middle of an `exec`.'''
     patcher, encode = model()
     evaluations = 0
 
     def evaluate(network, given):
         nonlocal evaluations
         evaluations += 1
-        if evaluations == 200:
+        if evaluations == 100:
             exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
         return network(given["input"], given["timestep"], **given["c"])
 
@@ -50,7 +51,9 @@ import importlib, json, sys
 
 main = importlib.import_module("custom_nodes.few-step.tune").main
 for arguments in json.loads(sys.argv[1]):
-    print("exit code", main(arguments), file=sys.stderr)
+    code = main(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        print("exit code", code, file=stream, flush=True)
 """
 SMALL = ["--width", "64", "--height", "64", "--cfg", "2", "--evaluations", "4", "--samples", "4"]
 SMALL += ["--teacher-steps", "12"]
@@ -90,38 +93,67 @@ def tune(folder: Path, *arguments: str, processes: int = 1, **options: str) -> t
     return run(folder, "-m", *shared, "custom_nodes.few-step.tune", *arguments_of(folder, *arguments, **options))
 
 
-def test_calibrate(folder):
-    code, printed, complaints = tune(folder, "calibrate", "plan.safetensors", "--rounds", "1", "--base", "dpmpp_2m")
-    assert code == 0, complaints
+START = CalibratedPlan(
+    Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tuple(Tuning(slope=0.1 * (k > 0)) for k in range(4)))
+)
+SHARED = ("--iterations", "2", "--batch", "5", "--base", "ipndm")
+"""Of what one process does, and two."""
+
+
+@pytest.fixture(scope="module")
+def done(folder) -> dict[str, SimpleNamespace]:
+    """What commands did, by the file that each is to write: all in one process, which takes seconds to start."""
+    START.save(folder / "start.safetensors")
+    (folder / "file").write_text("")
+    start = ("--start", str(folder / "start.safetensors"))
+    commands = [
+        ("calibrate", "plan.safetensors", "--rounds", "1", "--base", "dpmpp_2m"),
+        ("calibrate", "file/plan.safetensors", "--rounds", "1", "--base", "euler"),  # below a file is no folder
+        ("train", "on.safetensors", *start, "--iterations", "1", "--out", "by_name"),
+        ("train", "by1.safetensors", *SHARED),
+        ("train", "evaluations", "--evaluations", "0"),
+        ("train", "base", "--base", "nonsense"),
+        ("train", "cfg", "--cfg", "nan"),
+        ("train", "out", "--out", "con"),
+        ("train", "start", *start, "--evaluations", "5"),
+    ]
+    base = ("--base-directory", str(folder))
+    code, *streams = run(folder, "-c", MANY, json.dumps([arguments_of(folder, *each, *base) for each in commands]))
+    assert code == 0, streams
+    printed, complaints = (re.split(r"^exit code (\d+)\n", stream, flags=re.MULTILINE) for stream in streams)
+    assert len(printed) == len(complaints) == 2 * len(commands) + 1
+    return {
+        name: SimpleNamespace(code=int(printed[2 * k + 1]), printed=printed[2 * k], complaints=complaints[2 * k])
+        for k, (_, name, *_) in enumerate(commands)
+    }
+
+
+def test_calibrate(folder, done):
+    found = done["plan.safetensors"]
+    assert found.code == 0, found.complaints
     plan = load(folder / "plan.safetensors")
     assert plan.about["prompts"] == 4 and plan.about["texts"] == ["a", "bb", "ccc", "dddd"]
     assert plan.about["error_after"] < plan.about["error_before"]
-    assert " left" in printed and "saved as" in printed
+    assert " left" in found.printed and "saved as" in found.printed
 
 
-def test_train_begins_with_a_plan(folder):
+def test_train_begins_with_a_plan(folder, done):
     """Whose base and numbers are kept. What --out names without a path goes to models/fewstep."""
-    tunings = tuple(Tuning(slope=0.1 * (k > 0)) for k in range(4))
-    CalibratedPlan(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0), tunings=tunings)).save(folder / "start.safetensors")
-    arguments = ("--start", str(folder / "start.safetensors"), "--iterations", "1")
-    named = ("--out", "by_name", "--base-directory", str(folder))
-    code, _, complaints = tune(folder, "train", "on.safetensors", *arguments, *named)
-    assert code == 0, complaints
+    assert done["on.safetensors"].code == 0, done["on.safetensors"].complaints
     found = load(folder / "models" / "fewstep" / "by_name_00001_.safetensors").recipe
-    assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in tunings]
+    assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in START.recipe.tunings]
 
 
-def test_two_processes_learn_what_one_does(folder):
+def test_two_processes_learn_what_one_does(folder, done):
     """They lead the weights to the same place, compared with the way that these have gone.
 
     Not weight by weight: gradients that are added up in another order differ by rounding, and Adam divides each by its
     own size, so that a weight with a gradient near 0 may go by the learning rate either way. These are few, and the
     loss hardly depends on them. Two processes that did not share would be as far apart as they have gone.
     """
-    arguments = ("--iterations", "3", "--batch", "5", "--base", "ipndm")
-    for count in (1, 2):
-        code, _, complaints = tune(folder, "train", f"by{count}.safetensors", *arguments, processes=count)
-        assert code == 0, complaints
+    assert done["by1.safetensors"].code == 0, done["by1.safetensors"].complaints
+    code, _, complaints = tune(folder, "train", "by2.safetensors", *SHARED, processes=2)
+    assert code == 0, complaints
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         levels = read_levels(SCHEDULES["karras"].function(4, 0.0292, 14.6146))
@@ -135,40 +167,33 @@ def test_two_processes_learn_what_one_does(folder):
 
 
 def test_ctrl_c_keeps_the_best(folder):
-    code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "100000", loader="stopped")
+    code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "1000", loader="stopped")
     assert code == 130, complaints
     assert "stopped; the best so far is" in printed
-    assert 0 < load(folder / "stopped.safetensors").about["iterations"] < 100000
+    assert 0 < load(folder / "stopped.safetensors").about["iterations"] < 1000
 
 
-def test_errors_are_said_in_a_line(folder):
-    """All in one process, which takes seconds to start."""
-    CalibratedPlan(Recipe("ipndm_v", (14.6, 4.0, 1.5, 0.5, 0.0))).save(folder / "of_four.safetensors")
-    cases = [
-        (["--evaluations", "0"], r"evaluations = 0"),
-        (["--base", "nonsense"], r"(base = ')?nonsense"),
-        (["--cfg", "nan"], r"cfg = nan"),
-        (["--out", "con"], r"filename = 'con' holds 'con', which cannot be the name of a file on Windows"),
-        (
-            ["--start", str(folder / "of_four.safetensors"), "--evaluations", "5"],
-            r"start is a plan of 4 evaluations, and evaluations = 5",
-        ),
-    ]
-    commands = [arguments_of(folder, "train", "none.safetensors", *arguments) for arguments, _ in cases]
-    code, _, complaints = run(folder, "-c", MANY, json.dumps(commands))
-    assert code == 0 and "Traceback" not in complaints, complaints
-    said = re.findall(r"error: (.*)\nexit code (\d+)", complaints)
-    assert len(said) == len(cases)
-    for (message, code), (_, named) in zip(said, cases, strict=True):
-        assert re.match(named, message) and code == "1"
-    assert not (folder / "none.safetensors").exists()
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("evaluations", r"evaluations = 0"),
+        ("base", r"(base = ')?nonsense"),
+        ("cfg", r"cfg = nan"),
+        ("out", r"filename = 'con' holds 'con', which cannot be the name of a file on Windows"),
+        ("start", r"start is a plan of 4 evaluations, and evaluations = 5"),
+    ],
+)
+def test_errors_are_said_in_a_line(folder, done, name, named):
+    found = done[name]
+    assert found.code == 1 and "Traceback" not in found.complaints, found.complaints
+    (message,) = re.findall(r"error: (.*)", found.complaints)
+    assert re.match(named, message)
+    assert not (folder / name).exists()
 
 
-def test_a_plan_that_cannot_be_written_is_not_lost(folder):
-    """Below a file there can be no folder: it goes to another one, and the last line says where."""
-    (folder / "file").write_text("")
-    arguments = ("--rounds", "1", "--base", "euler", "--base-directory", str(folder))
-    code, _, complaints = tune(folder, "calibrate", "file/plan.safetensors", *arguments)
-    assert code == 1 and "error: the plan could not be saved" in complaints
+def test_a_plan_that_cannot_be_written_is_not_lost(folder, done):
+    """It goes to another folder, and the last line says where."""
+    found = done["file/plan.safetensors"]
+    assert found.code == 1 and "error: the plan could not be saved" in found.complaints
     (rescued,) = (folder / "models" / "fewstep").glob("rescued*")
-    assert str(rescued) in complaints.splitlines()[-1] and load(rescued).text() in complaints
+    assert str(rescued) in found.complaints.splitlines()[-1] and load(rescued).text() in found.complaints

@@ -10,11 +10,12 @@ import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from host import GIVEN, ROOT
+from host import ROOT
+from k_diffusion_package import k_diffusion
 
 HOST = Path(__file__).parent / "webui" / "host"
 OURS = ("modules", "gradio", "fewstep")
@@ -24,24 +25,6 @@ MODULES = ("scripts", "script_callbacks", "sd_samplers", "sd_samplers_common", "
 spec = importlib.util.spec_from_file_location("webui_contract", Path(__file__).parent / "webui" / "contract.py")
 contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
-
-
-def k_diffusion():
-    """The real one, of which the host needs two modules; its own `__init__` imports what is not needed here."""
-    if "k_diffusion" in sys.modules:
-        return
-    found = importlib.machinery.PathFinder.find_spec("k_diffusion")
-    if found is None and GIVEN:
-        pytest.skip("the Python of the given ComfyUI has no k-diffusion (tests/webui/requirements.txt)")
-    package = importlib.machinery.ModuleSpec("k_diffusion", None, is_package=True)
-    package.submodule_search_locations = found.submodule_search_locations
-    sys.modules["k_diffusion"] = importlib.util.module_from_spec(package)
-    functional = "torchvision.transforms.functional"  # for images on disk
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("torchvision", "torchvision.transforms", functional):
-            patch.setitem(sys.modules, name, sys.modules.get(name, ModuleType(name)))
-        patch.setattr(sys.modules["torchvision.transforms"], "functional", sys.modules[functional], raising=False)
-        importlib.import_module("k_diffusion.external")
 
 
 class Host(SimpleNamespace):

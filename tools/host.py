@@ -408,7 +408,11 @@ def _unpack(wheel: Path, target: Path) -> None:
                 path.write_bytes(archive.read(member))
 
 
+@functools.cache
 def _has_gpu() -> bool:
+    """Whether ComfyUI's Python sees a GPU; a new process of it takes seconds to say so."""
+    if "torch" in sys.modules and Path(sys.executable).absolute() == PYTHON:
+        return sys.modules["torch"].cuda.is_available()
     return _output([str(PYTHON), "-c", "import torch; print(torch.cuda.is_available())"]) == "True"
 
 

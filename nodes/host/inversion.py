@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.samplers
 import torch
+from einops import reduce
 from torch import Tensor
 
 from ...samplers import SAMPLERS, SamplerSpec
@@ -168,6 +169,7 @@ def prediction_difference(
         many = image.repeat(count, *[1] * (image.ndim - 1))
         noise = torch.randn(many.shape, generator=generator)
         difference = inside(guider, evaluate, torch.tensor([sigma, 0.0]), noise, many, seed=seed)
-        total = total + difference.abs().mean(dim=1).unflatten(0, (count, len(image))).sum(dim=0)
+        difference = reduce(difference.abs(), "b c ... -> b ...", "mean")
+        total = total + reduce(difference, "(noise b) ... -> b ...", "sum", noise=count)
         show(first + count, noises)
     return (total / noises).reshape(-1, *image.shape[-2:])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import latent_preview
 import torch
+from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def decode(patcher: Any, latents: Tensor, vae: Any = None) -> Tensor:
         latents = latents[:, :, :1]
     if vae is not None:
         pixels = vae.decode(latents)
-        return pixels.reshape(-1, *pixels.shape[-3:])[..., :3].float().cpu()
+        return rearrange(pixels[..., :3], "... h w c -> (...) h w c").float().cpu()
     space = patcher.get_model_object("latent_format")
     factors = space.latent_rgb_factors or torch.eye(space.latent_channels, 3).tolist()
     previewer = latent_preview.Latent2RGBPreviewer(
@@ -47,7 +48,7 @@ def decode(patcher: Any, latents: Tensor, vae: Any = None) -> Tensor:
     )
     inside = space.process_in(latents.float().cpu())
     small = [to_tensor(previewer.decode_latent_to_preview(latent[None])) for latent in inside]
-    return torch.stack(small).repeat_interleave(_ENLARGED, dim=1).repeat_interleave(_ENLARGED, dim=2)
+    return repeat(small, "b h w c -> b (h down) (w across) c", down=_ENLARGED, across=_ENLARGED)
 
 
 def sheet(rows: Sequence[Sequence[Tile]], width: int, *, top: Sequence[str] = (), left: Sequence[str] = ()) -> Tensor:

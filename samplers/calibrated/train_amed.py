@@ -20,16 +20,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ..integrate import Model, combine, history_length, level_tensor, non_finite
+from ..integrate import Evaluations, Model, Operands, evaluated, history_length, non_finite, updated
 from ..levels import Levels, read_levels
 from ..phi import value
-from ..plan import DENOISED, P, Stage
 from ..registry import SAMPLERS
 from ..solvers.amed import IntermediatePoint, Pairs, end_of_step
 from ..solvers.dpm_solver import finite_step
@@ -54,14 +52,8 @@ ROUNDS = 10
 FLOOR = 0.01
 """The share of its squared error below which an image's change to first order is not believed."""
 
-Evaluate = Callable[[Tensor, Tensor], Tensor]
-"""The model with its arguments filled in."""
-
 SetGuidance = Callable[[float], None]
 """Multiplies the guidance scale of the evaluations that follow."""
-
-Operands = tuple[Tensor, ...]
-"""(*predictions, denoised, start, x), what combinations are made of."""
 
 
 class Trainer:
@@ -140,11 +132,10 @@ class Trainer:
             NonFiniteError: if a step came to NaN or infinity, from which the predictor has learned nothing.
             ValueError: if the recipe changes the guidance and there is nothing to set it with.
         """
-        evaluate = partial(model, **(extra_args or {}))
         if set_guidance is not None:
             set_guidance(1.0)
-        goals = self.teach(evaluate, x)
-        student = _Student(self.recipe, self.levels, x, evaluate, set_guidance)
+        goals = self.teach(model, x, extra_args)
+        student = _Student(self.recipe, self.levels, x, Evaluations(model, x, extra_args), set_guidance)
         operands: Operands = (x, x, x)
         losses = []
         for i, goal in zip(self.starts, goals, strict=True):
@@ -184,7 +175,7 @@ class Trainer:
         Returns:
             The loss, before the predictor has learned from it.
         """
-        student = _Student(self.recipe, self.levels, x, partial(model, **(extra_args or {})), set_guidance)
+        student = _Student(self.recipe, self.levels, x, Evaluations(model, x, extra_args), set_guidance)
         batch = batch or len(x)
         linear = self._linear(student, (x, x, x), target, bottleneck)
         loss = float((linear.squares / target[0].numel()).log().sum()) / 2 / batch
@@ -261,8 +252,9 @@ class Trainer:
         _share([p.grad for p in self.predictor.parameters() if p.grad is not None])
         self.optimizer.step()
 
-    def teach(self, evaluate: Evaluate, x: Tensor) -> list[Tensor]:
+    def teach(self, model: Model, x: Tensor, extra_args: Mapping[str, Any] | None = None) -> list[Tensor]:
         """The teacher's samples at the ends of the steps, [B, C, ...] each."""
+        evaluate = Evaluations(model, x, extra_args)
         operands: Operands = (x, x, x)
         memory = history_length(self._teacher, 0)
         ends = {}
@@ -338,7 +330,9 @@ class _Student:
     A step begins with the evaluation at levels[i], leads over that at the inserted levels[i + 1], and ends there.
     """
 
-    def __init__(self, recipe: Recipe, levels: Levels, x: Tensor, evaluate: Evaluate, set_guidance: SetGuidance | None):
+    def __init__(
+        self, recipe: Recipe, levels: Levels, x: Tensor, evaluate: Evaluations, set_guidance: SetGuidance | None
+    ):
         self.batch = len(x)
         self._pairs, self._levels = Pairs(recipe.stages, levels, x, recipe.tunings), levels
         self._evaluate, self._set_guidance = evaluate, recipe.guidance_setter(set_guidance)
@@ -396,23 +390,6 @@ def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
             sigmas.append(value(inner))
         sigmas.append(value(t.sigma))
     return tuple(sigmas)
-
-
-def evaluated(stage: Stage, operands: Operands, evaluate: Evaluate, memory: int = len(P)) -> Operands:
-    """The operands after the evaluation of a stage, as `integrate` keeps them; so many predictions at most."""
-    *predictions, denoised, start, x = operands
-    if stage.sigma is not None:
-        denoised = evaluate(x, level_tensor(stage.sigma, x, torch.promote_types(x.dtype, torch.float32)))
-    if stage.remembers:
-        new = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
-        predictions = [new, *predictions][:memory]
-    return (*predictions, denoised, start, x)
-
-
-def updated(stage: Stage, operands: Operands) -> Operands:
-    """The operands after the update of a stage."""
-    x = combine(stage.update, operands)
-    return (*operands[:-2], x if stage.completes else operands[-2], x)
 
 
 def _share(gradients: Sequence[Tensor]) -> None:
