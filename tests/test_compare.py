@@ -224,7 +224,7 @@ def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
         ({"samplers": "euler\n\ndpmpp_2n"}, "samplers, line 3: there is no sampler 'dpmpp_2n'; did you mean dpmpp_2"),
         ({"schedules": "fewstep_karas"}, "schedules, line 1: there is no schedule 'fewstep_karas'; did you mean"),
         ({"samplers": "zzzz"}, "the names are those of KSampler's list"),
-        ({"samplers": " \n# euler"}, "samplers: there is none"),
+        ({"samplers": " \n# euler"}, "samplers: the text names none"),
         ({"samplers": "fewstep_unipc orde=2"}, "line 1: fewstep_unipc has no option 'orde'; its options are order,"),
         ({"samplers": "fewstep_unipc order=9"}, "line 1: unipc: option order = 9 must lie between"),
         ({"samplers": "fewstep_unipc order=two"}, "line 1: option order = 'two' must be a number"),
