@@ -201,7 +201,7 @@ def _levels(given: Any) -> dict[str, Any] | None:
 
 
 def _model(given: Any) -> dict[str, Any] | None:
-    """What a node has told of its model (`host.fingerprint`): words and numbers by name."""
+    """What a node has sent of its model (`host.model.fingerprint`): words and numbers by name."""
     if given is None:
         return None
     fields = _object("model", given)

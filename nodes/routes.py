@@ -4,7 +4,7 @@
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
 
-`levels` and `model` are what a node has told of its model in the last run (`levels_ui`). A node travels as {"type": its
+`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
 answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
 """

@@ -36,7 +36,7 @@ class Content:
         return all(reference() is not None for reference in other._objects)  # else an id may be another's now
 
     def _parts(self, inputs: Any) -> Iterator[bytes]:
-        """What tells values from others, however deep they lie. What is met again is told by its number: it may hold
+        """What distinguishes values, however deep they lie. What is met again is given by its number: it may hold
         itself."""
         waiting = [inputs]
         while waiting:
