@@ -37,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         prompts = read_prompts(options.prompts)
         set_up_host(options)
         if processes > 1:
-            share_work()
+            join_processes()
         work, save = begin(options, prompts)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     code = carry_out(work, save, quiet=rank > 0)
     if processes > 1:
-        leave_work(code)
+        leave_processes(code)
     return code
 
 
@@ -68,14 +68,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
-    add("--width", type=int, default=512, help="of the images, in pixels (%(default)s)")
-    add("--height", type=int, default=512, help="of the images, in pixels (%(default)s)")
-    add("--downscale", type=int, default=0, help="pixels to a side of a latent's pixel (that of the model, else 8)")
-    add("--cfg", type=float, default=7.0, help="guidance that the plan is to be used with (%(default)s)")
-    add("--evaluations", type=int, default=6, help="of the model, per image (%(default)s)")
-    add("--seed", type=int, default=0, help="of the first image; the others count on from it (%(default)s)")
-    add("--samples", type=int, default=16, help="images to fit to, and as many to check with (%(default)s)")
-    add("--teacher-steps", type=int, default=50, help="of the run that is taken as right (%(default)s)")
+    add("--width", type=int, default=512, help="width of the images, in pixels (%(default)s)")
+    add("--height", type=int, default=512, help="height of the images, in pixels (%(default)s)")
+    add(
+        "--downscale",
+        type=int,
+        default=0,
+        help="how many pixels wide a pixel of the latent is (default: as the model says, else 8)",
+    )
+    add("--cfg", type=float, default=7.0, help="guidance scale that the plan is made for (%(default)s)")
+    add("--evaluations", type=int, default=6, help="evaluations of the model for an image (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the first image; each other image has the next one (%(default)s)")
+    add("--samples", type=int, default=16, help="images for the fit, and as many others for validation (%(default)s)")
+    add(
+        "--teacher-steps",
+        type=int,
+        default=50,
+        help="steps of the long run whose images are taken as right (%(default)s)",
+    )
     add("--cpu", action="store_true", help="use no GPU")
     add("--base-directory", metavar="DIR", help="as for ComfyUI: where models lies")
 
@@ -83,26 +93,45 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True)
     calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver numbers")
     calibrate.add_argument("--base", default="auto", help="the sampler to start from (%(default)s: the best of some)")
-    calibrate.add_argument("--rounds", type=int, default=4, help="of the fit, at most (%(default)s)")
-    calibrate.add_argument("--batch", type=int, default=0, help="images at once, at most (all that fit)")
+    calibrate.add_argument("--rounds", type=int, default=4, help="the most rounds of the fit (%(default)s)")
+    calibrate.add_argument(
+        "--batch", type=int, default=0, help="the most images at once (default: as many as fit into memory)"
+    )
     calibrate.add_argument(
         "--derivatives",
         choices=("differences", "backpropagation"),
         default="differences",
-        help="how those of the error are taken (%(default)s, which work with every model and are nearly always better)",
+        help="how the derivatives of the error are taken (%(default)s, which work with every model and are nearly "
+        "always better)",
     )
     train = commands.add_parser("train", parents=[common], help="train the network of AMED")
-    train.add_argument("--base", default="amed_dpm_2m", help="the solver that is helped (%(default)s)")
-    train.add_argument("--schedule", default="karras", help="of all levels; every second is learned (%(default)s)")
+    train.add_argument("--base", default="amed_dpm_2m", help="the solver that the network is trained for (%(default)s)")
+    train.add_argument(
+        "--schedule", default="karras", help="schedule of all levels, of which every second is learned (%(default)s)"
+    )
     train.add_argument("--afs", action="store_true", help="leave out the first evaluation")
     train.add_argument("--iterations", type=int, default=60, help="batches to learn from (%(default)s)")
-    train.add_argument("--batch", type=int, default=8, help="images of a batch, of all processes (%(default)s)")
-    train.add_argument("--scale-dir", type=float, default=0.01, help="bound of the direction's factor (%(default)s)")
-    train.add_argument("--scale-time", type=float, default=0.2, help="bound of the time's factor (%(default)s)")
-    train.add_argument("--teacher-extra", type=int, default=3, help="levels of the teacher in a step (%(default)s)")
-    train.add_argument("--learning-rate", type=float, default=0.005, help="of Adam (%(default)s)")
+    train.add_argument("--batch", type=int, default=8, help="images of a batch, over all processes (%(default)s)")
     train.add_argument(
-        "--goal", choices=("last sample", "each step"), default="last sample", help="what is matched (%(default)s)"
+        "--scale-dir", type=float, default=0.01, help="how far the factor of the direction may be from 1 (%(default)s)"
+    )
+    train.add_argument(
+        "--scale-time",
+        type=float,
+        default=0.2,
+        help="how far the factor of the sigma passed to the model may be from 1 (%(default)s)",
+    )
+    train.add_argument(
+        "--teacher-extra", type=int, default=3, help="more levels that the teacher has in each step (%(default)s)"
+    )
+    train.add_argument(
+        "--learning-rate", type=float, default=0.005, help="learning rate of the optimizer Adam (%(default)s)"
+    )
+    train.add_argument(
+        "--goal",
+        choices=("last sample", "each step"),
+        default="last sample",
+        help="what is matched with the teacher (%(default)s)",
     )
     train.add_argument(
         "--start",
@@ -119,7 +148,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts: {path} is no text that can be read ({error})") from None
+        raise ValueError(f"--prompts: {path} cannot be read as a text ({error})") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt")
@@ -159,14 +188,14 @@ def _has_other_device(torch: Any) -> bool:
     )
 
 
-def share_work() -> None:
+def join_processes() -> None:
     """Join the other processes. The gradients are small and lie on the CPU: gloo."""
     import torch
 
     torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))  # the first one checks, the others wait
 
 
-def leave_work(code: int) -> None:
+def leave_processes(code: int) -> None:
     """Leave the other processes, all at the same time unless something went wrong: one that goes early aborts."""
     import torch
 
@@ -202,16 +231,21 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Callabl
     import torch
 
     package = __package__ or _import_package()
-    tuning = importlib.import_module(f"{package}.nodes.tuning")
-    plans = importlib.import_module(f"{package}.nodes.plans")
-    plans.register_folder()
-    is_path = len(Path(options.out).parts) > 1 or options.out.endswith(plans.EXTENSION)
-    path = Path(options.out.removesuffix(plans.EXTENSION) + plans.EXTENSION).resolve()
+    calibration, training, session_, files, read = (
+        importlib.import_module(f"{package}.{name}")
+        for name in (
+            "nodes.host.calibration", "nodes.host.training", "nodes.host.session", "nodes.host.plan_files",
+            "samplers.calibrated",
+        )
+    )  # fmt: skip
+    files.register_folder()
+    is_path = len(Path(options.out).parts) > 1 or options.out.endswith(files.EXTENSION)
+    path = Path(options.out.removesuffix(files.EXTENSION) + files.EXTENSION).resolve()
     if not is_path:
-        plans.free_path(options.out)  # complains now, not after the work
+        files.free_paths(options.out)  # complains now, not after the work
 
     def save(plan: Any) -> Path:
-        return plans.keep(plan, lambda: plan.save(path) if is_path else plans.save(plan, options.out))
+        return files.keep(plan, lambda: plan.save(path) if is_path else files.save(plan, options.out))
 
     with torch.inference_mode():
         patcher, encode = load_model(options)
@@ -224,17 +258,17 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Callabl
             raise ValueError(f"--width {options.width} and --height {options.height} are too small")
         batch = options.batch if options.command == "calibrate" else 0
         latent = {"samples": torch.zeros(shape)}
-        session = tuning.Session(patcher, positive, negative, options.cfg, latent, batch=batch, texts=prompts)
+        session = session_.Session(patcher, positive, negative, options.cfg, latent, batch=batch, texts=prompts)
         common = {name: getattr(options, name) for name in ("evaluations", "seed", "samples", "teacher_steps")}
         if options.command == "calibrate":
-            bases = tuning.DEFAULT_BASES if options.base == "auto" else (options.base,)
+            bases = calibration.DEFAULT_BASES if options.base == "auto" else (options.base,)
             own = {"bases": bases, "rounds": options.rounds, "derivatives": options.derivatives}
-            return tuning.Calibration(session, **common, **own), save
+            return calibration.Calibration(session, **common, **own), save
         names = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
         names += ("teacher_extra", "learning_rate", "goal")
         own = {name: getattr(options, name) for name in names}
-        start = plans.load(options.start) if options.start else None
-        return tuning.Training(session, start=start, **common, **own), save
+        start = read.load(options.start) if options.start else None
+        return training.Training(session, start=start, **common, **own), save
 
 
 def _import_package() -> str:
@@ -261,7 +295,8 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
     """Do it, and write the plan; also what there is when it is stopped. Gives the exit code."""
     import torch
 
-    tuning = importlib.import_module(type(work).__module__)
+    nodes = type(work).__module__.rpartition(".host.")[0]
+    texts, shared = (importlib.import_module(f"{nodes}.{name}") for name in ("ui.plans", "host.work"))
     for stop in (signal.SIGINT, signal.SIGTERM):  # a scheduler's stop keeps the best, too, and so in the background
         signal.signal(stop, _stop)
     code, started, last = 0, time.monotonic(), 0.0
@@ -271,7 +306,7 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
                 now = time.monotonic()
                 if not quiet and now - last >= EVERY:
                     last = now
-                    print(describe(progress, now - started, tuning.told), flush=True)
+                    print(describe(progress, now - started, texts.error_text), flush=True)
         except Stopped:
             code = 130
         except Exception as error:
@@ -280,11 +315,11 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
         for stop in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the writing
             signal.signal(stop, signal.SIG_IGN)
         try:
-            calibrated = None if quiet else work.calibrated
-            if calibrated is not None:
-                path = save(tuning.unfinished(calibrated) if code else calibrated)
+            plan = None if quiet else work.plan
+            if plan is not None:
+                path = save(shared.unfinished(plan) if code else plan)
                 print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
-                print(tuning.report(calibrated), flush=True)
+                print(texts.outcome(plan), flush=True)
             elif code == 130 and not quiet:
                 print("stopped; there is nothing to keep yet")
         except Exception as error:
@@ -295,18 +330,18 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
     return code
 
 
-def describe(progress: Any, seconds: float, told: Callable[[float, float], str]) -> str:
+def describe(progress: Any, seconds: float, error_text: Callable[[float, float], str]) -> str:
     """A line: how far it is, how good, and how long it will take."""
     if hasattr(progress, "loss"):
         done, total, what = progress.iteration, progress.iterations, f"loss {progress.loss:.4g}"
     else:
         done, total, what = progress.runs, progress.expected, progress.stage
     left = seconds / max(done, 1) * (total - done)
-    parts = (f"{done} of {total}", what, told(progress.before, progress.after), f"{spoken(left)} left")
+    parts = (f"{done} of {total}", what, error_text(progress.before, progress.after), f"{duration(left)} left")
     return ", ".join(part for part in parts if part)
 
 
-def spoken(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 

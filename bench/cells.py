@@ -218,7 +218,7 @@ def sample(
     if entry.source == "ours":
         sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options))
     elif entry.source == "learned":
-        sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.model.plan_function(calibrated(entry)))
+        sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.sampling.plan_function(calibrated(entry)))
     else:
         sampler = comfy.samplers.sampler_object(entry.name)
     seed = pairs[0].seed + 10**9 if seed is None else seed  # apart from those of the starting noise

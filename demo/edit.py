@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 
@@ -72,26 +73,20 @@ class Editor(Painter):
             shown = report.splitlines()[1].split(": ")[1]
             return evaluations - STEPS, rms(float(error) / 100 for error in shown.split(", "))
 
-        import comfy.samplers
-
+        pack = self.nodes["FewStepInvert"].__module__.rpartition(".")[0]
+        session = importlib.import_module(f"{pack}.host.session")
         (solver,) = self.run("FewStepSampler", sampler)
-        errors: list[float] = []
 
-        def up_and_down(model, x, sigmas, extra_args=None, callback=None, disable=None):
-            clean = model.latent_image
+        def up_and_down(run):
+            """The relative round-trip error of each image."""
+            model, sigmas, clean = run.model, run.sigmas, run.model.latent_image
             lowest = clean * (1 - sigmas[-2]) if flow else clean
-            noise = solver.sampler_function(model, lowest, sigmas[:-1].flip(0), extra_args, None, True)
-            again = solver.sampler_function(model, noise, sigmas, extra_args, None, True)
-            errors.extend(((again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).tolist())
-            return x
+            noise = solver.sampler_function(model, lowest, sigmas[:-1].flip(0), run.extra_args, None, True)
+            again = solver.sampler_function(model, noise, sigmas, run.extra_args, None, True)
+            return ((again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).tolist()
 
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
-        samples = image["samples"]
-        both = comfy.samplers.KSAMPLER(up_and_down)
-        guider.sample(torch.zeros_like(samples), samples, both, sigmas, disable_pbar=True)
-        return STEPS - 1, rms(errors)
+        guider, samples = session.Guider(model, positive, negative, cfg), image["samples"]
+        return STEPS - 1, rms(session.inside(guider, up_and_down, sigmas, torch.zeros_like(samples), samples))
 
 
 def rms(errors) -> float:

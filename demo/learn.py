@@ -26,8 +26,6 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tools")) if path not in
 import torch  # noqa: E402
 from host import import_comfyui, import_pack  # noqa: E402
 
-from samplers import SAMPLERS  # noqa: E402
-
 PROMPTS = (
     "cat face", "red apple", "penguin", "hamburger", "grinning face", "tulip", "octopus", "slice of pizza",
     "fox", "lion", "panda", "bear", "monkey face", "chicken", "snail", "butterfly",
@@ -40,6 +38,7 @@ EVALUATIONS = (5, 6, 8, 4, 10, 12)
 CALIBRATED = "ipndm_v"  # the base of the calibrated plans
 BASES = (CALIBRATED, "dpmpp_2m", "dpm_2m", "ipndm", "amed", "euler", "amed_dpm_2s", "dpmpp_3m", "dpm_3m")
 PLANNED = ("euler", "amed_dpm_2s")  # bases that inserted levels alone help too little: they get a plan of their own
+PAIRED = ("amed", "amed_dpm_2s")  # an odd number of evaluations is one more without the first (AFS)
 GUIDANCE = 3.0
 SEED, SAMPLES = 10_000, 16  # of the fit
 SEED_TRAINED, HELD, BATCH, BATCHES = 20_000, 32, 16, 8  # of the training
@@ -53,11 +52,11 @@ class Learning:
         from demo.model import load
 
         patcher, words = load(ROOT / "demo" / "weights.safetensors")
-        self.tuning, self.plans, self.options = pack.nodes.tuning, pack.nodes.plans, options
-        self.files = pack.samplers.calibrated.plan
+        self.host, self.calibrated_plans, self.options = pack.nodes.host, pack.samplers.calibrated, options
+        self.files, self.levels = pack.samplers.calibrated.file, pack.samplers.levels
         positive = [self._entry(words, prompt) for prompt in PROMPTS]
         latent = {"samples": torch.zeros(1, 12, 16, 16)}
-        self.session = self.tuning.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
+        self.session = self.host.session.Session(patcher, positive, [self._entry(words, "")], GUIDANCE, latent)
 
     @staticmethod
     def _entry(words: Any, prompt: str) -> list[Any]:
@@ -67,11 +66,11 @@ class Learning:
     def path(self, name: str) -> Path:
         return self.options.out / f"{name}.safetensors"
 
-    def save(self, calibrated: Any, name: str) -> None:
-        self.plans.keep(calibrated, lambda: calibrated.save(self.path(name)))
+    def save(self, plan: Any, name: str) -> None:
+        self.host.plan_files.keep(plan, lambda: plan.save(self.path(name)))
 
     def calibrated(self, evaluations: int, **options: Any) -> Any:
-        calibration = self.tuning.Calibration(
+        calibration = self.host.calibration.Calibration(
             self.session,
             evaluations=evaluations,
             seed=SEED,
@@ -81,27 +80,27 @@ class Learning:
         )
         for _ in calibration:
             pass
-        return calibration.calibrated
+        return calibration.plan
 
     def amed(self, base: str, evaluations: int) -> Any:
         """The numbers of the inserted levels, and a predictor that gives them to every image."""
         if base == CALIBRATED:
             plan = self.files.load(self.path(f"calibrated-{evaluations}"))
         else:
-            afs = SAMPLERS[base].paired and evaluations % 2 == 1  # one more, without the first (AFS)
+            afs = base in PAIRED and evaluations % 2 == 1
             fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
             plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
-        levels = self.tuning.read_levels(plan.recipe.sigmas, plan.recipe.flow)
+        levels = self.levels.read_levels(plan.recipe.sigmas, plan.recipe.flow)
         torch.manual_seed(SEED)
-        predictor = self.tuning.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
+        predictor = self.calibrated_plans.predictor.Predictor.giving(levels, plan.recipe.tunings, 0.05, 0.05)
         return dataclasses.replace(plan, predictor=predictor.eval().requires_grad_(False))
 
-    def trained(self, calibrated: Any) -> Any:
+    def trained(self, plan: Any) -> Any:
         """Trained image by image; as it was, where that does not help images that it was not trained on."""
-        training = self.tuning.Training(
+        training = self.host.training.Training(
             self.session,
-            evaluations=calibrated.recipe.nfe,
-            start=calibrated,
+            evaluations=plan.recipe.nfe,
+            start=plan,
             seed=SEED_TRAINED,
             iterations=self.options.train,
             batch=BATCH,
@@ -110,25 +109,25 @@ class Learning:
         )
         for _ in training:
             pass
-        found = training.calibrated
-        told = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
-        trained = found.about.as_dict()
-        about = dataclasses.replace(calibrated.about, trained={name: trained[name] for name in told})
-        return dataclasses.replace(found, about=about)
+        trained = training.plan
+        kept = ("teacher", "seeds", "iterations", "error_before", "error_after", "improved")
+        found = trained.about.as_dict()
+        about = dataclasses.replace(plan.about, trained={name: found[name] for name in kept})
+        return dataclasses.replace(trained, about=about)
 
     def learn(self, name: str) -> Any | None:
         """What is to be written to a file; None if there is nothing to do."""
         path = self.path(name)
         kind, *base, evaluations = name.split("-")
         if self.options.refine:
-            calibrated = self.files.load(path) if path.exists() and kind == "amed" else None
-            return self.trained(calibrated) if calibrated is not None and not calibrated.about.trained else None
+            plan = self.files.load(path) if path.exists() and kind == "amed" else None
+            return self.trained(plan) if plan is not None and not plan.about.trained else None
         if path.exists():
             return None
         if kind == "calibrated":
             return self.calibrated(int(evaluations))
-        calibrated = self.amed(*base, int(evaluations))
-        return self.trained(calibrated) if self.options.train else calibrated
+        plan = self.amed(*base, int(evaluations))
+        return self.trained(plan) if self.options.train else plan
 
 
 def main() -> None:
@@ -150,15 +149,15 @@ def main() -> None:
         names += [f"amed-{base}-{n}" for base in options.bases for n in options.evaluations]
     for name in names:
         start = time.monotonic()
-        calibrated = learning.learn(name)
-        if calibrated is None:
+        plan = learning.learn(name)
+        if plan is None:
             continue
-        learning.save(calibrated, name)
+        learning.save(plan, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{name}: {told(calibrated.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
+        print(f"{name}: {errors(plan.about)} in {time.monotonic() - start:.0f} s; peak {peak:.2f} GB", flush=True)
 
 
-def told(about: Any) -> str:
+def errors(about: Any) -> str:
     fitted = f"{about.error_before:.4f} ({about.baseline}) -> {about.error_after:.4f}"
     if not about.trained:
         return fitted

@@ -135,3 +135,6 @@ class FewStepDemoEncode(io.ComfyNode):
     def execute(cls, pixels: torch.Tensor) -> io.NodeOutput:
         small = interpolate(rearrange(pixels[..., :3], "b h w c -> b c h w"), size=(SIDE, SIDE), mode="area")
         return io.NodeOutput({"samples": fold(small)})
+
+
+NODES = [FewStepDemoModel, FewStepDemoLatent, FewStepDemoDecode, FewStepDemoEncode]

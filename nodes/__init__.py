@@ -1,13 +1,15 @@
 """ComfyUI nodes: thin wrappers around `samplers`.
 
-Each module of nodes is imported on its own: what a host to come does not bear is left out and told in the log, and the
-rest of the pack works.
+Each group of nodes is imported on its own: what a host to come does not bear is left out, with a line in the log, and
+the rest of the pack works.
 """
 
 import functools
-import importlib
+import importlib.util
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
@@ -16,26 +18,17 @@ from .needs import missing
 
 __all__ = ["comfy_entrypoint", "register"]
 
-NODES = {
-    ".sampling": ("FewStepSampler", "FewStepScheduler"),
-    ".guidance": ("FewStepGuidance", "FewStepGuider", "FewStepGuidancePatch"),
-    ".plans": ("FewStepLoadPlan", "FewStepSavePlan", "FewStepPlanSampler", "FewStepInspectPlan"),
-    ".inversion": ("FewStepInvert", "FewStepDiffEditMask"),
-    ".auto": ("FewStepAuto",),
-    ".compare": ("FewStepCompare",),
-    ".trajectory": ("FewStepFilmStrip", "FewStepTrajectory"),
-    ".tuning": ("FewStepCalibrate", "FewStepTrainAMED"),
-    "..demo.nodes": ("FewStepDemoModel", "FewStepDemoLatent", "FewStepDemoDecode", "FewStepDemoEncode"),
-}
-"""By module, in the order of the host's lists."""
+GROUPS = (
+    ".sampling", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".trajectory", ".calibrate", "..demo.nodes",
+)  # fmt: skip
+"""Modules with a list NODES each, in the order of the host's lists."""
 
 REGISTERED = {
-    "the folder models/fewstep": (".plans", "register_folder"),
-    "the plots in the nodes": (".ui.routes", "register_routes"),
-    "the names of samplers in the host's lists": (".registration", "register_samplers"),
-    "the names of schedules in the host's lists": (".registration", "register_schedules"),
+    "the folder models/fewstep": (".host.plan_files", "register_folder"),
+    "the plots in the nodes": (".routes", "register_routes"),
+    "the names in the host's lists of samplers and schedules": (".registration", "register"),
 }
-"""What the host is told of, and by which function."""
+"""What the host hears of, and by which function."""
 
 
 @functools.cache
@@ -45,7 +38,7 @@ def _tell(text: str, *, with_trace: bool = False) -> None:
 
 
 def _attempt(what: str, work: Callable[[], Any]) -> Any:
-    """What some work gives. If it fails, that is told, and what it was for is left out: None."""
+    """What some work gives. If it fails, the log says so, and what it was for is left out: None."""
     try:
         return work()
     except Exception as error:  # of a host to come: anything
@@ -56,19 +49,28 @@ def _attempt(what: str, work: Callable[[], Any]) -> Any:
 
 def _nodes() -> list[type[io.ComfyNode]]:
     """All that can be imported."""
-    found = []
-    for name, classes in NODES.items():
-        module = _attempt(", ".join(classes), lambda name=name: importlib.import_module(name, __package__))
-        found += [getattr(module, node) for node in classes if module is not None]
-    return found
+    nodes: list[type[io.ComfyNode]] = []
+    for name in GROUPS:
+        module = _attempt(_names(name), functools.partial(importlib.import_module, name, __package__))
+        nodes += [] if module is None else module.NODES
+    return nodes
+
+
+def _names(module: str) -> str:
+    """The nodes of a group, from its source: it may be one that cannot be imported."""
+    found = importlib.util.find_spec(module, __package__)
+    source = Path(found.origin).read_text(encoding="utf-8") if found and found.origin else ""
+    return ", ".join(re.findall(r"^class (\w+)\(io\.ComfyNode\)", source, re.MULTILINE)) or module
 
 
 def register() -> None:
     """Tell the host of the folder for plans, of the routes of the front end, and of our samplers and schedules."""
     for what, (name, function) in REGISTERED.items():
-        _attempt(
-            what, lambda name=name, function=function: getattr(importlib.import_module(name, __package__), function)()
-        )
+        _attempt(what, functools.partial(_call, name, function))
+
+
+def _call(module: str, function: str) -> None:
+    getattr(importlib.import_module(module, __package__), function)()
 
 
 class FewStep(ComfyExtension):

@@ -17,23 +17,16 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
-from ..samplers.calibrated.file import FileError
-from ..samplers.calibrated.plan import CalibratedPlan, load
+from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
-from .host.model import (
-    LevelRange,
-    fingerprint,
-    level_range,
-    levels_ui,
-    plan_sampler,
-    same_guidance,
-    sampler_function,
-    sigmas_over,
-)
-from .plans import BUILT_IN, FOLDER, INTERRUPTED, PLAN, conditions, find, summary
-from .sampling import CATEGORY
-from .ui.progress import say
-from .ui.search import search_words
+from .host.display import say
+from .host.guider import same_guidance
+from .host.model import LevelRange, fingerprint, level_range, levels_ui
+from .host.plan_files import BUILT_IN, FOLDER, INTERRUPTED, find
+from .host.sampling import plan_sampler, sampler_function, sigmas_over
+from .ui.links import PLAN
+from .ui.menu import CATEGORY, search_words
+from .ui.plans import conditions, summary
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -146,7 +139,7 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
 
 
 def _unfinished(name: str, plan: CalibratedPlan) -> bool:
-    """Files from before the field was written are told by their name."""
+    """Files from before the field was written are known by their name."""
     return plan.about.interrupted or PurePath(name).name.startswith(f"{INTERRUPTED}_")
 
 
@@ -177,22 +170,22 @@ def choose(
 ) -> Choice:
     """From the inputs of the node and what is known of the model: its range of levels, and its `fingerprint`."""
     if denoise <= 0:
-        return Choice(SAMPLERS["euler"], {}, None, torch.FloatTensor([]), "denoise is 0: the latent stays as it is.")
+        return Choice(SAMPLERS["euler"], {}, None, torch.FloatTensor([]), "denoise is 0: the latent is not changed.")
     notes: list[str] = []
     found = _plan(model, evaluations, variety, denoise, use_plans, plan, cfg or None, notes)
     if found is not None:
         name, chosen = found
         spec, options = SAMPLERS[chosen.recipe.base], chosen.recipe.options
         sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
-        told = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
-        told = " ".join([told, *conditions(chosen, known=bool(cfg))])
+        text = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
+        text = " ".join([text, *conditions(chosen, known=bool(cfg))])
     else:
         row, chosen = pick(levels.flow, variety, evaluations), None
         steps = row.steps(levels, evaluations)
         spec, options = SAMPLERS[row.sampler], row.options
         sigmas = row.sigmas(levels, steps, denoise)
-        told = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
-    return Choice(spec, options, chosen, sigmas, "\n".join([told, *notes]))
+        text = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
+    return Choice(spec, options, chosen, sigmas, "\n".join([text, *notes]))
 
 
 # The node
@@ -207,25 +200,31 @@ class FewStepAuto(io.ComfyNode):
             node_id="FewStepAuto",
             display_name="Few-Step Auto",
             category=CATEGORY,
-            description="Give the number of model evaluations you want to spend: it chooses sampler, schedule and "
-            "steps, or a calibrated plan that fits, and says what it chose and why. It follows docs/QUALITY.md, which "
-            "was measured at guidance 3; if strong guidance breaks the image, take dpmpp_2m in Few-Step Sampler.",
+            description="Say how many evaluations of the model you want to spend. It chooses the sampler, the "
+            "schedule and the steps, or a calibrated plan that fits, and says what it chose and why. The choice "
+            "follows docs/QUALITY.md, which was measured at guidance 3. If strong guidance breaks the image, use "
+            "dpmpp_2m in Few-Step Sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that will be sampled: its kind and noise levels decide."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that will be sampled. The choice depends on its kind and its noise levels.",
+                ),
                 io.Int.Input(
                     "evaluations",
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="How often the model may run, guidance counted once. The time of an image follows it. A "
-                    "sampler that needs several for a step makes fewer steps.",
+                    tooltip="How often the model may be evaluated; with guidance, both prompts together count as one. "
+                    "It decides how long an image takes. A sampler with several evaluations in a step makes fewer "
+                    "steps.",
                 ),
                 io.Combo.Input(
                     "variety",
                     options=[EXACT, VARIED],
                     default=EXACT,
-                    tooltip=f"{EXACT}: no noise on the way; the image hardly changes with the number of evaluations. "
-                    f"{VARIED}: a sampler with fresh noise; livelier, another image for each number of evaluations.",
+                    tooltip=f"{EXACT}: a sampler without added noise. The image hardly changes with the number of "
+                    f"evaluations. {VARIED}: a sampler with added noise. The image is livelier, and another one for "
+                    "each number of evaluations.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -233,20 +232,20 @@ class FewStepAuto(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="1 starts from pure noise. Less keeps more of the input latent (img2img), with as many "
-                    "evaluations. 0 leaves the latent as it is.",
+                    tooltip="1 starts from pure noise. A lower value keeps more of the input latent (img2img), with "
+                    "the same number of evaluations. 0 does not change the latent.",
                 ),
                 io.Boolean.Input(
                     "use_plans",
                     default=True,
-                    tooltip=f"Look in models/{FOLDER} for a plan made for this kind of model and as many evaluations, "
-                    "or one less. Off: only a plan that is connected.",
+                    tooltip=f"Look in models/{FOLDER} for a plan for this kind of model that makes as many "
+                    "evaluations, or one less. Off: only a connected plan is used.",
                 ),
                 PLAN.Input(
                     "plan",
                     optional=True,
-                    tooltip="A calibrated plan to prefer, if it fits the model and the budget. If not, the text says "
-                    "why.",
+                    tooltip="A calibrated plan that is used if it fits the model and the number of evaluations. If it "
+                    "does not fit, the text says why.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -256,8 +255,9 @@ class FewStepAuto(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     optional=True,
-                    tooltip="The guidance scale of the node that samples. Plans made at another one are left out: they "
-                    "burn or fade the image. 0: not known; the text then says at which scale the plan was made.",
+                    tooltip="The guidance scale of the node that samples. Plans that were made at another scale are "
+                    "left out, because they would burn or fade the image. 0: the scale is not known, and the text "
+                    "says at which scale the plan was made.",
                 ),
             ],
             outputs=[
@@ -328,12 +328,15 @@ def _plan(
     """The plan to be followed and where it comes from, if there is one; what speaks against one goes to the notes."""
     against = None
     if variety != EXACT:
-        against = "plans add no fresh noise"
+        against = "plans add no noise"
     elif denoise < 1:
-        against = "its levels begin at pure noise and denoise is below 1"
+        against = "its levels start at pure noise, and denoise is below 1"
     if given is not None:
         against = against or why_not(given, model, budget, cfg)
         if against is None:
             return "The connected plan", given
         notes.append(f"The connected plan is left out: {against}.")
     return best_plan(model, budget, cfg) if search and variety == EXACT and denoise == 1 else None
+
+
+NODES = [FewStepAuto]

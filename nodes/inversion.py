@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy_api.latest import io
-from einops import reduce
 from torch import Tensor
 
-from ..samplers import SAMPLERS, SamplerSpec
-from ..samplers.calibrated.published import PUBLISHED
-from ..samplers.inversion import Inversion, invert
-from .host.model import is_flow
-from .host.runs import announce_each, partial_options
-from .host.session import Conditioning, Guider, fitting
-from .sampling import CATEGORY
+from ..samplers import SAMPLERS
+from ..samplers.inversion import Inversion
+from .host.display import Display
+from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
+from .host.protocols import Conditioning, Latent, Patcher
+from .host.session import fitting
+from .ui.menu import CATEGORY, search_words
 from .ui.options import cfg_input, seed_input
-from .ui.progress import Display
-from .ui.search import search_words
-
-
-def invertible() -> dict[str, SamplerSpec]:
-    """The samplers that are deterministic as they come, on the levels that they are given."""
-    return {
-        id: spec
-        for id, spec in SAMPLERS.items()
-        if not (spec.adaptive or id in PUBLISHED or any(o.name == "middle" for o in spec.options))
-        and (not spec.stochastic or any(o.name == "eta" and o.default == 0 for o in spec.options))
-    }
-
-
-class InvertedNoise:
-    """A NOISE of the host: with the image that was inverted it makes the sample that was found."""
-
-    seed = 0
-
-    def __init__(self, noise: Tensor):
-        self.noise = noise
-
-    def generate_noise(self, latent: Mapping[str, Any]) -> Tensor:
-        """As the host asks for it.
-
-        Raises:
-            ValueError: if the latent is of another shape than the one that was inverted.
-        """
-        shape = latent["samples"].shape
-        if shape != self.noise.shape:
-            raise ValueError(
-                f"latent_image has the shape {list(shape)} and the inverted noise {list(self.noise.shape)}: connect "
-                "the latent that was inverted"
-            )
-        return self.noise
 
 
 class FewStepInvert(io.ComfyNode):
@@ -75,124 +32,88 @@ class FewStepInvert(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample, with its LoRAs and patches."),
                 io.Conditioning.Input("positive", tooltip="What the image shows now."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt; unused at cfg 1."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. It is not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="The image. A noise mask in it is not used here."),
                 cfg_input(
                     1.0,
-                    "Guidance scale of the inversion. 1 is the most accurate and half the work; the edit may "
-                    "then use more. With the same value in both the image comes back.",
+                    "Guidance scale of the inversion. 1 is the most accurate and takes half the time; the edit may "
+                    "use a higher one. With the same scale in both, sampling gives the image back.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=list(samplers),
                     default="ddim",
-                    tooltip="The sampler that will make the image, a deterministic one. ddim is inverted best.\n"
+                    tooltip="The sampler that will make the image, without added noise. ddim is inverted best.\n"
                     + "\n".join(f"{spec.id}: {spec.help}" for spec in samplers.values()),
                 ),
                 io.Sigmas.Input(
-                    "sigmas", tooltip="Those of the sampler that will make the image, descending. 20 steps are good."
+                    "sigmas",
+                    tooltip="The sigmas that will be used to make the image, descending. 20 steps are a good choice.",
                 ),
                 io.Int.Input(
                     "refinements",
                     default=1,
                     min=0,
                     max=100,
-                    tooltip="More of the work, less of the round-trip error. Each is as many evaluations as there are "
-                    "steps for ddim and euler, and a run down and one up for the others.",
+                    tooltip="More refinements take longer and make the round-trip error smaller. For ddim and euler "
+                    "each one takes as many evaluations as there are steps; for the others a whole run down and one "
+                    "up.",
                 ),
                 io.Boolean.Input(
                     "check",
                     default=True,
-                    tooltip="Sample once more to report the round-trip error. Refinements of samplers other than ddim "
-                    "and euler report it in any case.",
+                    tooltip="Sample once more to measure the round-trip error. With refinements, samplers other than "
+                    "ddim and euler measure it in any case.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="The noisy sample, for SamplerCustom with add_noise off or SamplerCustomAdvanced with "
-                    "DisableNoise. Not for flow models at sigma 1, which the host starts from noise alone: use noise.",
+                    tooltip="The noisy latent, for SamplerCustom with add_noise off or SamplerCustomAdvanced with "
+                    "DisableNoise. For flow models that start at sigma 1 use the output noise: ComfyUI starts those "
+                    "from the noise alone.",
                 ),
                 io.Noise.Output(
                     display_name="noise",
                     tooltip="For SamplerCustomAdvanced together with the latent_image that was inverted: works for "
                     "every model, and with noise masks (Set Latent Noise Mask).",
                 ),
-                io.String.Output(display_name="report", tooltip="Evaluations, and the round-trip error if measured."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The number of evaluations, and the round-trip error if it was measured.",
+                ),
             ],
             **search_words("inversion", "ddim inversion", "edit an image"),
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image, cfg: float, sampler: str, sigmas, refinements: int, check: bool
+        cls,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        cfg: float,
+        sampler: str,
+        sigmas: Tensor,
+        refinements: int,
+        check: bool,
     ) -> io.NodeOutput:
         fitted = fitting(model, latent_image)
-        image = fitted["samples"]
-        found = _invert(model, positive, negative, image, cfg, SAMPLERS[sampler], sigmas, refinements, check)
-        inversion, noisy, noise = found
-        latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": noisy}
-        return io.NodeOutput(latent, InvertedNoise(noise), report(sampler, len(sigmas) - 1, inversion))
-
-
-def _invert(
-    patcher: Any,
-    positive: Conditioning,
-    negative: Conditioning,
-    image: Tensor,
-    cfg: float,
-    spec: SamplerSpec,
-    sigmas: Tensor,
-    refinements: int,
-    check: bool,
-) -> tuple[Inversion, Tensor, Tensor]:
-    """What was found, then as samples of a LATENT and as noise."""
-    if len(sigmas) < 2:
-        raise ValueError("sigmas hold no step: raise steps (or denoise) of the scheduler")
-    if not image.any():
-        raise ValueError("latent_image is empty: connect the image to invert, from VAE Encode")
-    display = Display(patcher)
-    results: list[tuple[Inversion, Tensor, Tensor]] = []
-
-    def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        guider = model.inner_model
-        sampling = guider.inner_model.model_sampling
-        evaluate, arguments = announce_each(model, sigmas, extra_args)
-        inversion = invert(
-            spec, evaluate, model.latent_image, sigmas, arguments,
-            lambda step: display.show(step["i"] + 1, step["steps"], denoised=step["denoised"]),
-            disable, flow=is_flow(sampling), refinements=refinements, measure=check,
-            **partial_options(spec, sigmas, {}),
+        display = Display(model)
+        inversion, samples, noise = invert_image(
+            model, positive, negative, fitted["samples"], cfg, SAMPLERS[sampler], sigmas, refinements=refinements,
+            check=check, show=lambda done, total, denoised: display.show(done, total, denoised=denoised),
         )  # fmt: skip
-        begins_in_noise = comfy.samplers.Sampler().max_denoise(guider, sigmas)
-
-        def start(noise: Tensor, image: Tensor) -> Tensor:
-            """The sample that the host begins with: a line in the noise."""
-            return sampling.noise_scaling(sigmas[0], noise.clone(), image, begins_in_noise)
-
-        nothing = torch.zeros_like(x)
-        slope = start(torch.ones_like(x), nothing)
-        noise = (inversion.sample - start(nothing, model.latent_image)) / slope
-        noisy = inversion.sample
-        if not (is_flow(sampling) and float(sigmas[0]) >= 1):
-            noisy = sampling.inverse_noise_scaling(sigmas[0], noisy)
-        results.append((inversion, guider.inner_model.process_latent_out(noisy), noise))
-        return x
-
-    guider = Guider(patcher, positive, negative, cfg)
-    guider.sample(
-        torch.zeros_like(image), image, comfy.samplers.KSAMPLER(run), sigmas,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=0,
-    )  # fmt: skip
-    inversion, noisy, noise = results[0]
-    return inversion, noisy.float().to(comfy.model_management.intermediate_device()), noise.float().cpu()
+        latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": samples}
+        return io.NodeOutput(latent, InvertedNoise(noise), round_trip(sampler, len(sigmas) - 1, inversion))
 
 
-def report(sampler: str, steps: int, inversion: Inversion) -> str:
+def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
     """What was done and how exact it is, as text."""
     lines = [f"{sampler}, {steps} steps: {inversion.nfe} evaluations"]
     if inversion.error is None:
-        return "\n".join([*lines, "Round-trip error not measured: switch check on.", ""])
+        return "\n".join([*lines, "The round-trip error was not measured: switch check on.", ""])
     shown = ", ".join(f"{100 * error:.3g}" for error in inversion.error.tolist())
     lines.append(f"Round-trip error, in percent of the image, one for each image: {shown}")
     if len(inversion.errors) > 1:
@@ -216,7 +137,7 @@ class FewStepDiffEditMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample the edit."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
-                io.Conditioning.Input("target", tooltip="What it is to show."),
+                io.Conditioning.Input("target", tooltip="What the image shall show."),
                 io.Latent.Input("latent_image", tooltip="The image."),
                 io.Float.Input(
                     "noise_level",
@@ -224,12 +145,18 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much noise is added, in the time of the model: 0.5 is half way. More finds larger "
-                    "shapes.",
+                    tooltip="How much noise is added, as a share of the model's time: 0.5 is half way. More noise "
+                    "finds larger shapes.",
                 ),
-                io.Int.Input("noises", default=10, min=1, max=1000, tooltip="Number of noises that are averaged."),
                 io.Int.Input(
-                    "batch", default=5, min=1, max=256, tooltip="So many of them at once: less if memory is short."
+                    "noises", default=10, min=1, max=1000, tooltip="How many noises the mask is averaged over."
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=5,
+                    min=1,
+                    max=256,
+                    tooltip="How many of them at once. Use fewer if memory is short.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -237,7 +164,8 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The mask is where the difference is at least this much, of 1. Lower: a larger mask.",
+                    tooltip="The mask is where the difference, from 0 to 1, is at least this. A lower threshold gives "
+                    "a larger mask.",
                 ),
                 io.Float.Input(
                     "outliers",
@@ -245,9 +173,9 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="What counts as a difference of 1: this many times the mean. Larger differences are cut.",
+                    tooltip="How many times the mean difference counts as 1. Larger differences count as 1, too.",
                 ),
-                seed_input("Of the noises."),
+                seed_input("Seed of the noises."),
             ],
             outputs=[
                 io.Mask.Output(
@@ -260,65 +188,24 @@ class FewStepDiffEditMask(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, target, latent_image, noise_level: float, noises: int, batch: int, threshold: float,
-        outliers: float, seed: int,
-    ) -> io.NodeOutput:  # fmt: skip
-        difference = prediction_difference(model, source, target, latent_image, noise_level, noises, batch, seed)
+        cls,
+        model: Patcher,
+        source: Conditioning,
+        target: Conditioning,
+        latent_image: Latent,
+        noise_level: float,
+        noises: int,
+        batch: int,
+        threshold: float,
+        outliers: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        show = Display(model).show
+        difference = prediction_difference(model, source, target, latent_image, noise_level, noises, batch, seed, show)
         flat = difference.flatten(1)
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)
         return io.NodeOutput((shares >= threshold).float(), shares)
 
 
-class _Difference(Guider):
-    """Predicts the difference that the positive prompt makes against the negative one."""
-
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        conds = [self.conds["positive"], self.conds["negative"]]
-        target, source = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
-        return target - source
-
-
-def prediction_difference(
-    patcher: Any,
-    source: Conditioning,
-    target: Conditioning,
-    latent: Mapping[str, Any],
-    noise_level: float,
-    noises: int,
-    batch: int,
-    seed: int,
-) -> Tensor:
-    """|D_target - D_source|, the mean over channels and noises, [B, H, W]; a video gives a map for each frame.
-
-    Raises:
-        ValueError: if the latent has no height and width, or is not one of this model.
-    """
-    image = fitting(patcher, latent)["samples"]
-    if image.ndim < 4:
-        raise ValueError(
-            f"latent_image has the shape {list(image.shape)}, without height and width (sound): a mask is made of "
-            "images and videos"
-        )
-    sampling = patcher.get_model_object("model_sampling")
-    sigma = float(sampling.percent_to_sigma(1 - noise_level)) if noise_level < 1 else float(sampling.sigma_max)
-    generator = torch.Generator().manual_seed(seed)
-    display, total = Display(patcher), torch.zeros(())
-    guider = _Difference(patcher, target, source, 1.0)
-
-    def evaluate(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        found.append(model(x, sigmas[:1].expand(len(x)), **extra_args).float().cpu())
-        return x
-
-    for first in range(0, noises, batch):
-        count, found = min(batch, noises - first), []
-        many = image.repeat(count, *[1] * (image.ndim - 1))
-        noise = torch.randn(many.shape, generator=generator)
-        guider.sample(
-            noise, many, comfy.samplers.KSAMPLER(evaluate), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=seed
-        )
-        difference = reduce(found[0].abs(), "b c ... -> b ...", "mean")
-        total = total + reduce(difference, "(noise b) ... -> b ...", "sum", noise=count)
-        display.show(first + count, noises)
-    return (total / noises).reshape(-1, *image.shape[-2:])
+NODES = [FewStepInvert, FewStepDiffEditMask]

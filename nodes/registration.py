@@ -14,7 +14,7 @@ import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host.model import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
+from .host.sampling import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
 
 
 def register_samplers() -> None:

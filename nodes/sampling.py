@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
-from .host.model import LevelRange, host_node, level_range, levels_ui, sampler_function, sigmas_over
+from .host.model import LevelRange, level_range, levels_ui
+from .host.protocols import Patcher
+from .host.sampling import sampler_function, sigmas_over
+from .ui.menu import CATEGORY, search_words
 from .ui.options import chosen_options, option_inputs
-from .ui.search import search_words
-
-CATEGORY = f"{getattr(host_node('KSampler'), 'CATEGORY', 'sampling')}/Few-Step"
-"""Beside the host's own: in sampling, since 2026 in model/sampling."""
 
 
-def _choice(specs) -> str:
+def _choice(specs: Mapping[str, Any]) -> str:
     return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
 
 
@@ -28,9 +30,9 @@ class FewStepSampler(io.ComfyNode):
             node_id="FewStepSampler",
             display_name="Few-Step Sampler",
             category=CATEGORY,
-            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Leave options at their "
-            "defaults unless you know them. Those that the chosen sampler does not have are ignored; a choice that is "
-            "another sampler's is an error.",
+            description="Any Few-Step sampler (DPM-Solver++ and others) with its options. Leave an option at its "
+            "default unless you know what it does. Options that the chosen sampler does not have are ignored. A "
+            "choice that only another sampler has is an error.",
             inputs=[
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS)),
                 *option_inputs(SAMPLERS.values()),
@@ -40,7 +42,7 @@ class FewStepSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sampler: str, **options) -> io.NodeOutput:
+    def execute(cls, sampler: str, **options: Any) -> io.NodeOutput:
         spec = SAMPLERS[sampler]
         options = spec.check_options(chosen_options(spec, options))
         return io.NodeOutput(comfy.samplers.KSAMPLER(sampler_function(spec), options))
@@ -66,24 +68,31 @@ class FewStepScheduler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="1 starts from pure noise. Less keeps more of the input latent (img2img): the schedule is "
-                    "made longer and only its last steps are run. 0 leaves the latent as it is.",
+                    tooltip="1 starts from pure noise. A lower value keeps more of the input latent (img2img): the "
+                    "schedule is made longer, and only its last steps are run. 0 does not change the latent.",
                 ),
                 *option_inputs(SCHEDULES.values()),
             ],
-            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending: steps + 1, less what is cut.")],
+            outputs=[
+                io.Sigmas.Output(
+                    tooltip="The noise levels, descending: one more than steps, unless an option leaves some out."
+                )
+            ],
             **search_words("sigmas", *SCHEDULES, *(spec.label for spec in SCHEDULES.values())),
         )
 
     @classmethod
-    def execute(cls, model, schedule: str, steps: int, denoise: float, **options) -> io.NodeOutput:
+    def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
         return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 
     @staticmethod
-    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options) -> torch.Tensor:
+    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options: Any) -> torch.Tensor:
         """The values of the widgets as noise levels."""
         if denoise <= 0:
             return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
         spec = SCHEDULES[schedule]
         return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, options))
+
+
+NODES = [FewStepSampler, FewStepScheduler]

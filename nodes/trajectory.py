@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import comfy.samplers
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
-from .host.model import sampler_function, schedule_sigmas
+from .host.display import preview_image
+from .host.protocols import Conditioning, Latent, Patcher
+from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
-from .sampling import CATEGORY
+from .ui.menu import CATEGORY, search_words
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
 from .ui.plots import Panel, line_plot
-from .ui.progress import preview_image
-from .ui.search import search_words
 
 _COMPONENTS = 3
 
@@ -37,41 +36,58 @@ class FewStepTrajectory(io.ComfyNode):
             node_id="FewStepTrajectory",
             display_name="Few-Step Trajectory",
             category=CATEGORY,
-            description="How nearly the sampling trajectories of a model lie in a plane, which is what AMED builds on "
-            "(Zhou et al. 2024, arXiv 2312.00094, section 3.1): principal components of each trajectory.",
+            description="Shows how nearly the sampling trajectories of a model lie in a plane, by the principal "
+            "components of each. AMED builds on this (Zhou et al. 2024, arXiv 2312.00094, section 3.1).",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 io.Conditioning.Input("positive", tooltip="What the images show."),
                 io.Conditioning.Input("negative", tooltip="What they do not show."),
                 io.Latent.Input("latent_image", tooltip="An empty latent: its size is used, its content is not."),
                 cfg_input(7.5),
-                seed_input("Of the noise that the trajectories start from."),
-                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Number of trajectories, sampled at once."),
+                seed_input("Seed of the noise that the trajectories start from."),
+                io.Int.Input(
+                    "batch", default=4, min=1, max=64, tooltip="Number of trajectories. All are sampled at once."
+                ),
                 io.Int.Input(
                     "steps", default=50, min=4, max=1000, tooltip="Steps of dpmpp_2m on the exponential schedule."
                 ),
             ],
             outputs=[
                 io.Image.Output(tooltip="Each trajectory on its own first two principal components."),
-                io.String.Output(display_name="text", tooltip="Shares of the variance in the first components."),
+                io.String.Output(display_name="text", tooltip="How much of the variance lies in the first components."),
             ],
             **search_words("principal components"),
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image: Mapping[str, Any], cfg: float, seed: int, batch: int, steps: int
+        cls,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        cfg: float,
+        seed: int,
+        batch: int,
+        steps: int,
     ) -> io.NodeOutput:
         check_single(latent_image)
         like = fitting(model, {**latent_image, "samples": torch.zeros_like(latent_image["samples"][:1])})["samples"]
         paths = trajectories(model, positive, negative, like, cfg, seed, batch, steps)
         found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
         shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
-        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), report(shares, steps))
+        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), shares_text(shares, steps))
 
 
 def trajectories(
-    model: Any, positive: Any, negative: Any, like: Tensor, cfg: float, seed: int, batch: int, steps: int
+    model: Patcher,
+    positive: Conditioning,
+    negative: Conditioning,
+    like: Tensor,
+    cfg: float,
+    seed: int,
+    batch: int,
+    steps: int,
 ) -> Tensor:
     """The samples at every level, in the space the model works in: [steps + 1, batch, ...] on the CPU.
 
@@ -94,19 +110,19 @@ def trajectories(
 
 def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:
     """The trajectories on their planes, and what their planes leave out."""
-    told = ", ".join(f"{100 * share:.4g}" for share in shares.mean(dim=0).tolist())
+    percent = ", ".join(f"{100 * share:.4g}" for share in shares.mean(dim=0).tolist())
     planes = {f"_{i}": [(x, y) for x, y, *_ in place.tolist()] for i, place in enumerate(places)}
     left = {
         f"_{i}": [(float(k + 1), 100 * (1 - share)) for k, share in enumerate(row)]
         for i, row in enumerate(shares.tolist())
     }
     return [
-        Panel(f"Variance in 1, 2, 3 components: {told} %", "first component", "second component", planes),
+        Panel(f"Variance in 1, 2, 3 components: {percent} %", "first component", "second component", planes),
         Panel("Variance left out", "components", "%", left, log_y=True),
     ]
 
 
-def report(shares: Tensor, steps: int) -> str:
+def shares_text(shares: Tensor, steps: int) -> str:
     """The shares as text: their mean, and each trajectory's own."""
     rows = [("mean", shares.mean(dim=0).tolist()), *((str(i + 1), row) for i, row in enumerate(shares.tolist()))]
     head = (
@@ -134,30 +150,37 @@ class FewStepFilmStrip(io.ComfyNode):
             node_id="FewStepFilmStrip",
             display_name="Few-Step Film Strip",
             category=CATEGORY,
-            description="Samples as SamplerCustom does and shows what the model took for the clean image at every "
-            "evaluation: when the picture is decided, and which evaluations still change it.",
+            description="Samples as SamplerCustom does, and shows the clean image that the model predicted at every "
+            "evaluation. So you see when the picture is decided, and which evaluations still change it.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 io.Conditioning.Input("positive", tooltip="What the image shows."),
                 io.Conditioning.Input("negative", tooltip="What it does not show."),
-                io.Sampler.Input("sampler", tooltip="Any sampler: all evaluations are shown, also those of one step."),
-                io.Sigmas.Input("sigmas", tooltip="Its noise levels."),
+                io.Sampler.Input(
+                    "sampler", tooltip="Any sampler. Every evaluation is shown, also where one step has several."
+                ),
+                io.Sigmas.Input("sigmas", tooltip="The noise levels for the sampler."),
                 io.Latent.Input(
-                    "latent_image", tooltip="An empty latent, or an image to begin from. Of a batch the first is shown."
+                    "latent_image",
+                    tooltip="An empty latent, or an image to start from. Of a batch the first image is shown.",
                 ),
                 cfg_input(7.0),
-                seed_input("Of the noise that the image begins from."),
+                seed_input("Seed of the noise that the image starts from."),
                 io.Int.Input("columns", default=10, min=1, max=1000, tooltip="Pictures in a row of the strip."),
-                io.Int.Input("tile", default=192, min=32, max=2048, tooltip="Width of a picture of it, in pixels."),
+                io.Int.Input(
+                    "tile", default=192, min=32, max=2048, tooltip="Width of each picture in the strip, in pixels."
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Makes the pictures. Without one they are previews of the latents in rough colours.",
+                    tooltip="Decodes the pictures. Without a VAE they are previews of the latents in rough colours.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="strip", tooltip="All pictures with their noise levels."),
-                io.Image.Output(display_name="frames", tooltip="The pictures alone, at full size, as a batch."),
+                io.Image.Output(
+                    display_name="frames", tooltip="The pictures without labels, at full size, as a batch."
+                ),
                 io.Latent.Output(display_name="latent", tooltip="The result, as SamplerCustom gives it."),
             ],
             is_output_node=True,
@@ -167,12 +190,12 @@ class FewStepFilmStrip(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
+        model: Patcher,
+        positive: Conditioning,
+        negative: Conditioning,
         sampler: Any,
         sigmas: Tensor,
-        latent_image: dict[str, Any],
+        latent_image: Latent,
         cfg: float,
         seed: int,
         columns: int,
@@ -180,7 +203,7 @@ class FewStepFilmStrip(io.ComfyNode):
         vae: Any = None,
     ) -> io.NodeOutput:
         if len(sigmas) < 2:
-            raise ValueError("sigmas: there are no steps to show (denoise is 0, or the schedule was split to nothing)")
+            raise ValueError("sigmas hold no step to show: raise denoise, or check where the sigmas are split")
         seen: list[Seen] = []
 
         def watch(sigma: Tensor, denoised: Tensor) -> None:
@@ -198,3 +221,6 @@ class FewStepFilmStrip(io.ComfyNode):
         strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
         out = {**fitting(model, latent_image), "samples": result}
         return io.NodeOutput(strip, frames, out, ui=preview_image(strip))
+
+
+NODES = [FewStepFilmStrip, FewStepTrajectory]

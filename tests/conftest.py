@@ -88,7 +88,7 @@ def folder(comfy_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.fixture
 def routes(comfyui: SimpleNamespace) -> ModuleType:
     """nodes/routes.py of the pack."""
-    return module(comfyui, "ui.routes")
+    return module(comfyui, "routes")
 
 
 @pytest.fixture(scope="session")

@@ -200,14 +200,14 @@ def test_unfinished_plans_of_earlier_versions_are_known_by_their_name(comfyui, f
 def test_what_was_stopped_is_saved_as_unfinished(comfyui, folder):
     from samplers.calibrated.plan import load
 
-    tuning, calibrated = module(comfyui, "tuning"), plan(comfyui, small_model("EPS"))
+    calibrated = plan(comfyui, small_model("EPS"))
 
     class Work:
         pass
 
     work = Work()
-    work.calibrated = module(comfyui, "plans").parse(calibrated.text())
-    with pytest.raises(KeyboardInterrupt), tuning.kept(work):
+    work.plan = module(comfyui, "plans").parse(calibrated.text())
+    with pytest.raises(KeyboardInterrupt), module(comfyui, "host.work").kept(work):
         raise KeyboardInterrupt
     (path,) = folder.glob("interrupted_*")
     assert load(path).about == dataclasses.replace(calibrated.about, interrupted=True)
@@ -219,7 +219,7 @@ def test_a_plan_for_another_guidance_is_left_out(comfyui, folder):
     plan(comfyui, model, 8, error_before=1.0, error_after=0.1, guidance=7.5).save(folder / "strong.safetensors")
     plan(comfyui, model, 8, error_before=1.0, error_after=0.8, latent=[4, 8, 16]).save(folder / "mild.safetensors")
     text = choose(comfyui, model, 8)[2]
-    assert text.startswith("strong") and "made at guidance 7.5: sample with this cfg" in text
+    assert text.startswith("strong") and "made at guidance 7.5: set cfg to this" in text
     assert choose(comfyui, model, 8, cfg=7.45)[2].startswith("strong"), "as good as the same"
     text = choose(comfyui, model, 8, cfg=3.0)[2]
     assert text.startswith("mild") and "It was made at guidance 3." in text and "size 8 x 16" in text
@@ -310,7 +310,7 @@ def test_a_connected_plan_comes_first(comfyui, folder):
     ("inputs", "why"),
     [
         ({"evaluations": 4}, "8 evaluations and the budget is 4"),
-        ({"variety": VARIED}, "no fresh noise"),
+        ({"variety": VARIED}, "plans add no noise"),
         ({"denoise": 0.7}, "denoise is below 1"),
         ({"model": "FLOW"}, "made for another model: sampling is"),
     ],

@@ -31,7 +31,7 @@ def demo(comfyui) -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def forget(comfy_process):
     """Nothing is left from another test."""
-    module(comfy_process, "compare").FINISHED.__init__()
+    module(comfy_process, "host.comparison").FINISHED.__init__()
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
     broken = small.model.clone()
     broken.set_model_unet_function_wrapper(lambda f, a: torch.full_like(a["input"], torch.nan))
     of = SimpleNamespace(model=broken, positive=small.positive, negative=small.negative)
-    with pytest.raises(ValueError, match=r"nothing came out: euler, karras, 4 steps: .*NaN"):
+    with pytest.raises(ValueError, match=r"no sampler gave an image: euler, karras, 4 steps: .*NaN"):
         compare(comfyui, of, samplers="euler\nfewstep_dpmpp_2m")
 
 
@@ -224,11 +224,11 @@ def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
         ({"samplers": "euler\n\ndpmpp_2n"}, "samplers, line 3: there is no sampler 'dpmpp_2n'; did you mean dpmpp_2"),
         ({"schedules": "fewstep_karas"}, "schedules, line 1: there is no schedule 'fewstep_karas'; did you mean"),
         ({"samplers": "zzzz"}, "the names are those of KSampler's list"),
-        ({"samplers": " \n# euler"}, "samplers: there is none"),
+        ({"samplers": " \n# euler"}, "samplers: the text names none"),
         ({"samplers": "fewstep_unipc orde=2"}, "line 1: fewstep_unipc has no option 'orde'; its options are order,"),
         ({"samplers": "fewstep_unipc order=9"}, "line 1: unipc: option order = 9 must lie between"),
         ({"samplers": "fewstep_unipc order=two"}, "line 1: option order = 'two' must be a number"),
-        ({"samplers": "euler fast"}, "line 1: 'fast' after euler is no option"),
+        ({"samplers": "euler fast"}, "line 1: 'fast' after euler is not an option"),
         ({"schedules": "karras*"}, "karras has no option 'discard_penultimate'; it has none"),
         ({"schedules": "fewstep_karras discard_penultimate=maybe"}, "must be on or off"),
         ({"steps": "4, five"}, "steps: 'five' must be a whole number"),
@@ -254,8 +254,10 @@ def test_bad_input_is_named(comfyui, small, inputs, message):
 def test_options_of_both_are_taken(comfyui):
     names = module(comfyui, "ui.names")
     ours, theirs, bare = names.read_samplers("fewstep_unipc (order=2)\n dpmpp_2m_sde eta = 0.5, s_noise=1\n dpm_3m")
-    assert ours.options == {"order": 2} and names.make_sampler(ours).extra_options == {"order": 2}
-    assert names.make_sampler(theirs).extra_options == {"eta": 0.5, "s_noise": 1}
+    assert ours.options == {"order": 2} and module(comfyui, "host.named").make_sampler(ours).extra_options == {
+        "order": 2
+    }
+    assert module(comfyui, "host.named").make_sampler(theirs).extra_options == {"eta": 0.5, "s_noise": 1}
     assert bare.spec.id == "dpm_3m" and theirs.spec is None
     star, plain = names.read_schedules("fewstep_karras*\nkarras")
     assert star.options == {"discard_penultimate": True} and plain.spec is None
@@ -280,7 +282,7 @@ def test_texts_are_read_in_time_that_grows_with_their_length(comfyui, before, pi
 
 def test_content_takes_whatever_a_conditioning_holds(comfyui):
     """Equal numbers in other objects are the same; what cannot be read is the same while it is that object."""
-    content = module(comfyui, "compare").Content
+    content = module(comfyui, "host.content").Content
 
     class Slots:
         __slots__ = ()
@@ -448,7 +450,7 @@ def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
 
 def test_film_of_no_steps(comfyui, small):
     (sampler,) = comfyui.nodes["KSamplerSelect"].execute("euler").result
-    with pytest.raises(ValueError, match="sigmas: there are no steps to show"):
+    with pytest.raises(ValueError, match="sigmas hold no step to show"):
         film(comfyui, small, sampler, torch.FloatTensor([]))
 
 

@@ -540,7 +540,7 @@ def test_nothing_is_left_behind_after_an_error(comfyui, eps_model):
 
 
 def test_node_errors_name_the_input(comfyui):
-    with pytest.raises(ValueError, match="values: 'seven' is no number"):
+    with pytest.raises(ValueError, match="values: 'seven' is not a number"):
         made(comfyui, "list", values="5, seven")
     with pytest.raises(ValueError, match="values must hold at least one number"):
         made(comfyui, "list")

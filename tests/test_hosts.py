@@ -177,7 +177,7 @@ def test_routes_are_registered_once(comfyui, monkeypatch):
     table = web.RouteTableDef()
     monkeypatch.setattr(PromptServer, "instance", types.SimpleNamespace(routes=table), raising=False)
     for _ in range(2):
-        module(comfyui, "ui.routes").register_routes()
+        module(comfyui, "routes").register_routes()
     paths = [route.path for route in table]
     assert paths and len(set(paths)) == len(paths)
 
@@ -337,7 +337,7 @@ def test_a_wrapped_model_samples(comfyui, wrap):
 def test_a_plain_function_in_place_of_the_model_is_a_clear_error(comfyui):
     """It says nothing of what its levels are."""
     model, plan = small_model("EPS"), next(iter(module(comfyui, "plans").BUILT_IN.values()))
-    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.model").plan_sampler(plan)]
+    samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.sampling").plan_sampler(plan)]
     for sampler in samplers:
         with pytest.raises(ValueError, match=r"model: this function leads to no MODEL of the host .*inner_model"):
             custom(comfyui, model, wrapped(sampler, lambda model: lambda x, s, **e: model(x, s, **e)), sigmas_of(model))
@@ -347,7 +347,7 @@ def test_a_model_that_holds_itself_is_an_error_too(comfyui):
     loop = Deeper(None)
     loop.inner_model = loop
     with pytest.raises(ValueError, match="this Deeper leads to no MODEL"):
-        module(comfyui, "host.model").patcher_of(loop)
+        module(comfyui, "host.guider").patcher_of(loop)
 
 
 @pytest.mark.parametrize("id", SAMPLERS)
@@ -558,6 +558,33 @@ def test_of_a_schedule_and_an_override_the_one_nearest_the_sampler_counts(comfyu
     assert scales(patched(overridden(comfyui, model, 5.0, 0.0, 0.45))) == pytest.approx(own)
 
 
+@pytest.mark.parametrize("cfg", [3.0, 0.0])
+@pytest.mark.parametrize("values", ["8, 0, 6, 1", "0, 0, 0, 0"])
+def test_a_plan_multiplies_what_a_schedule_and_an_override_leave(comfyui, half, values, cfg):
+    """In both orders of the patches, whatever the strongest scale is. Where there is no guidance it stays so."""
+    model, sigmas = half
+    node = comfyui.nodes["FewStepGuidance"]
+    fields = {field.id: field.default for field in node.define_schema().inputs}
+    guidance = node.execute(**fields | {"schedule": "list", "values": values, "cfg": cfg}).result[0]
+    own, factors = [float(value) for value in values.split(",")], [1.5, 0.5, 2.0, 3.0]
+    plan = module(comfyui, "plans").parse(
+        json.dumps({"base": "ddim", "flow": True, "sigmas": sigmas.tolist(), "guidance": factors})
+    )
+    sampler, levels = comfyui.nodes["FewStepPlanSampler"].execute(plan).result
+
+    def patched(model):
+        return comfyui.nodes["FewStepGuidancePatch"].execute(model, guidance).result[0]
+
+    def wanted(scales):
+        return pytest.approx([w if w == 1 else w * f for w, f in zip(scales, factors, strict=True)])
+
+    scales = functools.partial(scales_of_a_run, comfyui, sampler=sampler, sigmas=levels, cfg=cfg)
+    assert scales(patched(model)) == wanted(own)
+    assert scales(overridden(comfyui, patched(model), 5.0, 0.0, 0.45)) == wanted([5.0, 5.0, *own[2:]])
+    assert scales(patched(overridden(comfyui, model, 5.0, 0.0, 0.45))) == wanted(own)
+    assert scales(model) == wanted([cfg] * 4)  # nothing is left behind
+
+
 # How nodes describe themselves
 
 
@@ -600,7 +627,7 @@ class ManualSigmas:
 
 def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
     """By the host's own node, so that the plot is what it reads. Where it has none they are known in a run."""
-    routes = module(comfyui, "ui.routes")
+    routes = module(comfyui, "routes")
     if "ManualSigmas" not in comfyui.nodes:
         monkeypatch.setitem(comfyui.nodes, "ManualSigmas", ManualSigmas)
     text = "14.6, 5.5, 1.2, 0"

@@ -90,7 +90,8 @@ def test_the_folder_is_the_hosts(comfyui, monkeypatch):
     """models/fewstep, safetensors alone; a folder that the user's own settings name stays, and no folder is made."""
     import folder_paths
 
-    module = sys.modules[comfyui.nodes["FewStepLoadPlan"].__module__]
+    package = comfyui.nodes["FewStepLoadPlan"].__module__.rpartition(".")[0]
+    module = sys.modules[f"{package}.host.plan_files"]
     monkeypatch.delitem(folder_paths.folder_names_and_paths, "fewstep")
     folder_paths.add_model_folder_path("fewstep", "/elsewhere/plans")
     for _ in range(2):

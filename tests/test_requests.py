@@ -44,7 +44,7 @@ REQUESTS = [
 
 @pytest.fixture
 def requests(comfyui):
-    return module(comfyui, "ui.requests")
+    return module(comfyui, "requests")
 
 
 def asked(requests, draw, bodies: list, **headers) -> list[tuple[int, str]]:
@@ -310,10 +310,10 @@ def test_percents_are_those_of_a_bisection(comfyui, kind, settings):
     high, low = math.log(float(sampling.sigma_max)), math.log(float(sampling.sigma_min))
     levels = torch.linspace(high, low, 300, dtype=torch.float64).exp().tolist()
     levels = [*levels, 0.0, 2 * levels[0], levels[-1] / 2]
-    percent = module(comfyui, "host.model").progress(Counted)
+    percent = module(comfyui, "host.model").percent_at(Counted)
     assert [percent(level) for level in levels] == pytest.approx([bisected(level) for level in levels], abs=2.0**-23)
     assert len(asked) < 1000 + 6 * len(levels)
-    few = module(comfyui, "host.model").progress(Counted)
+    few = module(comfyui, "host.model").percent_at(Counted)
     asked.clear()
     for level in levels[::30]:
         few(level)

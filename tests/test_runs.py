@@ -401,7 +401,7 @@ def test_the_callers_options_are_not_written_to(comfyui):
 
 def test_a_run_within_a_run_leaves_the_list_of_the_whole(comfyui):
     """A sampler of another pack that calls ours for a part of the levels: steps are counted over all of them."""
-    host = module(comfyui, "host.model")
+    host = module(comfyui, "host.sampling")
     model, seen = watched(small_model("EPS"))
     (_, sigmas), *_ = schedules(comfyui, model)[0]
     part = host.sampler_function(SAMPLERS["dpmpp_2m"])

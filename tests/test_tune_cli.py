@@ -109,11 +109,12 @@ def done(folder) -> dict[str, SimpleNamespace]:
     commands = [
         ("calibrate", "plan.safetensors", "--rounds", "1", "--base", "dpmpp_2m"),
         ("calibrate", "file/plan.safetensors", "--rounds", "1", "--base", "euler"),  # below a file is no folder
-        ("train", "on.safetensors", *start, "--iterations", "1"),
+        ("train", "on.safetensors", *start, "--iterations", "1", "--out", "by_name"),
         ("train", "by1.safetensors", *SHARED),
         ("train", "evaluations", "--evaluations", "0"),
         ("train", "base", "--base", "nonsense"),
         ("train", "cfg", "--cfg", "nan"),
+        ("train", "out", "--out", "con"),
         ("train", "start", *start, "--evaluations", "5"),
     ]
     base = ("--base-directory", str(folder))
@@ -137,9 +138,9 @@ def test_calibrate(folder, done):
 
 
 def test_train_begins_with_a_plan(folder, done):
-    """Whose base and numbers are kept."""
+    """Whose base and numbers are kept. What --out names without a path goes to models/fewstep."""
     assert done["on.safetensors"].code == 0, done["on.safetensors"].complaints
-    found = load(folder / "on.safetensors").recipe
+    found = load(folder / "models" / "fewstep" / "by_name_00001_.safetensors").recipe
     assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in START.recipe.tunings]
 
 
@@ -199,6 +200,7 @@ def test_ctrl_c_keeps_the_best(folder):
         ("evaluations", r"evaluations = 0"),
         ("base", r"(base = ')?nonsense"),
         ("cfg", r"cfg = nan"),
+        ("out", r"filename = 'con' holds 'con', which cannot be the name of a file on Windows"),
         ("start", r"start is a plan of 4 evaluations, and evaluations = 5"),
     ],
 )

@@ -68,7 +68,10 @@ def session(comfyui):
 
 @pytest.fixture
 def euler(comfyui):
-    host, samplers = module(comfyui, "host.model"), sys.modules[module(comfyui, "host.model").SamplerSpec.__module__]
+    host, samplers = (
+        module(comfyui, "host.sampling"),
+        sys.modules[module(comfyui, "host.sampling").SamplerSpec.__module__],
+    )
     registry = importlib.import_module(samplers.__name__.rpartition(".")[0])
     return host.sampler_function(registry.SAMPLERS["euler"])
 
@@ -158,21 +161,21 @@ def test_calibration_of_other_models(comfyui, model_type):
 
 
 def test_without_a_gain_the_plan_is_the_plain_sampler(comfyui, monkeypatch, caplog):
-    tuning = module(comfyui, "tuning")
-    real = tuning.calibrate
+    calibration = module(comfyui, "host.calibration")
+    real = calibration.calibrate
 
     def fruitless(*arguments, **options):
         return (progress for progress in real(*arguments, **options) if progress.stage == "starts")
 
-    monkeypatch.setattr(tuning, "calibrate", fruitless)
+    monkeypatch.setattr(calibration, "calibrate", fruitless)
     plan, _, report = execute(comfyui, "FewStepCalibrate", samples=2, base="dpmpp_2m")
     assert plan.about.improved is False and plan.about.error_after == plan.about.error_before
     assert not any(any(t[2:4]) for t in plan.recipe.tunings)
-    assert "plain sampler" in caplog.text and "Not better" in report
+    assert "plain sampler" in caplog.text and "not better in validation" in report
 
 
-def test_samples_to_check_with_are_others(comfyui):
-    split = module(comfyui, "tuning").split
+def test_samples_for_validation_are_others(comfyui):
+    split = module(comfyui, "host.reference").split
     for count in (1, 3, 4, 9):
         fitted, held = split(count, 100, 16, 16)
         assert len(fitted) == len(held) == 16
@@ -189,11 +192,10 @@ def test_samples_to_check_with_are_others(comfyui):
 def test_training_lowers_the_loss(comfyui, goal):
     """On the model of the demo, on the same batch in every iteration."""
     demo = demo_model(comfyui, ["cat face"])
-    tuning = module(comfyui, "tuning")
     session = module(comfyui, "host.session").Session(demo.model, demo.positive, demo.negative, 3.0, demo.latent)
     options = {"iterations": 6, "batch": 2, "samples": 1, "teacher_steps": 10, "learning_rate": 0.02}
-    work = tuning.Training(session, evaluations=4, base="amed_dpm_2m", goal=goal, **options)
-    work.trained = work.trained[:2] * 6
+    work = module(comfyui, "host.training").Training(session, evaluations=4, base="amed_dpm_2m", goal=goal, **options)
+    work.training = work.training[:2] * 6
     losses = [step.loss for step in work]
     assert losses[-1] < 0.95 * losses[0]
 
@@ -240,12 +242,12 @@ def test_training_begins_with_a_calibrated_plan(comfyui, folder, calibrated):
 
 
 def test_a_start_that_nothing_improves_comes_out_again(comfyui, calibrated, monkeypatch):
-    training = module(comfyui, "tuning").Training
+    training = module(comfyui, "host.training").Training
     real = training._error
     errors = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(training, "_error", lambda *arguments: real(*arguments) and next(errors))
     plan, _, report = execute(comfyui, "FewStepTrainAMED", start=calibrated, iterations=2)
-    assert plan.recipe == calibrated.recipe and plan.about.improved is False and "Not better" in report
+    assert plan.recipe == calibrated.recipe and plan.about.improved is False and "not better in validation" in report
 
 
 @pytest.mark.parametrize(
@@ -283,24 +285,26 @@ def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
 @pytest.mark.network
 def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     """The slope over images of several prompts, one by one and in one batch, and that by differences."""
-    tuning, session = module(comfyui, "tuning"), module(comfyui, "host.session")
-    model, recipe = small_model("FLOW"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
+    gradients, session = module(comfyui, "host.gradients"), module(comfyui, "host.session")
+    reference = module(comfyui, "host.reference")
+    model, recipe = small_model("FLOW"), gradients.Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples = samples_of(comfyui, 4, 2)
-    numbers = [tuning.Parameter("level", 1), tuning.Parameter("guidance", 2)]
+    numbers = [gradients.Unknown("level", 1), gradients.Unknown("guidance", 2)]
     by = torch.tensor([0.02, -0.01], dtype=torch.float64)
     found = []
     for batch in (0, 1):
         one = session.Session(model, prompts(2), conditioning(2), 2.0, latent(), batch=batch)
         target = torch.zeros(4, *one.shape)
-        found.append(tuning.Gradients(one, samples, target).slope(recipe, numbers, by))
+        found.append(gradients.Gradients(one, samples, target).slope(recipe, numbers, by))
     for ours, others in zip(*found, strict=True):
         torch.testing.assert_close(ours, others, rtol=1e-3, atol=1e-6)
     squares, slope = found[0]
     weights = 1 / squares
 
     def cost(there):
-        moved = importlib.import_module(tuning.Parameter.__module__).moved(recipe, numbers, there.tolist())
-        return (weights * tuning.run(one, tuning.CalibratedPlan(moved), samples).flatten(1).square().mean(dim=1)).mean()
+        moved = importlib.import_module(gradients.Unknown.__module__).moved(recipe, numbers, there.tolist())
+        samples_ = reference.final_samples(one, reference.CalibratedPlan(moved), samples)
+        return (weights * samples_.flatten(1).square().mean(dim=1)).mean()
 
     for k in range(2):
         h = torch.zeros(2, dtype=torch.float64)
@@ -310,7 +314,8 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
 
 @pytest.mark.network
 def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, session):
-    tuning, recipe = module(comfyui, "tuning"), module(comfyui, "tuning").Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
+    host = module(comfyui, "host.gradients")
+    recipe = host.Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples, by = samples_of(comfyui, 5, 2), torch.tensor([0.02], dtype=torch.float64)
 
     def slope(most: int) -> tuple:
@@ -323,8 +328,8 @@ def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, se
             return network(given["input"], given["timestep"], **given["c"])
 
         model.set_model_unet_function_wrapper(greedy)
-        gradients = tuning.Gradients(session(model, prompts(2)), samples, torch.zeros(5, 4, 8, 8))
-        return *gradients.slope(recipe, [tuning.Parameter("level", 1)], by), sizes
+        gradients = host.Gradients(session(model, prompts(2)), samples, torch.zeros(5, 4, 8, 8))
+        return *gradients.slope(recipe, [host.Unknown("level", 1)], by), sizes
 
     *whole, sizes = slope(100)
     *parts, smaller = slope(4)
@@ -389,25 +394,25 @@ def test_a_model_that_leaves_torch_is_said(comfyui):
 class Stopped:
     """Some work that has come to a plan."""
 
-    def __init__(self, calibrated):
-        self._learned = calibrated
+    def __init__(self, plan):
+        self._plan = plan
 
     @property
-    def calibrated(self):
-        if isinstance(self._learned, Exception):
-            raise self._learned
-        return self._learned
+    def plan(self):
+        if isinstance(self._plan, Exception):
+            raise self._plan
+        return self._plan
 
 
 def predictor_plan(comfyui):
-    tuning = module(comfyui, "tuning")
+    training = module(comfyui, "host.training")
     with torch.inference_mode(False):
-        return tuning.CalibratedPlan(tuning.Recipe("amed", (14.0, 5.0, 2.0, 0.5, 0.0)), tuning.Predictor())
+        return training.CalibratedPlan(training.Recipe("amed", (14.0, 5.0, 2.0, 0.5, 0.0)), training.Predictor())
 
 
 def stop(comfyui, work, error: BaseException) -> None:
     """As the host's interruption stops a node; the error that comes out is the one that went in."""
-    with pytest.raises(type(error)) as raised, module(comfyui, "tuning").kept(work):
+    with pytest.raises(type(error)) as raised, module(comfyui, "host.work").kept(work):
         raise error
     assert raised.value is error
 
@@ -436,7 +441,7 @@ def test_a_plan_that_cannot_be_saved_goes_elsewhere_and_into_the_log(comfyui, mo
     (path,) = elsewhere.iterdir()
     back = module(comfyui, "plans").load(path)
     assert back.recipe == plan.recipe and back.predictor is not None
-    assert str(path) in caplog.text and module(comfyui, "tuning").unfinished(plan).text() in caplog.text
+    assert str(path) in caplog.text and module(comfyui, "host.work").unfinished(plan).text() in caplog.text
 
 
 def test_a_plan_that_no_folder_takes_is_in_the_log(comfyui, monkeypatch, folder, caplog):
@@ -446,7 +451,7 @@ def test_a_plan_that_no_folder_takes_is_in_the_log(comfyui, monkeypatch, folder,
     monkeypatch.setattr("safetensors.torch.save_file", full)
     plan = predictor_plan(comfyui)
     stop(comfyui, Stopped(plan), stops()[0])
-    assert module(comfyui, "tuning").unfinished(plan).text() in caplog.text
+    assert module(comfyui, "host.work").unfinished(plan).text() in caplog.text
     assert "No space left" in caplog.text and "its predictor is lost" in caplog.text
     assert not list(folder.glob("*"))
 
@@ -469,7 +474,7 @@ def test_the_newest_interrupted_plan_is_kept(comfyui, folder):
 
 
 def test_an_error_after_the_work_loses_nothing(comfyui, folder, monkeypatch):
-    monkeypatch.setattr(module(comfyui, "tuning"), "line_plot", lambda panels: 1 / 0)
+    monkeypatch.setattr(module(comfyui, "calibrate"), "line_plot", lambda panels: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(comfyui, "FewStepTrainAMED", iterations=1, samples=1, batch=1)
     assert len(list(folder.glob("interrupted*"))) == 1

@@ -105,7 +105,7 @@ class Axes {
     pen.stroke();
   }
 
-  /** A circle, empty for an evaluation that is followed by fresh noise. */
+  /** A circle, empty for an evaluation that is followed by added noise. */
   dot(i, value, colour, empty = false) {
     const { pen } = this;
     pen.beginPath();

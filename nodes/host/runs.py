@@ -14,6 +14,7 @@ from torch import Tensor
 from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
+from ...samplers.calibrated.recipe import Recipe
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas
 
@@ -32,7 +33,7 @@ class Run:
         spec: the sampler, or the base of a plan.
         given: its levels, as the host has them.
         options: of the sampler, as they are in this run.
-        learned: the plan that is followed in the place of the sampler.
+        calibrated: the plan that is followed in the place of the sampler.
         published: whether that is the sampler's published one, which has its own levels whatever the given ones are.
         predicts: whether the predictor of the plan is asked.
         why: for a sampler that has a published plan and does not follow it.
@@ -55,9 +56,10 @@ class Run:
     ):
         self.spec, self.given, self.flow, self.options = spec, tuple(given), flow, dict(options or {})
         self.calibrated, self.published, self.predicts, self.why = calibrated, published, predicts, why
-        self.recipe = calibrated and (
-            calibrated.recipe if published else calibrated.recipe.piece(self.given, in_pairs=predicts)
-        )
+        self.recipe: Recipe | None = None
+        if calibrated is not None:
+            recipe = calibrated.recipe
+            self.recipe = recipe if published else recipe.piece(self.given, in_pairs=predicts)
 
     @cached_property
     def plan(self) -> Plan:
@@ -71,12 +73,12 @@ class Run:
         return self.spec.plan(self.given, flow=self.flow, **self.options)
 
     def model_sigmas(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The levels that the model is told, one for each evaluation, rounded as `integrate` does; on the CPU."""
+        """The levels passed to the model, one for each evaluation, rounded as `integrate` does; on the CPU."""
         return torch.tensor(model_sigmas(self.plan), dtype=dtype)
 
     @property
     def steps(self) -> list[float]:
-        """The levels at which the steps begin, as the model is told them, and the one at which the last one ends."""
+        """The levels at which the steps begin, as they are passed to the model, and the one at which the last ends."""
         starts = list(self.recipe.sigmas if self.recipe is not None else self.given)
         if not self.spec.adaptive:
             for stage in reversed(self.plan):
@@ -123,7 +125,7 @@ def resolve(
 def follow(
     calibrated: CalibratedPlan, sigmas: Tensor | Sequence[float] | None = None, *, predicts: bool = False
 ) -> Run:
-    """What a learned plan does.
+    """What a calibrated plan does.
 
     Args:
         sigmas: all of its levels, or a part of them; none means all.
@@ -174,10 +176,10 @@ def announce(
     """The model and the arguments of its calls, with the levels of the run in the host's `sample_sigmas`.
 
     Context windows look there which step an evaluation belongs to, and models of two times which level is next. It
-    holds the levels that the model is told, in order, and the one that the run ends at. Where it holds them already, as
+    holds the levels passed to the model, in order, and the one that the run ends at. Where it holds them already, as
     for a sampler that evaluates at the levels it is given, all stays as it is. The caller's dicts are not written to.
 
-    Those of a predictor are known once they are told, and are put there evaluation by evaluation: the first image's.
+    Those of a predictor are known once they are passed, and are put there evaluation by evaluation: the first image's.
     """
     if run.spec.adaptive:
         return announce_each(model, sigmas, extra_args)
@@ -204,8 +206,8 @@ def announce(
 def announce_each(
     model: Callable[..., Tensor], sigmas: Any, extra_args: Mapping[str, Any] | None
 ) -> tuple[Callable[..., Tensor], Mapping[str, Any] | None]:
-    """As `announce`, where it is not known beforehand which levels the model will be told, as with steps that are
-    chosen by their error: `sample_sigmas` holds those that were given, and among them, in its place, the one told.
+    """As `announce`, where it is not known beforehand which levels will be passed to the model, as with steps that are
+    chosen by their error: `sample_sigmas` holds those that were given, and among them, in its place, the one passed.
     """
     if extra_args is None or "model_options" not in extra_args:
         return model, extra_args
@@ -213,14 +215,14 @@ def announce_each(
     given = torch.as_tensor(sigmas)
     values = given.tolist()
 
-    def with_told(sigma: Tensor) -> Tensor:
+    def with_passed(sigma: Tensor) -> Tensor:
         now = float(sigma)
         if now in values:
             return given
         levels = sorted([*values, now], reverse=values[0] > values[-1])
         return torch.tensor(levels, dtype=sigma.dtype, device=given.device)
 
-    return _announcing(model, options, with_told), announced
+    return _announcing(model, options, with_passed), announced
 
 
 def _copied(extra_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -233,7 +235,7 @@ def _copied(extra_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def _announcing(
     model: Callable[..., Tensor], options: dict[str, Any], levels: Callable[[Tensor], Tensor]
 ) -> Callable[..., Tensor]:
-    """A model whose options hold the levels that `levels` gives for what it is told."""
+    """A model whose options hold the levels that `levels` gives for the sigma passed to it."""
 
     def evaluate(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         options["sample_sigmas"] = levels(sigma[0])
@@ -243,7 +245,7 @@ def _announcing(
 
 
 class _Predicted:
-    """The levels of a plan, each replaced by that which the first image has once it is told."""
+    """The levels of a plan, each replaced by that which the first image has once it is passed."""
 
     def __init__(self, levels: Tensor):
         self._levels, self._made = levels, 0

@@ -1,4 +1,4 @@
-"""Seeds of fresh noise for the images of a batch: which image is which."""
+"""Seeds of the added noise for the images of a batch: which image is which."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PLACES = 64
 
 
 def image_seeds(model: Any, x: Tensor, seed: Any) -> list[int] | None:
-    """For each image the seed of its fresh noise: `seed`, that of the run, with the noise that the image starts from.
+    """For each image the seed of its added noise: `seed`, that of the run, with the noise that the image starts from.
 
-    So an image has the same fresh noise alone, in any batch and in any row of it; and images that start alike stay
+    So an image has the same added noise alone, in any batch and in any row of it; and images that start alike stay
     alike. Where the run adds no noise, as the second part of a split one, it is that which the host would have added in
     this row. None, for the sampler to go by the row, where that is no seed, or the host's wrapper of the model, which
     carries the noise, is missing.
@@ -25,12 +25,12 @@ def image_seeds(model: Any, x: Tensor, seed: Any) -> list[int] | None:
     noise = _starting_noise(model)
     if not isinstance(seed, int) or noise is None or len(noise) != len(x):
         return None
-    found = _fingerprints(noise)
-    if None in found:
+    signs = _fingerprints(noise)
+    if None in signs:
         with torch.random.fork_rng(devices=[]):  # the host seeds the generator that all others draw from
             absent = _fingerprints(comfy.sample.prepare_noise(torch.empty_like(noise, device="cpu"), seed))
-        found = [absent[k] if fingerprint is None else fingerprint for k, fingerprint in enumerate(found)]
-    return [mix(seed, fingerprint or 0) for fingerprint in found]
+        signs = [absent[k] if fingerprint is None else fingerprint for k, fingerprint in enumerate(signs)]
+    return [mix(seed, fingerprint or 0) for fingerprint in signs]
 
 
 def _starting_noise(model: Any) -> Tensor | None:

@@ -1,11 +1,13 @@
-"""Runs the host's model from inside a node: once, as SamplerCustom does, or for many prompts and seeds."""
+"""Runs the host's model from inside a node: once, as SamplerCustom does, for many prompts and seeds, or for work of
+another kind than sampling.
+"""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import comfy.model_management
 import comfy.sample
@@ -15,12 +17,10 @@ import torch
 from torch import Tensor
 
 from ...samplers.checks import read_number
+from .guider import guider_of
+from .protocols import AnyGuider, Conditioning, Latent, ModelSampling, Patcher, SamplerFunction
 
-Conditioning = list[Any]
-"""The host's: entries [tensor, settings]."""
-
-Function = Callable[..., Tensor]
-"""A sampler, as `KSAMPLER` calls it."""
+ResultT = TypeVar("ResultT")
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called after each evaluation with the noise levels [B] and the predictions of the model [B, ...]."""
@@ -31,7 +31,7 @@ class Guider(comfy.samplers.CFGGuider):
 
     def __init__(
         self,
-        patcher: Any,
+        patcher: Patcher,
         positive: Conditioning,
         negative: Conditioning,
         guidance: float,
@@ -55,7 +55,7 @@ def sample(
     seed: int,
     sampler: Any,
     sigmas: Tensor,
-    latent: Mapping[str, Any],
+    latent: Latent,
     callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
 ) -> Tensor:
     """Final latents [B, ...] of one run: those of SamplerCustom with the same inputs, to the last bit.
@@ -70,15 +70,68 @@ def sample(
     latent = fitting(guider.model_patcher, latent)
     image = latent["samples"]
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
-    found = guider.sample(
+    samples = guider.sample(
         noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
     dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: None)()  # new hosts have one
-    return found.to(comfy.model_management.intermediate_device(), dtype)
+    return samples.to(comfy.model_management.intermediate_device(), dtype)
 
 
-def fitting(patcher: Any, latent: Mapping[str, Any]) -> dict[str, Any]:
+class Inside(NamedTuple):
+    """What the host gives a sampler."""
+
+    model: Any
+    x: Tensor
+    sigmas: Tensor
+    extra_args: dict[str, Any]
+    disable: bool | None
+
+    @property
+    def guider(self) -> AnyGuider:
+        return guider_of(self.model)
+
+
+def inside(
+    guider: Any,
+    work: Callable[[Inside], ResultT],
+    sigmas: Tensor,
+    noise: Tensor,
+    image: Tensor | None = None,
+    *,
+    seed: int = 0,
+    progress_bar: bool = False,
+) -> ResultT:
+    """What some work gives that is done in the place of a sampler: with all that the host wraps around one.
+
+    The host is given back the samples that it began with. Errors of the work, interruptions too, come out as they are.
+
+    Args:
+        guider: a GUIDER of the host.
+        noise: [B, ...], with the level that the sigmas begin at.
+        image: the latents below the noise; zeros if there are none.
+        progress_bar: whether the work may show one, as `Inside.disable` says.
+    """
+    results: list[ResultT] = []
+
+    def sample(
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ) -> Tensor:
+        results.append(work(Inside(model, x, sigmas, extra_args, disable)))
+        return x
+
+    guider.sample(
+        noise, torch.zeros_like(noise) if image is None else image, comfy.samplers.KSAMPLER(sample), sigmas,
+        disable_pbar=not (progress_bar and comfy.utils.PROGRESS_BAR_ENABLED), seed=seed,
+    )  # fmt: skip
+    if not results:
+        raise RuntimeError(
+            "the sampler was not called: a patch of the model from another pack samples in its place; sample without it"
+        )
+    return results[-1]
+
+
+def fitting(patcher: Patcher, latent: Latent) -> dict[str, Any]:
     """A LATENT as the host's own sampler nodes hand it on: made to fit the model, which matters where it is empty.
 
     An empty one gets the channels and dimensions of the model. New hosts size it, too: the latent then says by what it
@@ -98,7 +151,7 @@ def fitting(patcher: Any, latent: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in latent.items() if name not in sizes} | {"samples": fixed}
 
 
-def check_single(latent: Mapping[str, Any]) -> None:
+def check_single(latent: Latent) -> None:
     """Raise ValueError if a LATENT holds several in one."""
     if latent["samples"].is_nested:
         raise ValueError("latent_image holds several latents in one (video with sound), which this node cannot sample")
@@ -130,11 +183,11 @@ class Session:
 
     def __init__(
         self,
-        patcher: Any,
+        patcher: Patcher,
         positive: Conditioning,
         negative: Conditioning,
         guidance: float,
-        latent: Mapping[str, Any],
+        latent: Latent,
         *,
         batch: int = 0,
         texts: Sequence[str] = (),
@@ -155,8 +208,8 @@ class Session:
         return len(self._positive)
 
     @property
-    def sampling(self) -> Any:
-        """The host's `model_sampling`: noise levels and their kind."""
+    def sampling(self) -> ModelSampling:
+        """Noise levels and their kind."""
         return self.patcher.get_model_object("model_sampling")
 
     def noise(self, samples: Sequence[Sample]) -> Tensor:
@@ -167,31 +220,34 @@ class Session:
     @torch.no_grad()
     def run(
         self,
-        function: Function,
+        function: SamplerFunction,
         sigmas: Sequence[float] | Tensor,
         samples: Sequence[Sample],
         callback: Callable[[int], None] | None = None,
-        *,
-        together: bool = False,
     ) -> Tensor:
         """Final latents [N, ...] on the CPU.
 
         Args:
             function: a sampler as the host calls it.
             callback: called after each evaluation with the number of images in it.
-            together: all in one batch, whatever was said of its size; the prompts must be one, or `alike`.
         """
         levels = torch.as_tensor(sigmas, dtype=torch.float32)
-        if together:
-            return self._run(function, levels, samples, callback)
         latents: dict[int, Tensor] = {}
 
         def sample_group(group: list[int]) -> None:
-            found = self._run(function, levels, [samples[k] for k in group], callback)
-            latents.update(zip(group, found, strict=True))
+            finished = self._run(function, levels, [samples[k] for k in group], callback)
+            latents.update(zip(group, finished, strict=True))
 
         self.in_groups(samples, sample_group)
         return torch.stack([latents[k] for k in range(len(samples))])
+
+    @torch.no_grad()
+    def inside(
+        self, work: Callable[[Inside], ResultT], sigmas: Sequence[float] | Tensor, samples: Sequence[Sample]
+    ) -> ResultT:
+        """As the function of this name, for samples in one batch: their prompts must be one, or `alike`."""
+        levels = torch.as_tensor(sigmas, dtype=torch.float32)
+        return inside(self._guider(samples), work, levels, self.noise(samples), seed=samples[0].seed)
 
     def in_groups(self, samples: Sequence[Sample], work: Callable[[list[int]], None]) -> None:
         """Do some work group by group, each the places of samples that share a batch.
@@ -222,17 +278,23 @@ class Session:
         return [group[i : i + size] for group in together.values() for i in range(0, len(group), size)]
 
     def _run(
-        self, function: Function, sigmas: Tensor, samples: Sequence[Sample], callback: Callable[[int], None] | None
+        self,
+        function: SamplerFunction,
+        sigmas: Tensor,
+        samples: Sequence[Sample],
+        callback: Callable[[int], None] | None,
     ) -> Tensor:
         watch = None if callback is None else lambda _, denoised: callback(len(denoised))
-        positive = self._conditioning([sample.prompt for sample in samples])
-        guider = Guider(self.patcher, positive, self._negative, self.guidance, watch)
-        noise = self.noise(samples)
-        seed = samples[0].seed
-        out = guider.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(function), sigmas, disable_pbar=True, seed=seed
+        noise, sampler = self.noise(samples), comfy.samplers.KSAMPLER(function)
+        latents = self._guider(samples, watch).sample(
+            noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=samples[0].seed
         )
-        return out.cpu()
+        return latents.cpu()
+
+    def _guider(self, samples: Sequence[Sample], watch: Watch | None = None) -> Guider:
+        """Of one batch."""
+        positive = self._conditioning([sample.prompt for sample in samples])
+        return Guider(self.patcher, positive, self._negative, self.guidance, watch)
 
     def _conditioning(self, prompts: Sequence[int]) -> Conditioning:
         """Of one batch: one entry, with a row for each image unless all have the same prompt."""

@@ -11,10 +11,11 @@ _INSIDE = ("inner_model", "__wrapped__", "__self__", "func")
 
 def unwrapped(model: Any) -> Iterator[Any]:
     """The model and all that it wraps, from the outside to the inside, each once."""
-    waiting, seen = [model], []
+    waiting: list[Any] = [model]
+    seen: list[Any] = []
     while waiting:
-        found = waiting.pop(0)
-        if not any(found is one for one in seen):
-            seen.append(found)
-            yield found
-            waiting += [part for part in (getattr(found, name, None) for name in _INSIDE) if part is not None]
+        part = waiting.pop(0)
+        if not any(part is one for one in seen):
+            seen.append(part)
+            yield part
+            waiting += [inner for inner in (getattr(part, name, None) for name in _INSIDE) if inner is not None]

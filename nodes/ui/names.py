@@ -7,39 +7,19 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import comfy.samplers
-import torch
-from torch import Tensor
 
 from ...samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
 from ...samplers.checks import read_number, shortened
-from ..host.model import PREFIX, sampler_function, schedule_sigmas
-
-SpecT = TypeVar("SpecT", SamplerSpec, ScheduleSpec)
+from ..host.named import Named, SpecT
+from ..host.sampling import PREFIX
 
 SYNTAX = (
-    f"One a line, by the names of KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` ours. Options follow "
-    f"the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
+    f"Write one in each line, by its name in KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` is ours. "
+    f"Options follow the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
 )
-
-
-@dataclass(frozen=True)
-class Named(Generic[SpecT]):
-    """What a line names."""
-
-    label: str
-    """The line."""
-
-    name: str
-    """As in the host's list, or in ours."""
-
-    spec: SpecT | None
-    """Ours; None for the host's own."""
-
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def read_samplers(text: str) -> list[Named[SamplerSpec]]:
@@ -60,30 +40,6 @@ def read_schedules(text: str) -> list[Named[ScheduleSpec]]:
     return _read("schedules", "schedule", text, SCHEDULES, comfy.samplers.KSampler.SCHEDULERS, lambda name: {})
 
 
-def make_sampler(named: Named[SamplerSpec]) -> Any:
-    """A SAMPLER of the host."""
-    if named.spec is not None:
-        return comfy.samplers.KSAMPLER(sampler_function(named.spec), dict(named.options))
-    sampler = comfy.samplers.sampler_object(named.name)
-    sampler.extra_options = {**sampler.extra_options, **named.options}
-    return sampler
-
-
-def make_sigmas(
-    sampler: Named[SamplerSpec], schedule: Named[ScheduleSpec], model_sampling: Any, steps: int, denoise: float
-) -> Tensor:
-    """[steps + 1] as KSampler makes them, which for some of the host's samplers leaves out the last level above 0."""
-    discard = sampler.name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
-    total = (steps if denoise > 0.9999 else int(steps / denoise)) + discard
-    if schedule.spec is not None:
-        sigmas = schedule_sigmas(schedule.spec, model_sampling, total, **schedule.options)
-    else:
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, schedule.name, total)
-    if discard:
-        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
-    return sigmas[-(steps + 1) :].cpu()
-
-
 # Reading
 
 
@@ -95,10 +51,10 @@ def _read(
     host: Iterable[str],
     host_options: Callable[[str], Mapping[str, Any]],
 ) -> list[Named[SpecT]]:
-    theirs = [name for name in host if not name.startswith(PREFIX)]
-    ours = {PREFIX + id: spec for id, spec in registry.items()}
+    theirs: list[str] = [name for name in host if not name.startswith(PREFIX)]
+    ours: dict[str, SpecT] = {PREFIX + id: spec for id, spec in registry.items()}
     ours |= {id: spec for id, spec in registry.items() if id not in theirs}
-    found = []
+    read: list[Named[SpecT]] = []
     for number, line in enumerate(checked_length(input, text).splitlines(), 1):
         words = " ".join(line.replace("*", " discard_penultimate=on ").split())
         name, *parts = re.split(r"[ ,()]+", re.sub(" ?= ?", "=", words))
@@ -115,10 +71,10 @@ def _read(
                 options = spec.changed_options(options)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-        found.append(Named(" ".join(line.split()), name, spec, options))
-    if not found:
-        raise ValueError(f"{input}: there is none; write at least one {kind} in a line of its own")
-    return found
+        read.append(Named(" ".join(line.split()), name, spec, options))
+    if not read:
+        raise ValueError(f"{input}: the text names none; write at least one {kind}, each in a line of its own")
+    return read
 
 
 def checked_length(input: str, text: str) -> str:
@@ -128,7 +84,7 @@ def checked_length(input: str, text: str) -> str:
         ValueError: if it is longer than anybody writes.
     """
     if len(text) > _LONGEST:
-        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: leave some out")
+        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: shorten the text")
     return text
 
 
@@ -144,7 +100,7 @@ def _option(where: str, name: str, part: str, known: Mapping[str, Any]) -> tuple
     """`key=value`, of the type of the option's default."""
     key, equals, value = part.partition("=")
     if not equals:
-        raise ValueError(f"{where}: {shortened(part)} after {name} is no option: write it as option=value")
+        raise ValueError(f"{where}: {shortened(part)} after {name} is not an option: write options as name=value")
     if key not in known:
         has = f"its options are {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{where}: {name} has no option {shortened(key)}; {has}")

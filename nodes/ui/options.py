@@ -65,7 +65,9 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
     if isinstance(first.default, str):
         choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
         return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
-    bounds = {"min": min(o.minimum for o in options), "max": max(o.maximum for o in options), "default": default}
+    low = min(o.minimum for o in options if o.minimum is not None)
+    high = max(o.maximum for o in options if o.maximum is not None)
+    bounds: dict[str, Any] = {"min": low, "max": high, "default": default}
     if default is None:
         bounds |= {"min": UNSET, "default": UNSET}
     if isinstance(first.default, int):
@@ -89,8 +91,8 @@ def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
     lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
     if len(defaults) > 1 or isinstance(next(iter(defaults)), str):
         unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
-        told = (f"{_spoken(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
-        lines.append(f"{unset}: {', '.join(told)}.")
+        each = (f"{_written(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
+        lines.append(f"{unset}: {', '.join(each)}.")
     return "\n".join(lines)
 
 
@@ -98,7 +100,7 @@ def _owners(ids: list[str], everyone: bool) -> str:
     return "" if everyone else f" ({', '.join(ids)})"
 
 
-def _spoken(default: Any) -> str:
+def _written(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return default if isinstance(default, str) else f"{default:g}"

@@ -74,7 +74,7 @@ def sheet(rows: Sequence[Sequence[Tile]], width: int, *, top: Sequence[str] = ()
             pen.multiline_text((_GAP, y + height / 2), left[j], _INK, font, anchor="lm", spacing=4)
         for k, tile in enumerate(row):
             x = margin + k * across
-            _place(picture, pen, tile, (x, y, width, height), font)
+            _draw(picture, pen, tile, (x, y, width, height), font)
             pen.text((x + width / 2, y + height + _LINE / 2), tile.caption, _INK, font, anchor="mm")
     return to_tensor(picture)[None]
 
@@ -93,7 +93,7 @@ def _tile_height(rows: Sequence[Sequence[Tile]], width: int) -> int:
     return width
 
 
-def _place(picture: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, ...], font: Any) -> None:
+def _draw(picture: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, ...], font: Any) -> None:
     x, y, width, height = box
     if tile.picture is not None:
         whole = to_picture(tile.picture)

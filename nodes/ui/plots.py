@@ -69,8 +69,8 @@ class _Axes:
 
     def at(self, x: float, y: float) -> Point:
         """A pair of numbers as a place on the sheet."""
-        right = _share(x, self.x, log=False) * (WIDTH - _LEFT - _RIGHT)
-        up = _share(y, self.y, self.panel.log_y) * (HEIGHT - _TOP - _BOTTOM)
+        right = _fraction(x, self.x, log=False) * (WIDTH - _LEFT - _RIGHT)
+        up = _fraction(y, self.y, self.panel.log_y) * (HEIGHT - _TOP - _BOTTOM)
         return self.sheet(_LEFT + right, HEIGHT - _BOTTOM - up)
 
     def sheet(self, right: float, down: float) -> Point:
@@ -150,7 +150,7 @@ def _range(numbers: Sequence[float], log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _share(number: float, ends: tuple[float, float], log: bool) -> float:
+def _fraction(number: float, ends: tuple[float, float], log: bool) -> float:
     """Where on its axis a number lies, 0 ... 1."""
     low, high = ends
     if log:

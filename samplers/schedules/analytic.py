@@ -229,7 +229,7 @@ def beta(
         ImportError: without scipy, which ComfyUI brings along.
     """
     try:
-        from scipy.special import betaincinv  # type: ignore[import-untyped]
+        from scipy.special import betaincinv
     except ImportError as error:
         raise ImportError("the beta schedule needs scipy: pip install scipy") from error
     start, end, sigma = _model_time(sigma_min, sigma_max, flow)

@@ -4,7 +4,7 @@
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
 
-`levels` and `model` are what a node has told of its model in the last run (`levels_ui`). A node travels as {"type": its
+`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
 answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
 """
@@ -18,20 +18,23 @@ import comfy.model_sampling
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
-from ...samplers import SAMPLERS, SCHEDULES
-from ...samplers.calibrated.plan import CalibratedPlan
-from ...samplers.checks import shortened
-from ...samplers.guidance import RAMPS, Guidance, passes
-from ...samplers.plan import DENOISED, Plan
-from ..auto import Choice, choose
-from ..guidance import read_values
-from ..host.model import LevelRange, host_node, progress, sigmas_over, with_factor
-from ..host.runs import NOT_KNOWN, Run, follow, resolve
-from ..plans import FewStepLoadPlan
-from ..sampling import FewStepScheduler
-from .options import chosen_options
+from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.calibrated import CalibratedPlan
+from ..samplers.checks import shortened
+from ..samplers.guidance import RAMPS, Guidance, passes
+from ..samplers.plan import DENOISED, Plan
+from .auto import Choice, choose
+from .guidance import read_values
+from .host.guider import with_factor
+from .host.model import LevelRange, percent_at
+from .host.runs import NOT_KNOWN, Run, follow, resolve
+from .host.sampling import sigmas_over
+from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request
 from .requests import answer as _answer
+from .sampling import FewStepScheduler
+from .ui.menu import host_node
+from .ui.options import chosen_options
 
 Node = Mapping[str, Any]
 Kind = Mapping[str, Any] | None
@@ -111,7 +114,7 @@ def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
     """
     inputs = node["inputs"]
     if node["type"] == "FewStepPlanSampler":
-        return list(_learned(inputs).recipe.sigmas)
+        return list(_plan_of(inputs).recipe.sigmas)
     if node["type"] == "FewStepAuto":
         return _choice(inputs, levels, model).sigmas.tolist()
     if node["type"] == "SplitSigmas":
@@ -139,7 +142,7 @@ def _drawn(steps: int, denoise: float = 1.0) -> int:
     return steps
 
 
-def _learned(inputs: Mapping[str, Any]) -> CalibratedPlan:
+def _plan_of(inputs: Mapping[str, Any]) -> CalibratedPlan:
     """The plan on an input, if it comes from a file or a text."""
     source = inputs.get("plan") or {}
     if source.get("type") != "FewStepLoadPlan":
@@ -150,7 +153,7 @@ def _learned(inputs: Mapping[str, Any]) -> CalibratedPlan:
 def _choice(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> Choice:
     """What FewStepAuto does. No plan is looked for where nothing but the levels is known of the model."""
     given = {name: inputs[name] for name in ("evaluations", "variety", "denoise", "use_plans", "cfg") if name in inputs}
-    plan = _learned(inputs) if inputs.get("plan") else None
+    plan = _plan_of(inputs) if inputs.get("plan") else None
     _drawn(given["evaluations"], given["denoise"])
     if model is None:
         given["use_plans"] = False
@@ -201,7 +204,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
 def _label(run: Run) -> str:
     if run.calibrated is None:
         return run.spec.label
-    how = "published" if run.published else "predicted" if run.calibrated.predictor is not None else "learned"
+    how = "published" if run.published else "predicted" if run.calibrated.predictor is not None else "calibrated"
     return f"{run.spec.label}, {how}"
 
 
@@ -224,7 +227,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
     inputs = dict(node["inputs"])
     found = _sigmas(schedule, levels, model) if schedule else None
     if node["type"] == "FewStepPlanSampler":
-        return follow(_learned(inputs), found, predicts=inputs.get("see_bottleneck", True))
+        return follow(_plan_of(inputs), found, predicts=inputs.get("see_bottleneck", True))
     if node["type"] == "FewStepAuto":
         choice = _choice(inputs, levels, model)
         spec, options, found = choice.spec, choice.options, found or choice.sigmas.tolist()
@@ -260,7 +263,7 @@ def _scales(given: Any, run: Run, levels: LevelRange, model: Kind) -> list[float
         steps = (stage.step for stage in run.plan if stage.sigma is not None)
         scales = [float(given[min(step, len(given) - 1)]) for step in steps]
     else:
-        percent = progress(_model_sampling(levels, model))
+        percent = percent_at(_model_sampling(levels, model))
         scales = [
             *map(_guidance(given).over(run.steps, flow=levels.flow, elapsed=percent), run.model_sigmas().tolist())
         ]

@@ -18,12 +18,12 @@ from typing import Any
 from aiohttp import web
 from comfy_api.latest import io
 
-from ...samplers.checks import read_number, shortened
-from ...samplers.spec import UnknownIdError
-from ..auto import FewStepAuto
-from ..guidance import FewStepGuidance
-from ..plans import FewStepLoadPlan, FewStepPlanSampler
-from ..sampling import FewStepSampler, FewStepScheduler
+from ..samplers import UnknownIdError
+from ..samplers.checks import read_number, shortened
+from .auto import FewStepAuto
+from .guidance import FewStepGuidance
+from .plans import FewStepLoadPlan, FewStepPlanSampler
+from .sampling import FewStepSampler, FewStepScheduler
 
 LIMIT = 2**20
 """Bytes of a body; a plan of a thousand levels as text takes a fifth of it."""
@@ -201,7 +201,7 @@ def _levels(given: Any) -> dict[str, Any] | None:
 
 
 def _model(given: Any) -> dict[str, Any] | None:
-    """What a node has told of its model (`host.fingerprint`): words and numbers by name."""
+    """What a node has sent of its model (`host.model.fingerprint`): words and numbers by name."""
     if given is None:
         return None
     fields = _object("model", given)
@@ -226,7 +226,7 @@ def _node(name: str, given: Any, wanted: str | None = None, left: int = _DEEPEST
     nested = _NESTED.get(kind)
     if nested is not None and inputs.get(nested) is not None:
         found[nested] = _node(nested, inputs[nested], left=left - 1)
-    checked = {"type": kind, "inputs": found}
+    checked: dict[str, Any] = {"type": kind, "inputs": found}
     if kind == "SplitSigmas":
         if nested not in found:
             raise RequestError(f"{name}: SplitSigmas has the node of its sigmas as an input")

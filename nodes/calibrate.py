@@ -1,0 +1,330 @@
+"""The nodes that fit a plan to the model that is connected."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.calibrated.fit import DEFAULT_BASES
+from ..samplers.calibrated.recipe import Recipe
+from .host.calibration import DERIVATIVES, Calibration
+from .host.display import Display
+from .host.protocols import Conditioning
+from .host.session import Session
+from .host.training import AMED_BASES, GOALS, Training
+from .host.work import finished, kept
+from .ui.links import PLAN
+from .ui.menu import CATEGORY, search_words
+from .ui.plans import error_text, outcome
+from .ui.plots import Panel, line_plot
+
+
+def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list[io.Input]]:
+    """Those before and after a node's own, with what it says of two."""
+    return [
+        io.Model.Input(
+            "model", tooltip="The model that the plan is made for, with its LoRAs and patches. It is not changed."
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="One prompt or several, joined with Conditioning (Combine). With 4 or more prompts, a quarter of "
+            "them is used for validation only: they show whether the plan is also good for prompts that it was not "
+            "made with.",
+        ),
+        io.Conditioning.Input("negative", tooltip="The negative prompt. It is used with every prompt."),
+        io.Latent.Input(
+            "latent_image", tooltip="An empty latent of the size that the images shall have. Its content is not used."
+        ),
+        io.Float.Input(
+            "cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="The guidance scale that the plan is made for. Use the plan at this scale.",
+        ),
+        io.Int.Input("evaluations", default=6, min=1, max=100, tooltip=evaluations),
+    ], [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFF,
+            control_after_generate=False,
+            tooltip="The seed of the first image. Each other image uses the next seed. The same seed gives the same "
+            "plan.",
+        ),
+        io.Int.Input("samples", default=16, min=1, max=4096, tooltip=samples),
+        io.Int.Input(
+            "teacher_steps",
+            default=50,
+            min=2,
+            max=1000,
+            tooltip="Steps of the long run (DPM-Solver++ 2M) whose images are taken as the right ones.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler and Few-Step Save Plan."),
+        io.Image.Output(display_name="plot", tooltip="The error in the course of the work."),
+        io.String.Output(
+            display_name="report", tooltip="The error before and after, measured on the validation images."
+        ),
+    ]
+
+
+def _usable_bases() -> list[str]:
+    """Samplers that a recipe can follow."""
+    usable = []
+    for id in SAMPLERS:
+        with contextlib.suppress(ValueError):
+            Recipe(id, (3.0, 2.0, 1.0, 0.0))
+            usable.append(id)
+    return usable
+
+
+def _points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    return [(float(x), y) for x, y in pairs if math.isfinite(y)]
+
+
+class FewStepCalibrate(io.ComfyNode):
+    """Fits noise levels and solver numbers to a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, second = _common_inputs(
+            "How often the plan evaluates the model for an image.",
+            "Number of images for the fit. As many others are made for validation. More images give a better plan and "
+            "take longer.",
+        )
+        return io.Schema(
+            node_id="FewStepCalibrate",
+            display_name="Few-Step Calibrate",
+            category=CATEGORY,
+            description="Fits the noise levels and the numbers of a sampler to the connected model, so that a few "
+            "evaluations give the image of many. This takes a few hundred short runs: minutes for SD1.5. If you stop "
+            "it, the best plan so far is kept.",
+            inputs=[
+                *first,
+                io.Combo.Input(
+                    "base",
+                    options=["auto", *_usable_bases()],
+                    default="auto",
+                    tooltip="The sampler to start from, on the schedule that is best for it. auto: the better of "
+                    f"{' and '.join(DEFAULT_BASES)}.",
+                ),
+                *second,
+                io.Int.Input(
+                    "rounds", default=4, min=1, max=100, tooltip="The most rounds of the fit. More rounds take longer."
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="The most images at once. 0: all of them, or as many as fit into memory.",
+                ),
+                io.Combo.Input(
+                    "derivatives",
+                    options=list(DERIVATIVES),
+                    default=DERIVATIVES[0],
+                    optional=True,
+                    tooltip="How it finds out which way to change the numbers. differences: works with every model and "
+                    "is nearly always better. backpropagation: for models that gradients can go through, not for "
+                    "quantised ones. It needs more memory, and it does not see that all models but flow models round "
+                    "noise levels to time steps.",
+                ),
+            ],
+            outputs=_outputs(),
+            **search_words("plan", "amed", "fit a sampler"),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: dict[str, Any],
+        cfg: float,
+        evaluations: int,
+        base: str,
+        seed: int,
+        samples: int,
+        teacher_steps: int,
+        rounds: int,
+        batch: int,
+        derivatives: str = DERIVATIVES[0],
+    ) -> io.NodeOutput:
+        session = Session(model, positive, negative, cfg, latent_image, batch=batch)
+        work = Calibration(
+            session,
+            evaluations=evaluations,
+            bases=DEFAULT_BASES if base == "auto" else (base,),
+            seed=seed,
+            samples=samples,
+            teacher_steps=teacher_steps,
+            rounds=rounds,
+            derivatives=derivatives,
+        )
+        display, seen = Display(), []
+        with kept(work):
+            for progress in work:
+                seen.append(progress)
+                display.show(progress.runs, progress.expected, error_text(progress.before, progress.after))
+            plan = finished(work)
+            series = {
+                "training": _points([(p.runs, p.error) for p in seen]),
+                "validation, best": _points([(p.runs, p.after) for p in seen]),
+            }
+            plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
+            return io.NodeOutput(plan, plot, outcome(plan))
+
+
+class FewStepTrainAMED(io.ComfyNode):
+    """Trains the network of AMED for a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, second = _common_inputs(
+            "How often the plan evaluates the model for an image; at least 2.",
+            "Number of validation images. The network is not trained on them; they show how good it is.",
+        )
+        return io.Schema(
+            node_id="FewStepTrainAMED",
+            display_name="Few-Step Train AMED",
+            category=CATEGORY,
+            description="Trains a small network that reads the middle of the model's own network and chooses every "
+            "second noise level for each image. No gradient goes through the model, so it needs no more memory than "
+            "sampling. If you stop it, the best network so far is kept.",
+            inputs=[
+                *first,
+                io.Combo.Input(
+                    "base",
+                    options=list(AMED_BASES),
+                    default="amed_dpm_2m",
+                    tooltip="The sampler that the network is trained for.",
+                ),
+                io.Boolean.Input(
+                    "afs",
+                    default=False,
+                    tooltip="Leave out the first evaluation (analytical first step): the sample is nearly pure noise "
+                    "there.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default="karras",
+                    tooltip="The noise levels at the start. Every second one is then learned.",
+                ),
+                *second,
+                io.Int.Input(
+                    "iterations",
+                    default=60,
+                    min=1,
+                    max=100000,
+                    tooltip="Number of batches to learn from. More take longer. The paper uses 10,000 images in all.",
+                ),
+                io.Int.Input("batch", default=8, min=1, max=4096, tooltip="Number of images in a batch."),
+                io.Float.Input(
+                    "scale_dir",
+                    default=0.01,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far the factor of the direction may be from 1. 0: it stays 1.",
+                ),
+                io.Float.Input(
+                    "scale_time",
+                    default=0.2,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far the factor of the sigma passed to the model may be from 1. 0: it stays 1.",
+                ),
+                io.Int.Input(
+                    "teacher_extra",
+                    default=3,
+                    min=1,
+                    max=100,
+                    tooltip="How many more levels the teacher has in each step that is learned.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.005,
+                    min=1e-6,
+                    max=1.0,
+                    step=0.001,
+                    round=False,
+                    tooltip="Learning rate of the optimizer (Adam). It falls to a tenth by the end.",
+                ),
+                io.Combo.Input(
+                    "goal",
+                    options=list(GOALS),
+                    default=GOALS[0],
+                    optional=True,
+                    tooltip="What is matched with the teacher. last sample: the finished image; this takes longer. "
+                    "each step: the end of every step, as in the paper.",
+                ),
+                PLAN.Input(
+                    "start",
+                    optional=True,
+                    tooltip="A plan to begin with: one from Few-Step Calibrate, or a predictor from Few-Step Load "
+                    "Plan that is to be trained further. Its own base, afs and schedule are then used, and scale_dir "
+                    "and scale_time only where they are wider than the plan needs. If training does not help, the "
+                    "output is this plan.",
+                ),
+            ],
+            outputs=_outputs(),
+            **search_words("plan", "amed predictor"),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: dict[str, Any],
+        cfg: float,
+        **options: Any,
+    ) -> io.NodeOutput:
+        work = Training(Session(model, positive, negative, cfg, latent_image), **options)
+        display, seen = Display(), []
+        with kept(work):
+            for step in work:
+                seen.append(step)
+                display.show(
+                    step.iteration, step.iterations, f"loss {step.loss:.4g}; {error_text(step.before, step.after)}"
+                )
+            plan = finished(work)
+            panels = [
+                Panel(
+                    "Training",
+                    "iterations",
+                    "loss",
+                    {"loss": _points([(s.iteration, s.loss) for s in seen])},
+                    log_y=True,
+                ),
+                Panel(
+                    "Validation images",
+                    "iterations",
+                    "error",
+                    {
+                        "base": _points([(s.iteration, s.before) for s in seen]),
+                        "AMED, best": _points([(s.iteration, s.after) for s in seen]),
+                    },
+                    log_y=True,
+                ),
+            ]
+            return io.NodeOutput(plan, line_plot(panels), outcome(plan))
+
+
+NODES = [FewStepCalibrate, FewStepTrainAMED]

@@ -1,0 +1,131 @@
+"""Fits a plan to the host's model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...samplers.calibrated import CalibratedPlan, Goal
+from ...samplers.calibrated.fit import DEFAULT_BASES, DEFAULT_FREE, Progress, calibrate, plain_recipes
+from ...samplers.calibrated.recipe import Recipe
+from .gradients import Gradients
+from .model import level_range
+from .reference import Teacher, final_samples, split
+from .session import Sample, Session
+from .work import check_choice, check_counts, measured, origin
+
+DERIVATIVES = ("differences", "backpropagation")
+"""How those of the error are taken."""
+
+
+class Calibration:
+    """A recipe that is being fitted to the host's model: going through it does the work, `plan` is the best so far.
+
+        work = Calibration(session, evaluations=6)
+        for progress in work:
+            ...
+        work.plan.save(path)
+
+    Args:
+        bases: plain samplers to start from.
+        seed: of the first sample's noise; the others count on from it.
+        samples: for the fit; as many others, with seeds and prompts of their own, say how good it is.
+        teacher_steps: of the run that is to be matched.
+        free: what is fitted, of `samplers.calibrate.KINDS`; guidance only where there is any.
+        rounds: at most so many.
+        inserted: fit the numbers of every second level alone, those of AMED.
+        afs: whether the first evaluation is left out (`analytical_first_step`).
+        derivatives: how the error's are taken, of `DERIVATIVES`.
+
+    Raises:
+        ValueError: naming the input at fault.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        evaluations: int,
+        bases: Sequence[str] = DEFAULT_BASES,
+        seed: int = 0,
+        samples: int = 16,
+        teacher_steps: int = 50,
+        free: Sequence[str] = DEFAULT_FREE,
+        rounds: int = 4,
+        inserted: bool = False,
+        afs: bool = False,
+        derivatives: str = DERIVATIVES[0],
+    ):
+        check_counts(evaluations=evaluations, samples=samples, rounds=rounds)
+        check_choice("derivatives", derivatives, DERIVATIVES)
+        for base in bases:
+            Recipe(base, (2.0, 1.0))  # complains of one that no plan can follow
+        self.session = session
+        self.progress: Progress | None = None
+        self.training, self.validation = split(session.prompts, seed, samples, samples)
+        self._teacher = Teacher(session, teacher_steps, evaluations)
+        self._starts = _plain_recipes(session, bases, evaluations, afs)
+        self._free = [kind for kind in free if kind != "guidance" or session.guidance not in (0, 1)]
+        self._rounds, self._inserted = rounds, inserted
+        self._backpropagate = derivatives == DERIVATIVES[1]
+        self._baseline: Recipe | None = next(iter(self._starts), None)
+
+    def __iter__(self) -> Iterator[Progress]:
+        training, validation = (Goal(self._runs_on(s), self._teacher(s)) for s in (self.training, self.validation))
+        few = self.training[: max(2, len(self.training) // 4)]
+        screening = Goal(self._runs_on(few), training.target[: len(few)])
+        for progress in calibrate(
+            self._starts,
+            screening,
+            training,
+            validation,
+            free=self._free,
+            rounds=self._rounds,
+            inserted=self._inserted,
+            backpropagate=Gradients(self.session, self.training, training.target) if self._backpropagate else None,
+        ):
+            if progress.stage == "starts":
+                self._baseline = progress.best
+            self.progress = progress
+            yield progress
+        if not self.improved:
+            logging.warning("nothing was better than the plain sampler in validation: the plan is that sampler")
+
+    def _runs_on(self, samples: Sequence[Sample]) -> Callable[[Recipe], Tensor]:
+        """Final latents of a recipe, from these samples."""
+        return lambda recipe: final_samples(self.session, CalibratedPlan(recipe), samples)
+
+    @property
+    def improved(self) -> bool:
+        """Whether a recipe is better than the plain ones, on samples that nothing was fitted to."""
+        return self.progress is not None and self.progress.after < self.progress.before
+
+    @property
+    def plan(self) -> CalibratedPlan | None:
+        """The best so far; None before plain samplers were compared on samples that nothing is fitted to."""
+        progress = self.progress
+        if progress is None or not math.isfinite(progress.before):
+            return None
+        return CalibratedPlan(
+            progress.best,
+            about=replace(
+                origin(self.session, [*self.training, *self.validation]),
+                teacher=self._teacher.about,
+                baseline=self._starts[self._baseline] if self._baseline else None,
+                error_before=measured(progress.before),
+                error_after=measured(progress.after),
+                improved=self.improved,
+            ),
+        )
+
+
+def _plain_recipes(session: Session, bases: Sequence[str], evaluations: int, afs: bool) -> dict[Recipe, str]:
+    """Where a calibration starts, with names."""
+    levels = level_range(session.sampling)
+    return plain_recipes(
+        bases, evaluations, levels.sigma_min, levels.sigma_max, flow=levels.flow, afs=afs, model_shift=levels.shift
+    )

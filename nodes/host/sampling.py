@@ -1,0 +1,159 @@
+"""Our samplers and plans as the host's SAMPLER, our schedules as its SIGMAS."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import comfy.samplers
+from comfy.k_diffusion import sampling as k_diffusion
+from torch import Tensor
+
+from ...samplers import SamplerSpec, ScheduleSpec
+from ...samplers.calibrated import CalibratedPlan
+from ...samplers.calibrated.published import PUBLISHED
+from .bottleneck import Bottleneck
+from .display import say
+from .guider import guidance_of_run, guider_of, patcher_of, same_guidance
+from .model import LevelRange, fingerprint, is_flow, level_range, noise_scale
+from .protocols import ModelSampling, SamplerFunction
+from .runs import Run, announce, follow, resolve
+from .seeds import image_seeds
+
+PREFIX = "fewstep_"
+"""Of our samplers and schedules among those of the host."""
+
+
+def sigmas_over(spec: ScheduleSpec, levels: LevelRange, steps: int, **options: Any) -> Tensor:
+    """The schedule over a range of levels, [steps + 1], float32 on the CPU as the host wants it."""
+    sigmas = spec.function(
+        steps, levels.sigma_min, levels.sigma_max, flow=levels.flow, model_shift=levels.shift, **options
+    )
+    return sigmas.float()
+
+
+def schedule_sigmas(spec: ScheduleSpec, model_sampling: ModelSampling, steps: int, **options: Any) -> Tensor:
+    """The schedule over the model's own range of levels, as `sigmas_over`."""
+    return sigmas_over(spec, level_range(model_sampling), steps, **options)
+
+
+@functools.cache
+def sampler_function(spec: SamplerSpec) -> SamplerFunction:
+    """The sampler as the host calls it: the level space is read from the model that is being sampled.
+
+    It is found, by pickle too, where `register` puts it: on the host's k-diffusion module.
+    """
+
+    def sample(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: bool | None = None,
+        noise_sampler: Any = None,
+        seed: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        patcher = patcher_of(model)
+        sampling = patcher.get_model_object("model_sampling")
+        flow = is_flow(sampling)
+        run = resolve(spec, options, sigmas, flow=flow, kind=fingerprint(patcher) if spec.id in PUBLISHED else None)
+        if run.calibrated is not None:
+            return _sample_plan(run.calibrated, model, x, sigmas, extra_args, callback, disable, published=run)
+        if run.why is not None:
+            logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
+        if spec.stochastic:
+            seed = (extra_args or {}).get("seed") if seed is None else seed
+            seed = image_seeds(model, x, seed) or seed
+        info: dict[str, int] = {}
+        model, extra_args = announce(run, model, x, sigmas, extra_args)
+        samples = spec.function(
+            model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed, flow=flow,
+            noise_scale=noise_scale(sampling), info=info, **run.options,
+        )  # fmt: skip
+        if spec.adaptive:
+            logging.info("%s: %s", spec.label, ", ".join(f"{count} {name}" for name, count in info.items()))
+        return samples
+
+    sample.__module__, sample.__name__ = k_diffusion.__name__, f"sample_{PREFIX}{spec.id}"
+    sample.__qualname__ = sample.__name__
+    sample.__doc__ = f"{spec.label}: {spec.help} {spec.paper}"
+    return sample
+
+
+def sample_fewstep_plan(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    noise_sampler: Any = None,
+    seed: Any = None,
+    *,
+    plan: CalibratedPlan | None = None,
+    see_bottleneck: bool = True,
+) -> Tensor:
+    """A plan or predictor as the host calls a sampler. It adds no noise: noise_sampler and seed are not used.
+
+    Raises:
+        ValueError: if the plan is missing, was made for another kind of model, or the sigmas are not its own.
+    """
+    if plan is None:
+        raise ValueError("plan: this sampler has lost its plan: connect Few-Step Plan Sampler, which makes it with one")
+    return _sample_plan(plan, model, x, sigmas, extra_args, callback, disable, see_bottleneck=see_bottleneck)
+
+
+def plan_function(plan: CalibratedPlan, *, see_bottleneck: bool = True) -> SamplerFunction:
+    """The function of a plan or predictor, as `sample_fewstep_plan`, which holds it."""
+    function = functools.partial(sample_fewstep_plan, plan=plan, see_bottleneck=see_bottleneck)
+    return functools.update_wrapper(function, sample_fewstep_plan)
+
+
+def plan_sampler(plan: CalibratedPlan, *, see_bottleneck: bool = True) -> Any:
+    """A SAMPLER that follows a plan. Its options hold the plan, too: hosts may make it again from name and options."""
+    options = {"plan": plan, "see_bottleneck": see_bottleneck}
+    return comfy.samplers.KSAMPLER(plan_function(plan, see_bottleneck=see_bottleneck), options)
+
+
+def _sample_plan(
+    plan: CalibratedPlan,
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Any,
+    callback: Any,
+    disable: bool | None,
+    *,
+    see_bottleneck: bool = True,
+    published: Run | None = None,
+) -> Tensor:
+    """Sample along a plan. A `published` one of a sampler has levels of its own, whatever the sigmas are."""
+    guider = guider_of(model)
+    patcher = guider.model_patcher
+    plan.check_model(fingerprint(patcher))
+    network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
+    with guidance_of_run(guider) as guidance, Bottleneck(network) as bottleneck:
+        if guidance is not None:
+            _compare_guidance(plan, guidance.of_run)
+        run = published or follow(plan, sigmas, predicts=bottleneck.sees)
+        evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
+        return plan.function(
+            bottleneck.watch(evaluate), x, None if published else sigmas, extra_args, callback, disable,
+            set_guidance=None if guidance is None else guidance.set_factor,
+            bottleneck=bottleneck if bottleneck.sees else None,
+        )  # fmt: skip
+
+
+def _compare_guidance(plan: CalibratedPlan, scale: float) -> None:
+    """Warn in the log, and on the node that samples, of a scale that the plan was not made for."""
+    if not same_guidance(plan, scale):
+        wanted = plan.about.guidance
+        warning = (
+            f"this plan was made at guidance {wanted:g} and runs at {scale:g}, so the image is worse than it could be: "
+            f"set cfg to {wanted:g}, or choose another plan or sampler"
+        )
+        logging.warning(warning)
+        say(f"Warning: {warning}.")

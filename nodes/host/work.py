@@ -1,0 +1,81 @@
+"""What calibration and training have in common: what can be stopped, and where its plan comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from ...samplers.calibrated import About, CalibratedPlan
+from .model import fingerprint
+from .plan_files import INTERRUPTED, keep_newest
+from .session import Sample, Session
+
+
+class Work(Protocol):
+    """What is going on, and can be stopped."""
+
+    @property
+    def plan(self) -> CalibratedPlan | None:
+        """The best so far, if there is anything yet."""
+
+
+@contextlib.contextmanager
+def kept(work: Work) -> Iterator[None]:
+    """Whatever stops the work, the best plan so far is written to models/fewstep."""
+    try:
+        yield
+    except BaseException:
+        try:
+            if (plan := work.plan) is not None:
+                path = keep_newest(unfinished(plan), INTERRUPTED)
+                logging.warning(
+                    "stopped; the best plan so far is in %s. Only the newest file of this name is kept", path
+                )
+        except Exception as error:  # what stopped the work is what the host must hear of
+            logging.warning("stopped; %s", error)
+        raise
+
+
+def finished(work: Work) -> CalibratedPlan:
+    """The plan of work that came to its end."""
+    if (plan := work.plan) is None:
+        raise RuntimeError("nothing came out: the work ended before anything was measured")
+    return plan
+
+
+def unfinished(plan: CalibratedPlan) -> CalibratedPlan:
+    """The same, marked as what was there when the work was stopped: Few-Step Auto never takes it."""
+    return replace(plan, about=replace(plan.about, interrupted=True))
+
+
+def origin(session: Session, samples: Sequence[Sample]) -> About:
+    """Where a plan comes from."""
+    seeds = [sample.seed for sample in samples]
+    return About(
+        model=fingerprint(session.patcher),
+        guidance=session.guidance,
+        prompts=session.prompts,
+        texts=tuple(session.texts or ()),
+        seeds=(min(seeds), max(seeds)),
+        latent=tuple(session.shape),
+    )
+
+
+def measured(error: float) -> float | None:
+    """An error, if it was measured: a file holds no other numbers."""
+    return error if math.isfinite(error) else None
+
+
+def check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} = {count} must be at least 1")
+
+
+def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name} = {choice!r} must be one of {', '.join(choices)}")

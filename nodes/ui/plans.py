@@ -1,0 +1,186 @@
+"""What is shown of a calibrated plan: as text, as tables, as plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...samplers.calibrated import CalibratedPlan
+from ...samplers.calibrated.recipe import Recipe
+from ...samplers.calibrated.tuning import PLAIN
+from ...samplers.plan import DENOISED, START, P, Plan, X
+from .plots import Panel
+from .tables import text_table
+
+
+def summary(plan: CalibratedPlan) -> str:
+    """One line: the solver, its levels, what it was made for, and what it gained."""
+    recipe, about = plan.recipe, plan.about
+    parts = [
+        f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, {recipe.nfe} evaluations, "
+        f"sigma {recipe.sigmas[0]:.4g} to {recipe.sigmas[-1]:.4g}",
+        f"for {about.model.get('family', 'any model')}",
+    ]
+    if about.guidance is not None:
+        parts.append(f"guidance {_written(about.guidance)}")
+    if about.measured:
+        parts.append(f"error {_written(about.error_before)} before, {_written(about.error_after)} after")
+    return "; ".join(parts)
+
+
+def conditions(plan: CalibratedPlan, *, known: bool = False) -> list[str]:
+    """In sentences, the conditions under which a plan was made, as far as they may differ from those of the run.
+
+    Args:
+        known: whether the guidance of the run is known, and that of the plan.
+    """
+    scale, latent = plan.about.guidance, plan.about.latent
+    sentences = []
+    if scale is not None:
+        sentences.append(f"It was made at guidance {scale:g}{'' if known else ': set cfg to this'}.")
+    if len(latent) > 1:
+        sentences.append(f"It was made with latents of the size {' x '.join(map(str, latent[1:]))}.")
+    if plan.about.interrupted:
+        sentences.append("It was not finished.")
+    return sentences
+
+
+def description(plan: CalibratedPlan) -> str:
+    """Everything in a file as text, and the coefficients that follow from it."""
+    recipe = plan.recipe
+    lines = [summary(plan), ""]
+    if plan.predictor is not None:
+        lines += ["The numbers below are those that the predictor gives where it sees no network.", ""]
+    lines += [f"{name}: {_written(value)}" for name, value in recipe.options.items()]
+    lines += [f"{name}: {_written(value)}" for name, value in plan.about.as_dict().items()]
+    if recipe.afs:
+        lines.append("The first evaluation is left out.")
+    lines += ["", *_numbers(plan), ""]
+    lines += ["Each sample from x, start (x where the step began), D (what the model returned) and P[k] (what was"]
+    lines += ["remembered k evaluations ago: D, or the noise or slope it stands for):", "", *_coefficients(recipe), ""]
+    return "\n".join(lines)
+
+
+def inserted(plan: CalibratedPlan) -> list[int]:
+    """The evaluations at levels that AMED inserted: every second, if it is the base or has a predictor."""
+    amed = plan.predictor is not None or "middle" in plan.recipe.options
+    return list(range(1, len(plan.recipe.sigmas) - 1, 2)) if amed else []
+
+
+def changed_numbers(recipe: Recipe) -> dict[str, list[float]]:
+    """Those numbers, level by level, of which any changes something."""
+    columns = {name: [getattr(tuning, name) for tuning in recipe.tunings] for name in PLAIN._fields}
+    return {name: column for name, column in columns.items() if set(column) != {getattr(PLAIN, name)}}
+
+
+def panels(plan: CalibratedPlan) -> list[Panel]:
+    """The levels, then the numbers of a kind in one pair of axes each, then the coefficients."""
+    recipe, about = plan.recipe, plan.about
+    levels = [(float(k), sigma) for k, sigma in enumerate(recipe.sigmas)]
+    middle = set(inserted(plan))
+    parts = {
+        "steps": [level for k, level in enumerate(levels) if k not in middle],
+        "inserted": [level for k, level in enumerate(levels) if k in middle],
+    }
+    gain = ""
+    if about.measured:
+        gain = f", error {_written(about.error_before)} before, {_written(about.error_after)} after"
+    shown = [
+        Panel(
+            f"{recipe.base}: {recipe.nfe} evaluations{gain}",
+            "evaluation",
+            "sigma",
+            {"_levels": levels, **{name: part for name, part in parts.items() if part}},
+            log_y=True,
+            dots=parts,
+        )
+    ]
+    numbers = changed_numbers(recipe)
+    for title, names in (
+        ("Scales", ("scale_dir", "scale_time")),
+        ("Order", ("slope", "curvature")),
+        ("Guidance", ("guidance",)),
+    ):
+        series = {name: [(float(k), n) for k, n in enumerate(numbers[name])] for name in names if name in numbers}
+        if series:
+            shown.append(Panel(title, "evaluation", "share" if title == "Order" else "factor", series))
+    factors = {name: list(enumerate(column)) for name, column in coefficients(recipe.plan()).items()}
+    return [*shown, Panel("Coefficients of the next sample", "evaluation", "factor", factors)]
+
+
+def _numbers(plan: CalibratedPlan) -> list[str]:
+    """The table of levels and calibrated numbers."""
+    recipe = plan.recipe
+    numbers, middle = changed_numbers(recipe), set(inserted(plan))
+    rows = [["level", "sigma", *numbers, ""]]
+    for k, sigma in enumerate(recipe.sigmas):
+        cells = [f"{column[k]:.6g}" if k < len(column) else "" for column in numbers.values()]
+        rows.append([str(k), f"{sigma:.6g}", *cells, "inserted" if k in middle else ""])
+    return text_table(rows)
+
+
+_SYMBOLS = {"x": X, "start": START, "D": DENOISED, **{f"P[{k}]": p for k, p in enumerate(P)}}
+
+
+def coefficients(plan: Plan) -> dict[str, list[float]]:
+    """What the next sample is made of, by symbol and stage; NaN where a stage does without one."""
+    columns = {
+        name: [float(stage.update.terms.get(key, math.nan)) for stage in plan]
+        for name, symbol in _SYMBOLS.items()
+        for key in symbol.terms
+    }
+    return {name: column for name, column in columns.items() if not all(map(math.isnan, column))}
+
+
+def _coefficients(recipe: Recipe) -> list[str]:
+    """The table of updates: the sigma passed to the model, and the coefficients."""
+    plan = recipe.plan()
+    columns = coefficients(plan)
+    rows = [["stage", "model at", *columns]]
+    for k, stage in enumerate(plan):
+        passed = "-" if stage.sigma is None else f"{float(stage.sigma):.6g}"
+        numbers = (column[k] for column in columns.values())
+        rows.append([str(k), passed, *("" if math.isnan(c) else f"{c:.6g}" for c in numbers)])
+    return text_table(rows)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_written(part)}" for name, part in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# What came out of making one
+
+
+def outcome(plan: CalibratedPlan) -> str:
+    """What came out of a calibration or a training, as text."""
+    about = plan.about
+    teacher = about.teacher
+    shape = " x ".join(map(str, about.latent))
+    lines = [
+        f"{plan.recipe.base}, {counted(plan.recipe.nfe, 'evaluation')}, guidance {about.guidance:g}",
+        error_text(*(math.inf if error is None else error for error in (about.error_before, about.error_after))),
+        f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about.baseline}",
+        f"{counted(about.prompts or 0, 'prompt')}, seeds {about.seeds[0]} to {about.seeds[1]}, latents {shape}",
+    ]
+    if not about.improved:
+        lines.append("The plan is not better in validation: use more samples or prompts, or train for longer.")
+    return "\n".join(lines)
+
+
+def error_text(before: float, after: float) -> str:
+    """Errors in validation, in a few words."""
+    if not math.isfinite(before):
+        return ""
+    if not math.isfinite(after):
+        return f"error {before:.4g} before"
+    return f"error {before:.4g} before, {after:.4g} now ({after / before:.0%})"
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
