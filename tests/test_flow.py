@@ -123,7 +123,7 @@ def schedule(comfyui, model, name: str, steps: int, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", SAMPLERS.values(), ids=SAMPLERS)
 def test_every_sampler_on_every_family(comfyui, family, spec):
-    """Images and video, from pure noise to the end, with fresh noise (the same from the same seed) and without."""
+    """Images and video, from pure noise to the end, with added noise (the same from the same seed) and without."""
     sigmas = schedule(comfyui, family.model, "time_uniform", 4)
     assert sigmas[0] == 1
     adaptive = given(spec, rtol=1.0, atol=1.0)
@@ -156,7 +156,7 @@ def test_every_schedule_on_every_family(comfyui, family):
 
 @pytest.mark.parametrize("case", FLOW_CASES.values(), ids=FLOW_CASES)
 def test_the_hosts_own_flow_branches(comfyui, family, case):
-    """Ours and the host's sampler in the host, on the same fresh noise: the images agree to the rounding of float32."""
+    """Ours and the host's sampler in the host, on the same added noise: the images agree to the rounding of float32."""
     import comfy.samplers
     from comfy.k_diffusion import sampling
 

@@ -1,4 +1,4 @@
-"""In the host, the fresh noise of an image is its own: alone, in a batch, in any row, in two parts."""
+"""In the host, the added noise of an image is its own: alone, in a batch, in any row, in two parts."""
 
 from __future__ import annotations
 

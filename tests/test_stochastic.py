@@ -1,4 +1,4 @@
-"""Samplers with fresh noise: what they converge to, what they keep, and where their noise comes from.
+"""Samplers with added noise: what they converge to, what they keep, and where their noise comes from.
 
 On Gaussian data the denoiser is linear, so the samples are Gaussian, and mean and variance follow from the plan
 exactly, without drawing anything.

@@ -101,7 +101,7 @@ def fingerprint(wrap: Any, x: torch.Tensor) -> dict[str, Any]:
 
 
 def seeds_of(p: Any, count: int) -> list[int]:
-    """The seeds of the images of a batch: of each its own fresh noise, so that a batch gives what they give alone."""
+    """The seeds of the images of a batch: of each its own noise, so that a batch gives what they give alone."""
     start = p.iteration * p.batch_size
     return [int(seed) for seed in p.all_seeds[start : start + count]]
 
