@@ -240,7 +240,7 @@ def test_a_plan_for_another_flow_shift_is_left_out(comfyui, folder):
 
 def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, monkeypatch, caplog):
     """That which samples, once a run."""
-    model, host = small_model("EPS"), module(comfyui, "host.model")
+    model, host = small_model("EPS"), module(comfyui, "host.sampling")
     plan(comfyui, model, 8, guidance=7.5).save(folder / "strong.safetensors")
     sampler, sigmas, _ = choose(comfyui, model, 8)
     shown: list[str] = []
