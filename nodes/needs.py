@@ -1,8 +1,8 @@
 """What the pack uses of the host, and what is affected where a host does not have it.
 
 The host promises little of this to packs. It is looked up when the pack is loaded, so that a host to come which lacks
-something says so in the log by name, while the rest of the pack works. tests/test_hosts.py compares the list with the
-code. What some hosts have and others have not is asked for where it is used, and is not in the list.
+something says so in the log by name, while the rest of the pack works. tests/test_comfyui/test_hosts.py compares
+the list with the code. What some hosts have and others have not is asked for where it is used, and is not in the list.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
  *
  *     node checks.mjs '{"url", "chromium", "modules", "root", "out", "only"}'
  *
- * Prints {name of a check: null, or what went wrong} as JSON. tests/test_browser.py runs it.
+ * Prints {name of a check: null, or what went wrong} as JSON. tests/test_comfyui/test_browser.py runs it.
  */
 
 import assert from "node:assert/strict";

@@ -9,7 +9,7 @@ from mixture import NOISE, X1, denoiser, relative_error
 
 from samplers import SAMPLERS
 
-CASES = json.loads(Path(__file__).with_name("reference_outputs.json").read_text())["cases"]
+CASES = json.loads(Path(__file__).parents[1].joinpath("reference_outputs.json").read_text())["cases"]
 
 
 def ours(name: str, options: dict) -> tuple[str, dict] | None:

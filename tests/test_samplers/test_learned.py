@@ -110,7 +110,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def test_files_and_texts_are_written_again_as_they_were_read(tmp_path):
     """To the byte: the fields of `about` in their order, and those that this version does not know."""
-    paths = sorted((Path(__file__).parents[1] / "demo" / "plans").glob("*.safetensors"))
+    paths = sorted((Path(__file__).parents[2] / "demo" / "plans").glob("*.safetensors"))
     assert len(paths) > 40
     for path in paths:
         calibrated = load(path)
@@ -185,7 +185,7 @@ def test_writers_in_threads_and_processes_overwrite_nothing(tmp_path):
     """Every file that was reported is there, and is one of its own."""
     code = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:3]]!r}
 from pathlib import Path
 from test_learned import save_many
 print(*save_many(Path({str(tmp_path)!r}), 25), sep="\\n")
@@ -460,7 +460,7 @@ def test_files_without_a_checksum_and_with_fields_of_other_programs_are_read(fil
         recipe = load(path).recipe
         assert load(rewritten(path, **{"modelspec.title": "mine"})).recipe == recipe
         assert load(rewritten(path, sha256=None)).recipe == recipe
-    for path in (Path(__file__).parents[1] / "demo" / "plans").glob("*.safetensors"):
+    for path in (Path(__file__).parents[2] / "demo" / "plans").glob("*.safetensors"):
         assert load(path).recipe.nfe > 0  # written by earlier versions
 
 

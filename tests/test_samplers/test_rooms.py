@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [  # of samplers/, from below; an entry is a module or a folder
     {"phi", "checks"},
     {"levels", "options"},

@@ -22,7 +22,7 @@ from PIL import Image
 from workflow import refusals, to_prompt
 
 OLDEST = HOST / "comfyui-oldest"
-CONTRACT = json.loads(Path(__file__).with_name("contract.json").read_text())
+CONTRACT = json.loads((ROOT / "tests" / "contract.json").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 PACK = ("__init__.py", "tune.py", "nodes", "samplers")
