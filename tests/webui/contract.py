@@ -1,5 +1,5 @@
-"""What the extension promises in a WebUI: assertions for a host of our own writing (tests/test_webui.py) and for a real one
-(tools/webui.py), which runs them in its process.
+"""What the extension promises in a WebUI: assertions for a host of our own writing (tests/test_webui.py) and for a real
+one (tools/webui.py), which runs them in its process.
 
 A `host` gives the host's modules as attributes, and
 
