@@ -289,7 +289,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     reference = module(comfyui, "host.reference")
     model, recipe = small_model("FLOW"), gradients.Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples = samples_of(comfyui, 4, 2)
-    numbers = [gradients.Unknown("level", 1), gradients.Unknown("guidance", 2)]
+    numbers = [gradients.Parameter("level", 1), gradients.Parameter("guidance", 2)]
     by = torch.tensor([0.02, -0.01], dtype=torch.float64)
     found = []
     for batch in (0, 1):
@@ -302,7 +302,7 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     weights = 1 / squares
 
     def cost(there):
-        moved = importlib.import_module(gradients.Unknown.__module__).moved(recipe, numbers, there.tolist())
+        moved = importlib.import_module(gradients.Parameter.__module__).moved(recipe, numbers, there.tolist())
         samples_ = reference.final_samples(one, reference.CalibratedPlan(moved), samples)
         return (weights * samples_.flatten(1).square().mean(dim=1)).mean()
 
