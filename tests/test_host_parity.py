@@ -28,6 +28,7 @@ BOTH_SPACES = {
     "edm": ("edm", {}, "heun", {}),
     "ipndm": ("ipndm", {}, "ipndm", {}),
     "ipndm 2": ("ipndm", {"order": 2}, "ipndm", {"max_order": 2}),
+    "ipndm_v": ("ipndm_v", {}, "lms", {}),
     "ipndm_v 2": ("ipndm_v", {"order": 2}, "ipndm_v", {"max_order": 2}),  # the host is wrong for 3 and 4
     "dpmpp_2s": ("dpmpp_2s", {"r": 0.4}, "seeds_2", {"eta": 0.0, "r": 0.4}),
     "dpmpp_3s": ("dpmpp_3s", {}, "seeds_3", {"eta": 0.0}),
@@ -40,6 +41,11 @@ BOTH_SPACES = {
     "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"solver_type": "heun"}, "dpmpp_2m_sde_heun", {}),
     "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}, "dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}),
     "lcm": ("consistency", {}, "lcm", {}),
+    "lms": ("lms", {}, "lms", {}),
+    "lms 2": ("lms", {"order": 2}, "lms", {"order": 2}),
+    "gradient_estimation": ("gradient_estimation", {}, "gradient_estimation", {}),
+    "gradient_estimation 1.4": ("gradient_estimation", {"ge_gamma": 1.4}, "gradient_estimation", {"ge_gamma": 1.4}),
+    "heunpp2": ("heunpp2", {}, "heunpp2", {}),
 }  # fmt: skip
 EDM_CASES = BOTH_SPACES | {
     "edm with churn": (
@@ -59,14 +65,13 @@ EDM_CASES = BOTH_SPACES | {
     "ddim eta": ("ddim", {"eta": 0.7}, "euler_ancestral", {"eta": 0.7}),
     "ddpm": ("ddpm", {}, "ddpm", {}),
     "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {"eta": 0.7}, "dpmpp_2s_ancestral", {"eta": 0.7}),
+    "dpm_2_ancestral": ("dpm_2_ancestral", {"eta": 0.7}, "dpm_2_ancestral", {"eta": 0.7}),
 }
 MORE_STEPS = {  # samplers whose last step the host treats apart: compared on levels that end above 0
-    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
     "unipc bh1": ("unipc", {"solver_type": "bh1"}, "unipc", {}),
     "unipc bh2": ("unipc", {}, "unipc_bh2", {}),
 }
 FLOW_CASES = BOTH_SPACES | {
-    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
     "deis as lms": ("deis", {}, "lms", {"order": 3}),
     "euler_ancestral": (
         "euler_ancestral",
@@ -76,6 +81,9 @@ FLOW_CASES = BOTH_SPACES | {
     ),
     "dpmpp_2s_ancestral": (
         "dpmpp_2s_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpmpp_2s_ancestral", {"eta": 0.7},
+    ),
+    "dpm_2_ancestral": (
+        "dpm_2_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpm_2_ancestral", {"eta": 0.7},
     ),
 }  # fmt: skip
 

@@ -236,6 +236,8 @@ SINGLESTEP = (
     "unipc",
     "dpm_2m",
     "dpm_3m",
+    "heunpp2",
+    "dpm_2_ancestral",
 )
 """Those with a noise prediction or derivatives in sigma, and evaluations within a step or at its end."""
 

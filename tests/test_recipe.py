@@ -31,6 +31,8 @@ BASES = [
     "amed",
     "amed_dpm_2s",
     "amed_dpm_2m",
+    "lms",
+    "gradient_estimation",
 ]
 PAIRS = tuple(id for id in BASES if SAMPLERS[id].paired)
 each_base = pytest.mark.parametrize("base", BASES)

@@ -49,6 +49,8 @@ SOLVERS = [
     ("dpmpp_2s_ancestral", {}, 2),
     ("dpmpp_2s_ancestral", {"eta": 0.5, "ancestral_step": "linear"}, 2),
     ("edm", {"s_churn": 3.0}, 2),
+    ("dpm_2_ancestral", {}, 2),
+    ("dpm_2_ancestral", {"eta": 0.5, "ancestral_step": "linear"}, 2),
     ("euler_ancestral", {}, 1),
     ("euler_ancestral", {"eta": 0.5, "ancestral_step": "linear"}, 1),
     ("ddim", {"eta": 0.5}, 1),
@@ -219,6 +221,10 @@ EDM_LEVELS, FLOW_LEVELS = [9.0, 5.0, 2.0, 0.7, 0.2, 0.05], [0.97, 0.8, 0.6, 0.35
 @pytest.mark.parametrize(("sigmas", "flow"), [(EDM_LEVELS, False), (FLOW_LEVELS, True)], ids=["edm", "flow"])
 def test_samplers_that_meet_at_certain_options(sigmas, flow):
     same("ddpm", {}, "ddim", {"eta": 1.0}, sigmas, flow)
+    same("lms", {}, "ipndm_v", {}, sigmas, flow)
+    same("gradient_estimation", {"ge_gamma": 1.0}, "euler", {}, sigmas, flow)
+    if not flow:
+        same("dpm_2_ancestral", {"eta": 0.0}, "dpm_2s", {}, sigmas)
     same("euler_ancestral", {"eta": 0.6}, "ddim", {"eta": 0.6}, sigmas, flow)
     same("dpmpp_sde", {"eta": 0.0}, "dpmpp_2s", {}, sigmas, flow)
     same("dpmpp_2s_ancestral", {"eta": 0.0, "r": 0.4}, "dpmpp_2s", {"r": 0.4}, sigmas, flow)

@@ -27,6 +27,7 @@ ORDER = (
     "accept_safety", "pcoeff", "icoeff", "dcoeff", "gamma", "gamma_of", "middle", "afs",
     "rho", "discard_penultimate", "shift", "start_step", "end_step", "beta_d", "beta_min", "median", "scale", "alpha",
     "beta", "threshold_noise", "linear_steps", "table", "coeff",
+    "ge_gamma",
 )  # fmt: skip
 """The names of all options, in the order of their widgets. Workflows save the values of widgets by position: a new name
 goes to the end, and none is ever taken away."""

@@ -41,6 +41,10 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         "amed",
         "amed_dpm_2s",
         "amed_dpm_2m",
+        "lms",
+        "gradient_estimation",
+        "heunpp2",
+        "dpm_2_ancestral",
     ),
     DECLARED,
 )

@@ -89,6 +89,53 @@ def ipndm_v(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
 
 
 @sampler(
+    "LMS (linear multistep)",
+    paper="Zhang and Chen 2023, arXiv 2204.13902",
+    help="The linear multistep sampler of k-diffusion and ComfyUI, one evaluation a step: the same numbers as ipndm_v.",
+    order=4,
+    curated=True,
+)
+def lms(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
+    """LMS: Adams-Bashforth for variable steps, which is `ipndm_v`.
+
+    k-diffusion and ComfyUI integrate the Lagrange polynomials by quadrature, we as polynomials. The step to sigma = 0
+    is an Euler step, as in ComfyUI; k-diffusion takes the polynomial there too.
+    K. Crowson, k-diffusion; Zhang and Chen 2023, arXiv 2204.13902.
+    """
+    return ipndm_v(levels, order=order)
+
+
+@sampler(
+    "Gradient estimation",
+    paper="Permenter and Yuan 2024, arXiv 2306.04848",
+    help="Euler's method that goes further along the last change of direction, at one evaluation a step. First order; "
+    "a smaller ge_gamma is steadier.",
+    order=1,
+    curated=True,
+)
+def gradient_estimation(
+    levels: Levels,
+    *,
+    ge_gamma: Annotated[
+        float,
+        Bounds(0.0, 5.0),
+        "Weight of the newest derivative, 1 - ge_gamma is that of the one before. 1: euler; 1.5: the Adams method of "
+        "order 2 for equal steps; 2: the paper's.",
+    ] = 2.0,
+) -> Iterator[Stage]:
+    """Gradient estimation: Euler's method on a combination of the last two derivatives.
+
+        x_t = x_s + (sigma_t - sigma_s) (gamma d_0 + (1 - gamma) d_1)
+
+    The paper takes the denoiser for the gradient of half the squared distance to the data, and reduces the error of
+    that gradient with the last one. In rectified flow d is the velocity. The first step is Euler's, as is that to 0.
+    Permenter and Yuan 2024, arXiv 2306.04848, Algorithm 2.
+    """
+    for i in range(len(levels) - 1):
+        yield from _adams_bashforth(levels, i, (ge_gamma, 1 - ge_gamma) if i else (1.0,))
+
+
+@sampler(
     "PLMS (PNDM)",
     paper="Liu et al. 2022, arXiv 2202.09778",
     help="ipndm with an accurate start, which costs evaluations. Order 2 on levels that are not uniform in sigma.",
