@@ -46,6 +46,13 @@ BOTH_SPACES = {
     "gradient_estimation": ("gradient_estimation", {}, "gradient_estimation", {}),
     "gradient_estimation 1.4": ("gradient_estimation", {"ge_gamma": 1.4}, "gradient_estimation", {"ge_gamma": 1.4}),
     "heunpp2": ("heunpp2", {}, "heunpp2", {}),
+    "seeds_2": ("seeds_2", {"eta": 0.7, "r": 0.4, "s_noise": 0.9}, "seeds_2", {"eta": 0.7, "r": 0.4, "s_noise": 0.9}),
+    "seeds_3": ("seeds_3", {"eta": 0.7}, "seeds_3", {"eta": 0.7}),
+    # Newer hosts have these by name, with phi_2 for our heun.
+    "exp_heun_2_x0": ("exp_heun_2_x0", {"solver_type": "midpoint"}, "seeds_2", {"eta": 0.0, "r": 1.0}),
+    "exp_heun_2_x0_sde": (
+        "exp_heun_2_x0_sde", {"eta": 0.7, "solver_type": "midpoint"}, "seeds_2", {"eta": 0.7, "r": 1.0},
+    ),
 }  # fmt: skip
 EDM_CASES = BOTH_SPACES | {
     "edm with churn": (
@@ -66,6 +73,7 @@ EDM_CASES = BOTH_SPACES | {
     "ddpm": ("ddpm", {}, "ddpm", {}),
     "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {"eta": 0.7}, "dpmpp_2s_ancestral", {"eta": 0.7}),
     "dpm_2_ancestral": ("dpm_2_ancestral", {"eta": 0.7}, "dpm_2_ancestral", {"eta": 0.7}),
+    "res_multistep": ("res_multistep", {}, "res_multistep", {}),
 }
 MORE_STEPS = {  # samplers whose last step the host treats apart: compared on levels that end above 0
     "unipc bh1": ("unipc", {"solver_type": "bh1"}, "unipc", {}),
@@ -187,7 +195,7 @@ def test_parity_from_pure_noise(hosts, case):
     assert relative_error(mine[0], theirs) < 0.03
 
 
-@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2m", "ddpm", "deis", "unipc_bh2"])
+@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2m", "ddpm", "deis", "unipc_bh2", "res_multistep"])
 def test_samplers_of_the_host_without_a_flow_branch(hosts, name):
     """They take flow levels for those of alpha = 1: there is no parity to ask for."""
     as_flow, as_edm = (hosts(name, flow, FLOW, {}, denoise=flow_denoiser) for flow in (True, False))
@@ -235,6 +243,7 @@ def test_nothing_that_both_have_is_left_out(comfy_process):
     compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
     compared |= {"deis", "dpm_fast", "dpm_adaptive"}
     not_in_host = {"dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
+    not_in_host |= {"res_2s", "res_3s", "res_5s", "res_6s"}
     not_in_host |= {"amed", "amed_dpm_2s", "amed_dpm_2m"}
     assert compared | not_in_host == set(SAMPLERS) and not compared & not_in_host
     from comfy.k_diffusion import sampling

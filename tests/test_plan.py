@@ -297,7 +297,7 @@ def test_options_with_more_than_one_choice_make_a_difference(spec):
         elif isinstance(option.default, int):
             others = [option.default - 1]
         else:
-            others = [0.0, option.maximum] if option.default in (0, option.maximum) else [0.9 * option.default]
+            others = [0.9 * option.default, option.minimum, option.maximum]
         assert any(differ(numbers(**{option.name: value}), numbers()) for value in others), option.name
 
 

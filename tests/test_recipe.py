@@ -33,6 +33,7 @@ BASES = [
     "amed_dpm_2m",
     "lms",
     "gradient_estimation",
+    "res_multistep",
 ]
 PAIRS = tuple(id for id in BASES if SAMPLERS[id].paired)
 each_base = pytest.mark.parametrize("base", BASES)

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 
 from ..sampler import DECLARED, SamplerSpec
 from ..spec import Registry
-from . import adams, adaptive, amed, ancestral, dpm_solver, runge_kutta, sde, unipc  # noqa: F401  # they declare
+from . import (  # noqa: F401  # they declare
+    adams,
+    adaptive,
+    amed,
+    ancestral,
+    dpm_solver,
+    exponential,
+    runge_kutta,
+    sde,
+    unipc,
+)
 
 SAMPLERS: Mapping[str, SamplerSpec] = Registry(
     "sampler",
@@ -45,6 +55,15 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         "gradient_estimation",
         "heunpp2",
         "dpm_2_ancestral",
+        "res_2s",
+        "res_3s",
+        "res_5s",
+        "res_6s",
+        "res_multistep",
+        "seeds_2",
+        "seeds_3",
+        "exp_heun_2_x0",
+        "exp_heun_2_x0_sde",
     ),
     DECLARED,
 )
