@@ -12,8 +12,11 @@ from . import (  # noqa: F401  # they declare
     amed,
     ancestral,
     dpm_solver,
+    er_sde,
     exponential,
+    restart,
     runge_kutta,
+    sa_solver,
     sde,
     unipc,
 )
@@ -64,6 +67,10 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         "seeds_3",
         "exp_heun_2_x0",
         "exp_heun_2_x0_sde",
+        "res_multistep_ancestral",
+        "er_sde",
+        "sa_solver",
+        "restart",
     ),
     DECLARED,
 )

@@ -30,20 +30,28 @@ FIXED = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 /
 """Weights of Adams-Bashforth for equal steps, newest first."""
 
 
+def lagrange_polynomials(nodes: Sequence[Scalar]) -> list[list[Scalar]]:
+    """The coefficients, lowest power first, of the polynomials that are 1 at one of the nodes and 0 at the others."""
+    polynomials = []
+    for j, u_j in enumerate(nodes):
+        polynomial: list[Scalar] = [1.0]
+        for u_k in (u for k, u in enumerate(nodes) if k != j):
+            shifted = [0.0, *polynomial]
+            scaled = [*(c * -u_k for c in polynomial), 0.0]
+            polynomial = [(a + b) / (u_j - u_k) for a, b in zip(shifted, scaled, strict=True)]
+        polynomials.append(polynomial)
+    return polynomials
+
+
 def variable_weights(nodes: Sequence[Scalar]) -> list[Scalar]:
     """Weights of Adams-Bashforth for unequal steps: the integral over (0, 1) of each Lagrange polynomial.
 
     `nodes` are the places of the derivatives, newest first, in units of the step from its start: 0, then negative.
     """
-    weights: list[Scalar] = []
-    for j, u_j in enumerate(nodes):
-        polynomial: list[Scalar] = [1.0]  # coefficients, lowest power first
-        for u_k in (u for k, u in enumerate(nodes) if k != j):
-            shifted = [0.0, *polynomial]
-            scaled = [*(c * -u_k for c in polynomial), 0.0]
-            polynomial = [(a + b) / (u_j - u_k) for a, b in zip(shifted, scaled, strict=True)]
-        weights.append(sum((c / (power + 1) for power, c in enumerate(polynomial)), start=0.0))
-    return weights
+    return [
+        sum((c / (power + 1) for power, c in enumerate(polynomial)), start=0.0)
+        for polynomial in lagrange_polynomials(nodes)
+    ]
 
 
 @sampler(
@@ -213,7 +221,7 @@ _GAUSS = 40  # nodes of the quadrature: its error is below 1e-13 for steps over 
 
 
 @functools.cache
-def _gauss_legendre() -> list[tuple[float, float]]:
+def gauss_legendre() -> list[tuple[float, float]]:
     """Nodes and weights on (0, 1), from the eigenvalues of the Jacobi matrix. Golub and Welsch 1969."""
     k = torch.arange(1, _GAUSS, dtype=torch.float64)
     side = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
@@ -228,7 +236,7 @@ def time_weights(nodes: Sequence[Scalar], start: Scalar, end: Scalar) -> list[Sc
     """
     weights: list[Scalar] = [0.0] * len(nodes)
     width = log(end) - log(start)
-    for place, weight in _gauss_legendre():
+    for place, weight in gauss_legendre():
         sigma = start * exp(place * width)
         tau = _TIME.time(sigma)
         for j, node in enumerate(nodes):

@@ -26,9 +26,9 @@ from typing import Annotated, NamedTuple
 from ..levels import Level, Levels
 from ..options import Bounds
 from ..phi import Scalar, exp, phi, value
-from ..plan import DENOISED, START, Combination, Stage, X
+from ..plan import DENOISED, START, Combination, P, Stage, X
 from ..sampler import sampler
-from .ancestral import Eta
+from .ancestral import SIGMA_DOWN, AncestralStep, Eta, ancestral
 from .dpm_solver import DATA, R1, R2, Form, LowerOrderFinal, R, finite_step, multistep, taylor_data
 from .sde import sde_noise
 
@@ -238,6 +238,33 @@ def res_multistep(
     Zhang, Song, Chen 2023, arXiv 2308.02157, Algorithm 2.
     """
     return multistep(levels, DATA, order, lower_order_final=lower_order_final)
+
+
+@sampler(
+    "RES multistep ancestral",
+    paper="Zhang et al. 2023, arXiv 2308.02157",
+    help="res_multistep with ancestral noise, one evaluation a step. Varied; the image changes with the number "
+    "of steps.",
+    order=2,
+)
+def res_multistep_ancestral(
+    levels: Levels, *, eta: Eta = 1.0, ancestral_step: AncestralStep = "posterior"
+) -> Iterator[Stage]:
+    """`res_multistep` of order 2 down to sigma_d, then noise up to sigma_t: one evaluation a step.
+
+    The slope is taken over the way that the sample went: from the level before down to the sigma_d of that step, from
+    which noise brought it up to s. So the variance of the samples has order 2; over the distance of the levels it has
+    order 1. d as in `euler_ancestral`. ComfyUI, after Zhang, Song, Chen 2023, arXiv 2308.02157, Algorithm 2.
+    """
+    sigma_down, past = SIGMA_DOWN[ancestral_step](levels, eta), levels[0]
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        d = sigma_down(s, t)
+        derivatives = [P[0]]
+        if finite_step(s, d) and i > 0 and finite_step(levels[i - 1], past):
+            derivatives.append((P[0] - P[1]) * ((d.lam - s.lam) / (past.lam - levels[i - 1].lam)))
+        yield ancestral(Stage(i, s.sigma, taylor_data(X, s, d, *derivatives)), s, d, t)
+        past = d
 
 
 @sampler(
