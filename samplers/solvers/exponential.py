@@ -205,7 +205,8 @@ def res_5s(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "RES 6S",
     paper="Luan 2021, doi 10.1007/s10543-020-00834-z",
-    help="Fourth order, six evaluations a step, with a smaller error than res_5s. For reference images.",
+    help="Fourth order, six evaluations a step, about as exact as res_5s for as many evaluations. For "
+    "reference images.",
     order=4,
 )
 def res_6s(levels: Levels) -> Iterator[Stage]:
@@ -220,7 +221,7 @@ def res_6s(levels: Levels) -> Iterator[Stage]:
     "RES multistep",
     paper="Zhang et al. 2023, arXiv 2308.02157",
     help="Second order at one evaluation a step: ComfyUI's res_multistep and the res_2m of RES4LYF; order 3 is its "
-    "res_3m. As good as dpmpp_2m.",
+    "res_3m. Close to dpmpp_2m.",
     order=2,
     curated=True,
 )
@@ -270,8 +271,8 @@ def res_multistep_ancestral(
 @sampler(
     "SEEDS 2",
     paper="Gonzalez et al. 2023, arXiv 2305.14267",
-    help="Second order steps with added noise, two evaluations a step. Detailed and varied from 10 steps on; eta 0 is "
-    "dpmpp_2s.",
+    help="Second order steps with added noise, two evaluations a step. Varied and detailed, as dpmpp_sde; at eta = 0 "
+    "it is dpmpp_2s.",
     order=2,
     curated=True,
 )

@@ -37,7 +37,7 @@ BASES: dict[str, Callable[[Levels], Iterator[Stage]]] = {
     "Restart",
     paper="Xu et al. 2023, arXiv 2306.14878",
     help="A deterministic solver that goes through a part of the run again, from added noise. It mends errors of the "
-    "first pass at the price of more evaluations; from 15 steps on.",
+    "first pass at the price of more evaluations. For many steps.",
     order=2,
 )
 def restart(

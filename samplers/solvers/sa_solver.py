@@ -28,8 +28,8 @@ from .sde import sde_noise
 @sampler(
     "SA-Solver",
     paper="Xue et al. 2023, arXiv 2309.05019",
-    help="Stochastic Adams method with a corrector, one evaluation a step. Added noise in the middle of the run. From "
-    "15 steps on.",
+    help="Third order with a corrector, one evaluation a step, and added noise in the middle of the run only. For "
+    "detail with many steps.",
     order=3,
     curated=True,
 )
