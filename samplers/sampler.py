@@ -73,7 +73,9 @@ class SamplerSpec(Spec):
     def noise_option(self) -> Option | None:
         """The option that says how much noise is added: at 0 there is none, at its maximum there is."""
         amounts = (option for option in self.solver_options if option.minimum == 0)
-        return next((o for o in amounts if self._adds_noise(o, 0.0) < self._adds_noise(o, o.maximum)), None)
+        return next(
+            (o for o in amounts if self._adds_noise(o, type(o.default)(0)) < self._adds_noise(o, o.maximum)), None
+        )
 
     @cached_property
     def paired(self) -> bool:

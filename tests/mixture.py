@@ -122,18 +122,19 @@ def given(spec: SamplerSpec, **options: object) -> dict[str, object]:
 
 def without_noise(spec: SamplerSpec) -> dict[str, object]:
     """The options under which the sampler is deterministic, on the levels that it is given."""
-    return dict(spec.at_given_levels) | ({spec.noise_option.name: 0.0} if spec.noise_option else {})
+    amount = spec.noise_option
+    return dict(spec.at_given_levels) | ({amount.name: type(amount.default)(0)} if amount else {})
 
 
 def with_noise(spec: SamplerSpec) -> dict[str, object]:
     """Options under which the sampler adds noise, if it can."""
-    return given(spec, eta=1.0, gamma=0.5, s_churn=2.0)
+    return given(spec, eta=1.0, gamma=0.5, s_churn=2.0, restarts=2)
 
 
 def exact_options(spec: SamplerSpec) -> dict[str, object]:
     """Options under which the sampler has its stated order: no noise, no lower order at the end, no corrector."""
     exact = [o.name for o in spec.options if "exact" in o.choices]
-    options = given(spec, lower_order_final=False, corrector=False) | dict.fromkeys(exact, "exact")
+    options = given(spec, lower_order_final=False, corrector=False, corrector_order=0) | dict.fromkeys(exact, "exact")
     return options | without_noise(spec)
 
 

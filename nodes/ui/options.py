@@ -27,6 +27,9 @@ ORDER = (
     "accept_safety", "pcoeff", "icoeff", "dcoeff", "gamma", "gamma_of", "middle", "afs",
     "rho", "discard_penultimate", "shift", "start_step", "end_step", "beta_d", "beta_min", "median", "scale", "alpha",
     "beta", "threshold_noise", "linear_steps", "table", "coeff",
+    "ge_gamma", "c2", "c3",
+    "noise_scaler", "predictor_order", "corrector_order", "pece", "sde_start", "sde_end", "restarts", "restart_max",
+    "restart_min", "base",
 )  # fmt: skip
 """The names of all options, in the order of their widgets. Workflows save the values of widgets by position: a new name
 goes to the end, and none is ever taken away."""
@@ -34,7 +37,7 @@ goes to the end, and none is ever taken away."""
 RARE = frozenset({
     "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
     "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
-    "beta_min", "threshold_noise", "linear_steps",
+    "beta_min", "threshold_noise", "linear_steps", "c2", "c3", "sde_start", "sde_end",
 })  # fmt: skip
 """Options that few will ever change. New hosts show them when asked for advanced inputs."""
 

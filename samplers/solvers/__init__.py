@@ -6,7 +6,20 @@ from collections.abc import Mapping
 
 from ..sampler import DECLARED, SamplerSpec
 from ..spec import Registry
-from . import adams, adaptive, amed, ancestral, dpm_solver, runge_kutta, sde, unipc  # noqa: F401  # they declare
+from . import (  # noqa: F401  # they declare
+    adams,
+    adaptive,
+    amed,
+    ancestral,
+    dpm_solver,
+    er_sde,
+    exponential,
+    restart,
+    runge_kutta,
+    sa_solver,
+    sde,
+    unipc,
+)
 
 SAMPLERS: Mapping[str, SamplerSpec] = Registry(
     "sampler",
@@ -41,6 +54,23 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         "amed",
         "amed_dpm_2s",
         "amed_dpm_2m",
+        "lms",
+        "gradient_estimation",
+        "heunpp2",
+        "dpm_2_ancestral",
+        "res_2s",
+        "res_3s",
+        "res_5s",
+        "res_6s",
+        "res_multistep",
+        "seeds_2",
+        "seeds_3",
+        "exp_heun_2_x0",
+        "exp_heun_2_x0_sde",
+        "res_multistep_ancestral",
+        "er_sde",
+        "sa_solver",
+        "restart",
     ),
     DECLARED,
 )

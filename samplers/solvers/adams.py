@@ -30,20 +30,28 @@ FIXED = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 /
 """Weights of Adams-Bashforth for equal steps, newest first."""
 
 
+def lagrange_polynomials(nodes: Sequence[Scalar]) -> list[list[Scalar]]:
+    """The coefficients, lowest power first, of the polynomials that are 1 at one of the nodes and 0 at the others."""
+    polynomials = []
+    for j, u_j in enumerate(nodes):
+        polynomial: list[Scalar] = [1.0]
+        for u_k in (u for k, u in enumerate(nodes) if k != j):
+            shifted = [0.0, *polynomial]
+            scaled = [*(c * -u_k for c in polynomial), 0.0]
+            polynomial = [(a + b) / (u_j - u_k) for a, b in zip(shifted, scaled, strict=True)]
+        polynomials.append(polynomial)
+    return polynomials
+
+
 def variable_weights(nodes: Sequence[Scalar]) -> list[Scalar]:
     """Weights of Adams-Bashforth for unequal steps: the integral over (0, 1) of each Lagrange polynomial.
 
     `nodes` are the places of the derivatives, newest first, in units of the step from its start: 0, then negative.
     """
-    weights: list[Scalar] = []
-    for j, u_j in enumerate(nodes):
-        polynomial: list[Scalar] = [1.0]  # coefficients, lowest power first
-        for u_k in (u for k, u in enumerate(nodes) if k != j):
-            shifted = [0.0, *polynomial]
-            scaled = [*(c * -u_k for c in polynomial), 0.0]
-            polynomial = [(a + b) / (u_j - u_k) for a, b in zip(shifted, scaled, strict=True)]
-        weights.append(sum((c / (power + 1) for power, c in enumerate(polynomial)), start=0.0))
-    return weights
+    return [
+        sum((c / (power + 1) for power, c in enumerate(polynomial)), start=0.0)
+        for polynomial in lagrange_polynomials(nodes)
+    ]
 
 
 @sampler(
@@ -86,6 +94,53 @@ def ipndm_v(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
         s, h = levels[i].sigma, levels[i + 1].sigma - levels[i].sigma
         nodes = [(levels[i - j].sigma - s) / h for j in range(min(order, i + 1))]
         yield from _adams_bashforth(levels, i, variable_weights(nodes))
+
+
+@sampler(
+    "LMS (linear multistep)",
+    paper="Zhang and Chen 2023, arXiv 2204.13902",
+    help="The linear multistep sampler of k-diffusion and ComfyUI, one evaluation a step: the same numbers as ipndm_v.",
+    order=4,
+    curated=True,
+)
+def lms(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
+    """LMS: Adams-Bashforth for variable steps, which is `ipndm_v`.
+
+    k-diffusion and ComfyUI integrate the Lagrange polynomials by quadrature, we as polynomials. The step to sigma = 0
+    is an Euler step, as in ComfyUI; k-diffusion takes the polynomial there too.
+    K. Crowson, k-diffusion; Zhang and Chen 2023, arXiv 2204.13902.
+    """
+    return ipndm_v(levels, order=order)
+
+
+@sampler(
+    "Gradient estimation",
+    paper="Permenter and Yuan 2024, arXiv 2306.04848",
+    help="Euler's method that goes further along the last change of direction, at one evaluation a step. First order; "
+    "a smaller ge_gamma is steadier.",
+    order=1,
+    curated=True,
+)
+def gradient_estimation(
+    levels: Levels,
+    *,
+    ge_gamma: Annotated[
+        float,
+        Bounds(0.0, 5.0),
+        "Weight of the newest derivative, 1 - ge_gamma is that of the one before. 1: euler; 1.5: the Adams method of "
+        "order 2 for equal steps; 2: the paper's.",
+    ] = 2.0,
+) -> Iterator[Stage]:
+    """Gradient estimation: Euler's method on a combination of the last two derivatives.
+
+        x_t = x_s + (sigma_t - sigma_s) (gamma d_0 + (1 - gamma) d_1)
+
+    The paper takes the denoiser for the gradient of half the squared distance to the data, and reduces the error of
+    that gradient with the last one. In rectified flow d is the velocity. The first step is Euler's, as is that to 0.
+    Permenter and Yuan 2024, arXiv 2306.04848, Algorithm 2.
+    """
+    for i in range(len(levels) - 1):
+        yield from _adams_bashforth(levels, i, (ge_gamma, 1 - ge_gamma) if i else (1.0,))
 
 
 @sampler(
@@ -166,7 +221,7 @@ _GAUSS = 40  # nodes of the quadrature: its error is below 1e-13 for steps over 
 
 
 @functools.cache
-def _gauss_legendre() -> list[tuple[float, float]]:
+def gauss_legendre() -> list[tuple[float, float]]:
     """Nodes and weights on (0, 1), from the eigenvalues of the Jacobi matrix. Golub and Welsch 1969."""
     k = torch.arange(1, _GAUSS, dtype=torch.float64)
     side = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
@@ -181,7 +236,7 @@ def time_weights(nodes: Sequence[Scalar], start: Scalar, end: Scalar) -> list[Sc
     """
     weights: list[Scalar] = [0.0] * len(nodes)
     width = log(end) - log(start)
-    for place, weight in _gauss_legendre():
+    for place, weight in gauss_legendre():
         sigma = start * exp(place * width)
         tau = _TIME.time(sigma)
         for j, node in enumerate(nodes):

@@ -44,7 +44,7 @@ def added_noise(variance: Scalar, s: Level, t: Level) -> Noise | None:
     if value(t.lam) < value(s.lam):
         raise ValueError(
             f"the step from sigma = {value(s.sigma):g} up to {value(t.sigma):g} cannot add noise: to invert an "
-            "image set the option for it (eta, gamma, s_churn) to 0, or take a sampler without noise"
+            "image set the option for it (eta, gamma, s_churn, restarts) to 0, or take a sampler without noise"
         )
     if value(variance) < 0:  # a difference of squares that are nearly equal
         return None

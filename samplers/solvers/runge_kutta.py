@@ -16,10 +16,10 @@ from typing import Annotated
 
 from ..levels import Level, Levels
 from ..options import Bounds
-from ..phi import value
+from ..phi import sqrt, value
 from ..plan import DENOISED, START, Combination, P, Stage, X
 from ..sampler import sampler
-from .ancestral import added_noise
+from .ancestral import SIGMA_DOWN, AncestralStep, Eta, added_noise, ancestral
 from .dpm_solver import LARGEST_CORRECTION
 
 
@@ -154,3 +154,63 @@ def rk4_step(levels: Levels, i: int) -> Iterator[Stage]:
     yield Stage(i, m.sigma, START + (h / 2) * P[0], derivative(m), completes=False)
     yield Stage(i, m.sigma, START + h * P[0], derivative(m), completes=False)
     yield Stage(i, t.sigma, START + (h / 6) * (P[3] + 2 * P[2] + 2 * P[1] + P[0]), derivative(t))
+
+
+@sampler(
+    "Heun++ 2",
+    paper="Carzit 2024, sd-webui-samplers-scheduler",
+    help="Euler's method with a look at the next two levels, three evaluations a step. First order in the limit of many"
+    " steps: there is better for as many evaluations.",
+    order=1,
+)
+def heunpp2(levels: Levels) -> Iterator[Stage]:
+    """Heun++: a mean of the derivatives at the start of the step and at the next two levels, weighted by sigma.
+
+        x_t = x_s + (sigma_t - sigma_s) ((1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2),    w_k = sigma_(i+k) / (3 sigma_max)
+
+    d_1 and d_2 are evaluated on Euler steps from level to level. The last step but one looks at one level, with
+    w_1 = sigma_(i+1) / (2 sigma_max), the last is an Euler step. The weights are not those of a method of order 2. No
+    step is too long for them: with w_k as small as that, a derivative moves an image by at most 1/4 of its deviation.
+    Carzit, sd-webui-samplers-scheduler; ComfyUI.
+    """
+    n = len(levels) - 1
+    highest = max(levels[0].sigma, levels[n].sigma, key=value)
+    for i in range(n):
+        s, ahead = levels[i], [levels[k] for k in range(i + 1, min(i + 3, n))]
+        if not ahead:
+            yield from euler_step(i, s, levels[n])
+            continue
+        weights = [u.sigma / ((len(ahead) + 1) * highest) for u in ahead]
+        slope, here = (1 - sum(weights)) * P[len(ahead)], s
+        for k, u in enumerate(ahead):
+            yield Stage(i, here.sigma, X + (u.sigma - here.sigma) * derivative(here), derivative(here), completes=False)
+            slope, here = slope + weights[k] * P[len(ahead) - 1 - k], u
+        yield Stage(i, here.sigma, START + (levels[i + 1].sigma - s.sigma) * slope, derivative(here))
+
+
+@sampler(
+    "DPM-Solver 2 ancestral",
+    paper="Lu et al. 2022, arXiv 2206.00927",
+    help="Second order steps in the noise with ancestral noise, two evaluations a step. Varied; for low guidance and "
+    "many steps.",
+    order=2,
+)
+def dpm_2_ancestral(levels: Levels, *, eta: Eta = 1.0, ancestral_step: AncestralStep = "posterior") -> Iterator[Stage]:
+    """DPM-Solver-2 down to sigma_d, then noise up to sigma_t: two evaluations a step, the second at u.
+
+        x_d = x_s + (sigma_d - sigma_s) d(x_u, sigma_u),    sigma_u = sqrt(sigma_s sigma_d)
+
+    In EDM space the step is that of `dpm_2s`. In rectified flow it is the same formula with the velocity, as in
+    ComfyUI. d as in `euler_ancestral`; an Euler step to 0, and where the step is too long.
+    Lu et al. 2022, arXiv 2206.00927, Algorithm 1; k-diffusion.
+    """
+    sigma_down = SIGMA_DOWN[ancestral_step](levels, eta)
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        d = sigma_down(s, t)
+        u = levels.at_sigma(sqrt(s.sigma * d.sigma))
+        if value(d.sigma) == 0 or not slope_corrects(s, u, 1.0):
+            yield from (ancestral(stage, s, d, t) for stage in euler_step(i, s, d))
+            continue
+        yield Stage(i, s.sigma, X + (u.sigma - s.sigma) * derivative(s), derivative(s), completes=False)
+        yield ancestral(Stage(i, u.sigma, START + (d.sigma - s.sigma) * P[0], derivative(u)), s, d, t)

@@ -31,7 +31,7 @@ def _prediction(eta: float) -> Prediction:
     return Prediction(taylor, DATA.of, first_order=taylor)
 
 
-def _noise(eta: float, s: Level, t: Level) -> Noise | None:
+def sde_noise(eta: float, s: Level, t: Level) -> Noise | None:
     """sigma_t sqrt(1 - e^(-2 eta h)) z."""
     if eta == 0:
         return None
@@ -42,7 +42,7 @@ def _noise(eta: float, s: Level, t: Level) -> Noise | None:
 def _multistep_sde(levels: Levels, order: int, eta: float, *, midpoint: bool, half_curvature: bool) -> Iterator[Stage]:
     for stage in multistep(levels, _prediction(eta), order, midpoint=midpoint, half_curvature=half_curvature):
         s, t = levels[stage.step], levels[stage.step + 1]
-        yield stage._replace(noise=_noise(eta, s, t))
+        yield stage._replace(noise=sde_noise(eta, s, t))
 
 
 @sampler(

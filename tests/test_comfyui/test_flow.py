@@ -210,7 +210,7 @@ def test_inversion_to_pure_noise(spec):
         return spec.function(flow_denoiser, solution(0.03, True), sigmas, disable=True, flow=True, **options)
 
     if spec.id == "ddpm":
-        with pytest.raises(ValueError, match=r"to invert an image set .* \(eta, gamma, s_churn\) to 0"):
+        with pytest.raises(ValueError, match=r"to invert an image set .* \(eta, gamma, s_churn, restarts\) to 0"):
             invert()
     else:
         error = relative_error(invert(), solution(0.97, True) / 0.97)

@@ -31,6 +31,7 @@ BOTH_SPACES = {
     "edm": ("edm", {}, "heun", {}),
     "ipndm": ("ipndm", {}, "ipndm", {}),
     "ipndm 2": ("ipndm", {"order": 2}, "ipndm", {"max_order": 2}),
+    "ipndm_v": ("ipndm_v", {}, "lms", {}),
     "ipndm_v 2": ("ipndm_v", {"order": 2}, "ipndm_v", {"max_order": 2}),  # the host is wrong for 3 and 4
     "dpmpp_2s": ("dpmpp_2s", {"r": 0.4}, "seeds_2", {"eta": 0.0, "r": 0.4}),
     "dpmpp_3s": ("dpmpp_3s", {}, "seeds_3", {"eta": 0.0}),
@@ -43,6 +44,19 @@ BOTH_SPACES = {
     "dpmpp_2m_sde heun": ("dpmpp_2m_sde", {"solver_type": "heun"}, "dpmpp_2m_sde_heun", {}),
     "dpmpp_3m_sde": ("dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}, "dpmpp_3m_sde", {"eta": 0.7, "s_noise": 0.9}),
     "lcm": ("consistency", {}, "lcm", {}),
+    "lms": ("lms", {}, "lms", {}),
+    "lms 2": ("lms", {"order": 2}, "lms", {"order": 2}),
+    "gradient_estimation": ("gradient_estimation", {}, "gradient_estimation", {}),
+    "gradient_estimation 1.4": ("gradient_estimation", {"ge_gamma": 1.4}, "gradient_estimation", {"ge_gamma": 1.4}),
+    "heunpp2": ("heunpp2", {}, "heunpp2", {}),
+    "seeds_2": ("seeds_2", {"eta": 0.7, "r": 0.4, "s_noise": 0.9}, "seeds_2", {"eta": 0.7, "r": 0.4, "s_noise": 0.9}),
+    "seeds_3": ("seeds_3", {"eta": 0.7}, "seeds_3", {"eta": 0.7}),
+    # Newer hosts have these by name, with phi_2 for our heun.
+    "er_sde 1": ("er_sde", {"order": 1, "s_noise": 0.9}, "er_sde", {"max_stage": 1, "s_noise": 0.9}),
+    "exp_heun_2_x0": ("exp_heun_2_x0", {"solver_type": "midpoint"}, "seeds_2", {"eta": 0.0, "r": 1.0}),
+    "exp_heun_2_x0_sde": (
+        "exp_heun_2_x0_sde", {"eta": 0.7, "solver_type": "midpoint"}, "seeds_2", {"eta": 0.7, "r": 1.0},
+    ),
 }  # fmt: skip
 EDM_CASES = BOTH_SPACES | {
     "edm with churn": (
@@ -62,14 +76,20 @@ EDM_CASES = BOTH_SPACES | {
     "ddim eta": ("ddim", {"eta": 0.7}, "euler_ancestral", {"eta": 0.7}),
     "ddpm": ("ddpm", {}, "ddpm", {}),
     "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {"eta": 0.7}, "dpmpp_2s_ancestral", {"eta": 0.7}),
+    "dpm_2_ancestral": ("dpm_2_ancestral", {"eta": 0.7}, "dpm_2_ancestral", {"eta": 0.7}),
+    "res_multistep": ("res_multistep", {}, "res_multistep", {}),
+    "res_multistep_ancestral": (
+        "res_multistep_ancestral",
+        {"eta": 0.7, "s_noise": 0.9},
+        "res_multistep_ancestral",
+        {"eta": 0.7, "s_noise": 0.9},
+    ),
 }
 MORE_STEPS = {  # samplers whose last step the host treats apart: compared on levels that end above 0
-    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
     "unipc bh1": ("unipc", {"solver_type": "bh1"}, "unipc", {}),
     "unipc bh2": ("unipc", {}, "unipc_bh2", {}),
 }
 FLOW_CASES = BOTH_SPACES | {
-    "ipndm_v as lms": ("ipndm_v", {}, "lms", {}),
     "deis as lms": ("deis", {}, "lms", {"order": 3}),
     "euler_ancestral": (
         "euler_ancestral",
@@ -79,6 +99,9 @@ FLOW_CASES = BOTH_SPACES | {
     ),
     "dpmpp_2s_ancestral": (
         "dpmpp_2s_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpmpp_2s_ancestral", {"eta": 0.7},
+    ),
+    "dpm_2_ancestral": (
+        "dpm_2_ancestral", {"eta": 0.7, "ancestral_step": "linear"}, "dpm_2_ancestral", {"eta": 0.7},
     ),
 }  # fmt: skip
 
@@ -184,7 +207,9 @@ def test_parity_from_pure_noise(hosts, case):
     assert relative_error(mine[0], theirs) < 0.03
 
 
-@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2m", "ddpm", "deis", "unipc_bh2"])
+@pytest.mark.parametrize(
+    "name", ["dpm_2", "dpmpp_2m", "ddpm", "deis", "unipc_bh2", "res_multistep", "res_multistep_ancestral"]
+)
 def test_samplers_of_the_host_without_a_flow_branch(hosts, name):
     """They take flow levels for those of alpha = 1: there is no parity to ask for."""
     as_flow, as_edm = (hosts(name, flow, FLOW, {}, denoise=flow_denoiser) for flow in (True, False))
@@ -210,6 +235,45 @@ def test_parity_with_the_package_k_diffusion(hosts, case, sigmas):
 def test_deis(hosts, order):
     """The host sums 10,000 points where we integrate: its weights are off by about 1e-4."""
     compare(hosts, ("deis", {"order": order}, "deis", {"max_order": order}), TO_ZERO, False, tolerance=3e-3)
+
+
+@pytest.mark.parametrize(("sigmas", "flow"), [(TO_ZERO, False), (FLOW, True)], ids=["edm", "flow"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("kind", "eta"), [("er", 1.0), ("er", 0.5), ("sde", 0.5), ("sde", 0.0)])
+def test_er_sde(hosts, order, kind, eta, sigmas, flow):
+    """The host sums 200 points for an integral that we take to rounding: more points bring it to ours, with order 1."""
+
+    def scaler(v):
+        return v * (v if kind == "sde" else (v**0.3).exp() + 10) ** eta
+
+    options = {"max_stage": order, "noise_scaler": scaler, "s_noise": 1.0 if eta else 0.0}
+    mine = ours("er_sde", flow, sigmas, {"order": order, "noise_scaler": kind, "eta": eta})
+    assert relative_error(mine, hosts("er_sde", flow, sigmas, options)) < 3e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"predictor_order": 2, "corrector_order": 3}, {"corrector_order": 0}], ids=str)
+@pytest.mark.parametrize("pece", [False, True])
+@pytest.mark.parametrize(("sigmas", "flow"), [(TO_ZERO, False), (FLOW_TO_ZERO, True)], ids=["edm", "flow"])
+def test_sa_solver(hosts, options, pece, sigmas, flow):
+    theirs = hosts("sa_solver", flow, sigmas, {**options, "use_pece": pece, "s_noise": 0.9})
+    mine = ours("sa_solver", flow, sigmas, {**options, "pece": pece, "s_noise": 0.9})
+    assert relative_error(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize(("sigmas", "flow", "lower"), [(EDM, False, 0.02), (FLOW, True, 0.01)], ids=["edm", "flow"])
+def test_sa_solver_above_zero(hosts, sigmas, flow, lower):
+    """The host returns the sample at the last level but one: it is given one more."""
+    theirs = hosts("sa_solver", flow, [*sigmas, lower], {"corrector_order": 0})
+    mine = ours("sa_solver", flow, sigmas, {"corrector_order": 0, "lower_order_final": False})
+    assert relative_error(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("pece", [False, True])
+def test_sa_solver_from_pure_noise(hosts, pece):
+    theirs = hosts("sa_solver", True, [1.0, *FLOW_TO_ZERO], {"use_pece": pece})
+    mine = [ours("sa_solver", True, [s, *FLOW_TO_ZERO], {"pece": pece}, x=X1) for s in (0.9999, 1.0)]
+    assert relative_error(mine[0], theirs) < 1e-6
+    assert relative_error(mine[1], theirs) < 0.03
 
 
 @pytest.mark.parametrize("n", [4, 5, 6, 9])
@@ -245,8 +309,10 @@ def test_dpm_adaptive(hosts, order):
 def test_nothing_that_both_have_is_left_out(comfy_process):
     """Every sampler is compared with the host's, but for those that the host does not have."""
     compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
-    compared |= {"deis", "dpm_fast", "dpm_adaptive"}
+    compared |= {"deis", "dpm_fast", "dpm_adaptive", "sa_solver"}
     not_in_host = {"dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
+    not_in_host |= {"res_2s", "res_3s", "res_5s", "res_6s"}
+    not_in_host |= {"restart"}
     not_in_host |= {"amed", "amed_dpm_2s", "amed_dpm_2m"}
     assert compared | not_in_host == set(SAMPLERS) and not compared & not_in_host
     from comfy.k_diffusion import sampling

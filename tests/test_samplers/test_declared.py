@@ -99,7 +99,9 @@ def test_an_option_that_is_not_described_is_named(hint, default, error, message)
 def test_which_option_makes_noise():
     amounts = {id: spec.noise_option.name for id, spec in SAMPLERS.items() if spec.noise_option}
     eta = {"ddim", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "euler_ancestral"}
-    assert amounts == dict.fromkeys(eta, "eta") | {"edm": "s_churn", "consistency": "gamma"}
+    eta |= {"er_sde", "sa_solver", "res_multistep_ancestral"}
+    eta |= {"dpm_2_ancestral", "seeds_2", "seeds_3", "exp_heun_2_x0_sde"}
+    assert amounts == dict.fromkeys(eta, "eta") | {"edm": "s_churn", "consistency": "gamma", "restart": "restarts"}
     assert {id for id, spec in SAMPLERS.items() if spec.stochastic} == {*amounts, "ddpm"}
 
 

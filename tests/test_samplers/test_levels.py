@@ -236,8 +236,16 @@ SINGLESTEP = (
     "unipc",
     "dpm_2m",
     "dpm_3m",
+    "heunpp2",
+    "dpm_2_ancestral",
+    "res_3s",
+    "res_5s",
+    "res_6s",
+    "er_sde",
+    "gradient_estimation",
 )
-"""Those with a noise prediction or derivatives in sigma, and evaluations within a step or at its end."""
+"""Those with a noise prediction or derivatives in sigma, and evaluations within a step or at its end; and those that
+might do the same with the data prediction, by their order or by what they take twice."""
 
 
 @pytest.mark.parametrize("id", SINGLESTEP)

@@ -31,6 +31,9 @@ BASES = [
     "amed",
     "amed_dpm_2s",
     "amed_dpm_2m",
+    "lms",
+    "gradient_estimation",
+    "res_multistep",
 ]
 PAIRS = tuple(id for id in BASES if SAMPLERS[id].paired)
 each_base = pytest.mark.parametrize("base", BASES)
