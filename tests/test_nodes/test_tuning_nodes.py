@@ -329,7 +329,7 @@ def test_too_little_memory_for_backpropagation_makes_smaller_batches(comfyui, se
 
         model.set_model_unet_function_wrapper(greedy)
         gradients = host.Gradients(session(model, prompts(2)), samples, torch.zeros(5, 4, 8, 8))
-        return *gradients.slope(recipe, [host.Unknown("level", 1)], by), sizes
+        return *gradients.slope(recipe, [host.Parameter("level", 1)], by), sizes
 
     *whole, sizes = slope(100)
     *parts, smaller = slope(4)
