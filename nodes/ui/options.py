@@ -51,6 +51,8 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
         if default is None:
             return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
         return io.Boolean.Input(default=default, **common)
+    if isinstance(first.default, str) and not first.choices:
+        return io.String.Input(multiline=True, default=first.default, **common)
     if isinstance(first.default, str):
         choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
         return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
@@ -76,7 +78,7 @@ def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
         helps.setdefault(choices + option.help, []).append(id)
         defaults.setdefault(option.default, []).append(id)
     lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
-    if len(defaults) > 1 or isinstance(next(iter(defaults)), str):
+    if len(defaults) > 1 or any(option.choices for option in used.values()):
         unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
         told = (f"{_spoken(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
         lines.append(f"{unset}: {', '.join(told)}.")
@@ -106,7 +108,7 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
             isinstance(option.default, float) and value == round(option.default, -math.floor(math.log10(option.step)))
         ):
             continue
-        chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
+        chosen[option.name] = _SWITCH.get(value, value) if isinstance(option.default, bool) else value
     return chosen
 
 
