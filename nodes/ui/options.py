@@ -24,7 +24,7 @@ _SWITCH = {"on": True, "off": False}
 RARE = frozenset({
     "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
     "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
-    "beta_min", "threshold_noise", "linear_steps",
+    "beta_min", "threshold_noise", "linear_steps", "base_shift", "max_shift",
 })  # fmt: skip
 """Options that few will ever change. New hosts show them when asked for advanced inputs."""
 
