@@ -112,7 +112,7 @@ def drawn_sigmas(run: Run, model: Any) -> list[float]:
         denoise = chance.choice([1.0, 1.0, 0.5, 0.02])
         return N["BasicScheduler"].execute(model, name, steps, denoise).result[0].tolist()
     if run.levels == "ours":
-        spec = chance.choice(list(SCHEDULES.values()))
+        spec = chance.choice([spec for spec in SCHEDULES.values() if spec.any_steps])
         options = drawn_options(chance, spec.options)
         return spec.function(steps, low, high, flow=run.kind == "FLOW", **options).float().tolist()
     ends = (math.log(low), math.log(high))

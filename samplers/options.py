@@ -4,6 +4,7 @@ An option is a keyword argument of the function. Its annotation says its type, i
 
     r: Annotated[float, Bounds(0.05, 1.0), "Where in the step the second evaluation lies."] = 0.5
     solver_type: Annotated[Literal["midpoint", "heun"], "Form of the update."] = "midpoint"
+    sigmas: Annotated[str, "Noise levels, descending."] = ""
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    """Of a word. One without choices is free text."""
+
     step: float = 0.01
     """In which a widget counts it."""
 
@@ -47,8 +50,9 @@ class Option:
                 raise ValueError(f"{where} must be true or false")
             return bool(value)
         if isinstance(self.default, str):
-            if not isinstance(value, str) or value not in self.choices:
-                raise ValueError(f"{where} must be one of {', '.join(self.choices)}")
+            if not isinstance(value, str) or (self.choices and value not in self.choices):
+                wanted = f"one of {', '.join(self.choices)}" if self.choices else "a text"
+                raise ValueError(f"{where} must be {wanted}")
             return value
         try:
             number = operator.index(value) if isinstance(self.default, int) else float(value)
@@ -87,10 +91,9 @@ def _option(owner: str, argument: inspect.Parameter, hint: Any) -> Option:
     help = next((text for text in described if isinstance(text, str)), None)
     bounds = next((bounds for bounds in described if isinstance(bounds, Bounds)), None)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if help is None or not (choices or kind is bool or bounds):
+    if help is None or not (choices or kind in (bool, str) or bounds):
         raise TypeError(
-            f"{owner}: option {name} must be Annotated with its help text and, unless it is a bool or a Literal, with "
-            "its Bounds"
+            f"{owner}: option {name} must be Annotated with its help text and, if it is a number, with its Bounds"
         )
     if type(default) is not (str if choices else kind):
         raise TypeError(f"{owner}: option {name} needs a default of its type, and has {default!r}")

@@ -30,7 +30,7 @@ SHIFT = Option(
     "shift",
     0.0,
     "Time shift of rectified-flow models; above 1 it moves the steps to high noise, 1 is none. 0 is automatic: the "
-    "model's own where the schedule runs in its time (time_uniform, time_quadratic, beta), none elsewhere.",
+    "model's own where the schedule runs in its time (time_uniform, simple, beta and others), none elsewhere.",
     0.0,
     100.0,
 )
@@ -41,7 +41,7 @@ END_STEP = Option("end_step", 10000, "Stop before this step, as in KSampler (Adv
 _MOST_STEPS = 1_000_000  # the host's 10,000 at its lowest denoise, 0.01
 
 
-def _shifted(sigma: SigmaT, shift: float) -> SigmaT:
+def shifted(sigma: SigmaT, shift: float) -> SigmaT:
     """The time shift of rectified flow, sigma / (1 - sigma) times `shift`. That by 1 / shift undoes it.
 
     Esser et al. 2024 (SD3), arXiv 2403.03206, section 5.3.2.
@@ -59,11 +59,17 @@ class ScheduleSpec(Spec):
     levels: Callable[..., Tensor]
     """The mathematics: n levels from sigma_max to sigma_min."""
 
+    starts_at_sigma_max: bool = True
+    """Whether the first of them is sigma_max. If not, it is a level of the schedule's own."""
+
     ends_at_sigma_min: bool = True
     """Whether the last of them is sigma_min. If not, it is a level of the schedule's own."""
 
     in_time: bool = False
     """Whether it runs in the time of a flow model, to which the model's own shift belongs."""
+
+    any_steps: bool = True
+    """Whether it has levels for every number of steps. If not, it refuses those for which it has none."""
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -86,7 +92,8 @@ class ScheduleSpec(Spec):
     ) -> Tensor:
         """n + 1 descending sigmas, [n + 1] in float64, from sigma_max (exactly) over sigma_min to 0.
 
-        With n = 1 they are sigma_max and 0.
+        With n = 1 they are sigma_max and 0. A schedule with levels of its own may begin below sigma_max, or end with
+        another level than sigma_min (`starts_at_sigma_max`, `ends_at_sigma_min`).
 
         Args:
             n: number of steps.
@@ -139,11 +146,12 @@ class ScheduleSpec(Spec):
         if shift == 1:
             sigmas = self.levels(total + discard, low, high, flow=flow, **options)
         else:
-            ends = _shifted(low, 1 / shift), _shifted(high, 1 / shift)
-            sigmas = _shifted(self.levels(total + discard, *ends, flow=flow, **options), shift)
+            ends = shifted(low, 1 / shift), shifted(high, 1 / shift)
+            sigmas = shifted(self.levels(total + discard, *ends, flow=flow, **options), shift)
         if self.ends_at_sigma_min:
             sigmas[-1] = low  # exact, as is the first: rounding must not leave the model's range
-        sigmas[0] = given_high  # 1 to rounding, as the model has it
+        if self.starts_at_sigma_max or sigmas[0] >= high:
+            sigmas[0] = given_high  # 1 to rounding, as the model has it
         sigmas = torch.cat([sigmas[:total], sigmas.new_zeros(1)])[-(steps + 1) :]
         self._check_descent(sigmas)
         return sigmas[start : end + 1]
@@ -175,7 +183,15 @@ LevelsT = TypeVar("LevelsT", bound=Callable[..., Tensor])
 
 
 def schedule(
-    label: str, *, paper: str, help: str, curated: bool = False, ends_at_sigma_min: bool = True, in_time: bool = False
+    label: str,
+    *,
+    paper: str,
+    help: str,
+    curated: bool = False,
+    starts_at_sigma_max: bool = True,
+    ends_at_sigma_min: bool = True,
+    in_time: bool = False,
+    any_steps: bool = True,
 ) -> Callable[[LevelsT], LevelsT]:
     """Declare a function to be a schedule; see `ScheduleSpec`. Its name is the id, its keyword arguments are options.
 
@@ -190,8 +206,10 @@ def schedule(
             help=help,
             curated=curated,
             levels=levels,
+            starts_at_sigma_max=starts_at_sigma_max,
             ends_at_sigma_min=ends_at_sigma_min,
             in_time=in_time,
+            any_steps=any_steps,
         )
         declare(spec, DECLARED)
         return levels

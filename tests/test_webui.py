@@ -225,6 +225,8 @@ NAMES = [
     "DPM++ 2S", "DPM++ 2M", "DPM++ 3M", "DPM 2M", "DPM 3M", "UniPC", "iPNDM variable steps", "DDIM", "DPM++ 2M SDE",
     "DPM++ SDE", "Euler ancestral", "DEIS", "Consistency", "Plan", "Karras", "Exponential", "Time uniform",
     "Time quadratic", "Polyexponential", "Cosine", "Laplace", "Beta", "Linear-quadratic", "Align Your Steps", "GITS",
+    "Normal", "Simple", "SGM uniform", "DDIM uniform", "Beta 57", "Bong tangent", "Karras without its last level",
+    "Time quadratic without its last level", "Beta without its last level",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ ORDER = (
     "ge_gamma", "c2", "c3",
     "noise_scaler", "predictor_order", "corrector_order", "pece", "sde_start", "sde_end", "restarts", "restart_max",
     "restart_min", "base",
+    "width", "height", "base_shift", "max_shift", "distilled", "sigmas",
 )  # fmt: skip
 """The names of all options, in the order of their widgets. Workflows save the values of widgets by position: a new name
 goes to the end, and none is ever taken away."""
@@ -37,7 +38,7 @@ goes to the end, and none is ever taken away."""
 RARE = frozenset({
     "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
     "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
-    "beta_min", "threshold_noise", "linear_steps", "c2", "c3", "sde_start", "sde_end",
+    "beta_min", "threshold_noise", "linear_steps", "c2", "c3", "sde_start", "sde_end", "base_shift", "max_shift",
 })  # fmt: skip
 """Options that few will ever change. New hosts show them when asked for advanced inputs."""
 
@@ -65,6 +66,8 @@ def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
         if default is None:
             return io.Combo.Input(options=[DEFAULT, *_SWITCH], default=DEFAULT, **common)
         return io.Boolean.Input(default=default, **common)
+    if isinstance(first.default, str) and not first.choices:
+        return io.String.Input(multiline=True, default=first.default, **common)
     if isinstance(first.default, str):
         choices = list(dict.fromkeys(choice for o in options for choice in o.choices))
         return io.Combo.Input(options=[DEFAULT, *choices], default=DEFAULT, **common)
@@ -92,7 +95,7 @@ def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
         helps.setdefault(choices + option.help, []).append(id)
         defaults.setdefault(option.default, []).append(id)
     lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
-    if len(defaults) > 1 or isinstance(next(iter(defaults)), str):
+    if len(defaults) > 1 or any(option.choices for option in used.values()):
         unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
         each = (f"{_written(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
         lines.append(f"{unset}: {', '.join(each)}.")
@@ -122,7 +125,7 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
             isinstance(option.default, float) and value == round(option.default, -math.floor(math.log10(option.step)))
         ):
             continue
-        chosen[option.name] = _SWITCH.get(value, value) if isinstance(value, str) else value
+        chosen[option.name] = _SWITCH.get(value, value) if isinstance(option.default, bool) else value
     return chosen
 
 

@@ -71,7 +71,7 @@ def plain_recipes(
     """
     recipes: dict[Recipe, str] = {}
     for base in bases:
-        for spec in SCHEDULES.values():
+        for spec in (spec for spec in SCHEDULES.values() if spec.starts_at_sigma_max):
             for discard in (False, True):
                 try:
                     sigmas = spec.function(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..schedule import DECLARED, ScheduleSpec
 from ..spec import Registry
-from . import analytic, tables  # noqa: F401  # they declare
+from . import analytic, flow, manual, renamed, tables, timesteps, trained  # noqa: F401  # they declare
 
 SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
     "schedule",
@@ -25,6 +25,21 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
         "linear_quadratic",
         "ays",
         "gits",
+        "normal",
+        "simple",
+        "sgm_uniform",
+        "ddim_uniform",
+        "beta57",
+        "bong_tangent",
+        "kl_optimal",
+        "karras_discard",
+        "time_quadratic_discard",
+        "beta_discard",
+        "optimal_steps",
+        "flux",
+        "flux2",
+        "trained",
+        "manual",
     ),
     DECLARED,
 )

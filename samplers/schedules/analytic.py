@@ -21,7 +21,7 @@ from ..processes import T_MIN, LinearBeta
 from ..schedule import schedule
 
 
-def _ramp(n: int, start: float, end: float) -> Tensor:
+def ramp(n: int, start: float, end: float) -> Tensor:
     """n values from start to end, both exact: linspace, except that a single value is the start."""
     return torch.linspace(start, end, n, dtype=torch.float64)
 
@@ -64,7 +64,7 @@ def karras(
 
     Karras, Aittala, Aila, Laine 2022, arXiv 2206.00364, eq. 5. The same formula serves flow levels.
     """
-    return _ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho
+    return ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho
 
 
 @schedule(
@@ -96,7 +96,7 @@ def exponential(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fals
     Lu et al. 2022, arXiv 2206.00927, section 3.4 (logSNR); `use_lu_lambdas` of diffusers. For alpha = 1 the sigmas
     form a geometric sequence.
     """
-    return level_of(_ramp(n, *log_ends(sigma_min, sigma_max, flow)), flow)
+    return level_of(ramp(n, *log_ends(sigma_min, sigma_max, flow)), flow)
 
 
 @schedule(
@@ -128,7 +128,7 @@ def polyexponential(
     k-diffusion (Crowson 2022), get_sigmas_polyexponential. rho = 1 is `exponential`.
     """
     start, end = log_ends(sigma_min, sigma_max, flow)
-    return level_of(end + _ramp(n, 1.0, 0.0) ** rho * (start - end), flow)
+    return level_of(end + ramp(n, 1.0, 0.0) ** rho * (start - end), flow)
 
 
 @schedule(
@@ -154,7 +154,7 @@ def vp(
     start, end = (
         value(beta.inverse(math.log1p(math.exp(2 * log_ratio)))) for log_ratio in log_ends(sigma_min, sigma_max, flow)
     )
-    return level_of(torch.as_tensor(beta.sigma(_ramp(n, start, end))).log(), flow)
+    return level_of(torch.as_tensor(beta.sigma(ramp(n, start, end))).log(), flow)
 
 
 def _model_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float, Callable[[Tensor], Tensor]]:
@@ -186,7 +186,7 @@ def time_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
     Song et al. 2021, arXiv 2011.13456; the default of DPM-Solver for large images.
     """
     start, end, sigma = _model_time(sigma_min, sigma_max, flow)
-    return sigma(_ramp(n, start, end))
+    return sigma(ramp(n, start, end))
 
 
 @schedule(
@@ -202,7 +202,7 @@ def time_quadratic(n: int, sigma_min: float, sigma_max: float, *, flow: bool = F
     Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502.
     """
     start, end, sigma = _model_time(sigma_min, sigma_max, flow)
-    return sigma(_ramp(n, math.sqrt(start), math.sqrt(end)) ** 2)
+    return sigma(ramp(n, math.sqrt(start), math.sqrt(end)) ** 2)
 
 
 @schedule(
@@ -233,7 +233,7 @@ def beta(
     except ImportError as error:
         raise ImportError("the beta schedule needs scipy: pip install scipy") from error
     start, end, sigma = _model_time(sigma_min, sigma_max, flow)
-    quantile = torch.from_numpy(betaincinv(alpha, beta, _ramp(n, 1.0, 0.0).numpy()))
+    quantile = torch.from_numpy(betaincinv(alpha, beta, ramp(n, 1.0, 0.0).numpy()))
     return sigma(end + (start - end) * quantile)
 
 
@@ -249,7 +249,7 @@ def cosine(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
     Nichol and Dhariwal 2021, arXiv 2102.09672. A flow model starts at a right angle.
     """
     start, end = (math.atan2(sigma, 1 - sigma if flow else 1.0) for sigma in (sigma_max, sigma_min))
-    theta = _ramp(n, start, end)
+    theta = ramp(n, start, end)
     return theta.sin() / (theta.sin() + theta.cos()) if flow else theta.tan()
 
 
@@ -282,7 +282,7 @@ def laplace(
 
     ends = torch.tensor(log_ends(sigma_min, sigma_max, flow), dtype=torch.float64)
     start, end = (ends - math.log(median)) / scale
-    part = _ramp(n, 0.0, 1.0)
+    part = ramp(n, 0.0, 1.0)
     below, above = (
         torch.logaddexp(torch.log1p(-part) + log_cdf(sign * start), part.log() + log_cdf(sign * end))
         for sign in (1, -1)
@@ -319,7 +319,7 @@ def linear_quadratic(
         ValueError: if the options do not give a descending curve.
     """
     if n == 1:
-        return _ramp(1, sigma_max, sigma_max)
+        return ramp(1, sigma_max, sigma_max)
     linear = linear_steps or n // 2
     if linear >= n:
         raise ValueError(f"linear_steps = {linear} must be smaller than the number of steps, {n}")

@@ -176,6 +176,24 @@ check("widgets that the sampler does not have are hidden, and saved", async ({ p
   assert.deepEqual(Object.keys(prompt[id].inputs).sort(), [...names].sort());
 });
 
+check("the typed list of a schedule is shown where it is asked for, and drawn", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const lists = () => page.locator("textarea:visible").count();
+  const tall = () => page.evaluate((id) => app.graph.getNodeById(id).size[1], id);
+  const [none, height] = [await lists(), await tall()];
+  await set(page, id, "schedule", "manual");
+  await page.waitForTimeout(300);
+  assert.equal(await lists(), none + 1);
+  assert.ok((await tall()) > height - 40); // a few lines instead of `rho`
+  await set(page, id, "steps", 3);
+  await set(page, id, "sigmas", "14\n5, 1");
+  assert.deepEqual((await answer(page, id)).sigmas, [14, 5, 1, 0]);
+  await set(page, id, "schedule", "karras");
+  await page.waitForTimeout(300);
+  assert.deepEqual([await lists(), await tall()], [none, height]);
+});
+
 check("defaults are told", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepSampler");

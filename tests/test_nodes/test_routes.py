@@ -13,7 +13,7 @@ from samplers import SAMPLERS, SCHEDULES
 @pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
 def test_sigmas_are_those_of_the_node(comfyui, routes, model_type):
     model = small_model(model_type)
-    for schedule in SCHEDULES:
+    for schedule in [id for id, spec in SCHEDULES.items() if spec.any_steps]:
         run = comfyui.nodes["FewStepScheduler"].execute(model, schedule, 8, 0.5)
         (levels,) = run.ui["fewstep_levels"]
         drawn = routes.sigmas({"node": scheduler(schedule, 8, 0.5), "levels": levels})

@@ -261,6 +261,8 @@ def test_every_option_refuses_what_does_not_fit(spec, option):
         bad = [2, 0.5, "yes", None]
     elif option.choices:
         bad = ["trapezoid", "", 1, None]
+    elif isinstance(option.default, str):
+        bad = [1, 0.5, None, ["1"]]
     else:
         bad = [option.minimum - 1, option.maximum + 1, nan, inf, "large", None, 10**400, -(10**5000), [1, 2]]
     for value in bad:

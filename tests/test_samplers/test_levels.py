@@ -101,8 +101,10 @@ def test_rounding_of_pure_noise_changes_no_sample_and_is_told_as_given(spec, fir
 @each_first
 def test_schedules_begin_where_the_model_does(first):
     for spec in SCHEDULES.values():
+        if not spec.any_steps:
+            continue
         sigmas = spec.function(8, 0.003, first, flow=True)
-        assert sigmas[0] == first
+        assert sigmas[0] == first or not spec.starts_at_sigma_max
         torch.testing.assert_close(sigmas[1:], spec.function(8, 0.003, 1.0, flow=True)[1:], rtol=0, atol=0)
 
 
