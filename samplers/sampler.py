@@ -126,8 +126,6 @@ class SamplerSpec(Spec):
         Raises:
             ValueError: naming the sigma or the option at fault, or if the sampler is adaptive.
         """
-        if self.adaptive:
-            raise ValueError(f"{self.id} decides its steps as it goes: it has no plan")
         return self.prepare(sigmas, flow=flow, **options).plan
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
@@ -205,11 +203,22 @@ class PreparedRun(NamedTuple):
 
     spec: SamplerSpec
     run: Run
-    plan: Plan
-    """The stages; none for an adaptive sampler."""
+    stages: Plan
+    """None for an adaptive sampler."""
 
     options: Mapping[str, Any]
     """All of the sampler's, checked."""
+
+    @property
+    def plan(self) -> Plan:
+        """The stages.
+
+        Raises:
+            ValueError: if the sampler is adaptive.
+        """
+        if self.spec.adaptive:
+            raise ValueError(f"{self.spec.id} decides its steps as it goes: it has no plan")
+        return self.stages
 
     @torch.no_grad()
     def sample(
@@ -227,16 +236,16 @@ class PreparedRun(NamedTuple):
     ) -> Tensor:
         """The sample; arguments and errors as in `SamplerSpec.function`."""
         check_sample(x)
-        plan: Plan | AdaptiveSolver = _noise_times(noise_scale, self.plan)
+        plan: Plan | AdaptiveSolver = _noise_times(noise_scale, self.stages)
         own_noise: BrownianNoise | None = None
         if self.spec.adaptive and len(self.run.levels) > 1:
-            stages = self.spec.solver(self.run.levels, **self.options)
-            assert isinstance(stages, Generator)
-            plan = _decided(stages, self.run)
-        elif noise_sampler is None and any(stage.noise for stage in self.plan):
+            decides = self.spec.solver(self.run.levels, **self.options)
+            assert isinstance(decides, Generator)
+            plan = _decided(decides, self.run)
+        elif noise_sampler is None and any(stage.noise for stage in self.stages):
             device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
             seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
-            own_noise = noise_for(_noise_times(noise_scale, self.plan), x, seeds, flow=flow, device=device)
+            own_noise = noise_for(_noise_times(noise_scale, self.stages), x, seeds, flow=flow, device=device)
         if self.run.repeats:
             logging.warning("%s: %s", self.spec.id, REPEATS)
         try:
