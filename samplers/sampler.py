@@ -67,13 +67,19 @@ class SamplerSpec(Spec):
     @cached_property
     def stochastic(self) -> bool:
         """Whether it can add noise."""
-        return self.noise_option is not None or self._adds_noise()
+        return self.noise_option is not None or self.adds_noise
+
+    @cached_property
+    def adds_noise(self) -> bool:
+        """Whether it does with the options at their defaults."""
+        return self._adds_noise({})
 
     @cached_property
     def noise_option(self) -> Option | None:
         """The option that says how much noise is added: at 0 there is none, at its maximum there is."""
         amounts = (option for option in self.solver_options if option.minimum == 0)
-        return next((o for o in amounts if self._adds_noise(o, 0.0) < self._adds_noise(o, o.maximum)), None)
+        noisy = self._adds_noise
+        return next((o for o in amounts if noisy({o.name: o.maximum}) and not noisy({o.name: 0.0})), None)
 
     @cached_property
     def paired(self) -> bool:
@@ -81,6 +87,17 @@ class SamplerSpec(Spec):
         and the fourth, and so on."""
         stages = () if self.adaptive else tuple(self.solver(_SOME_LEVELS))
         return [stage.completes for stage in stages] == [k % 2 == 1 for k in range(len(_SOME_LEVELS) - 1)]
+
+    @cached_property
+    def singlestep(self) -> bool:
+        """Whether no step uses a prediction from before it."""
+        made, started = 0, True
+        for stage in () if self.adaptive else self.solver(_SOME_LEVELS):
+            made = stage.remembers + (0 if started else made)
+            if stage.update.reach > made:
+                return False
+            started = stage.completes
+        return True
 
     @cached_property
     def at_given_levels(self) -> Mapping[str, str]:
@@ -97,10 +114,8 @@ class SamplerSpec(Spec):
         checked = self.check_options(given)
         return {option.name: checked[option.name] for option in self.solver_options}
 
-    def _adds_noise(self, option: Option | None = None, value: Any = None) -> bool:
-        """Whether it does, with one option at another value than its default."""
-        changed = {} if option is None else {option.name: value}
-        return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **changed))
+    def _adds_noise(self, options: Mapping[str, Any]) -> bool:
+        return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **options))
 
     def prepare(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> PreparedRun:
         """A run on these sigmas with these options, which are read and checked here, once.
