@@ -259,8 +259,8 @@ def main() -> None:
         if trouble or options.only is not None:
             findings += bool(trouble)
             print(f"{number}: {ended}: {trouble or 'nothing wrong'}\n    {run}", flush=True)
-    told = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    print(f"{sum(counts.values())} runs in {time.monotonic() - started:.0f} s: {told}; {findings} findings")
+    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    print(f"{sum(counts.values())} runs in {time.monotonic() - started:.0f} s: {listed}; {findings} findings")
     sys.exit(bool(findings))
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers import SCHEDULES
 from ..samplers.calibrated.fit import DEFAULT_BASES
-from ..samplers.calibrated.recipe import Recipe
+from ..samplers.calibrated.recipe import usable_bases
 from .host.calibration import DERIVATIVES, Calibration
 from .host.display import Display
 from .host.protocols import Conditioning
@@ -80,16 +79,6 @@ def _outputs() -> list[io.Output]:
     ]
 
 
-def _usable_bases() -> list[str]:
-    """Samplers that a recipe can follow."""
-    usable = []
-    for id in SAMPLERS:
-        with contextlib.suppress(ValueError):
-            Recipe(id, (3.0, 2.0, 1.0, 0.0))
-            usable.append(id)
-    return usable
-
-
 def _points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     return [(float(x), y) for x, y in pairs if math.isfinite(y)]
 
@@ -115,7 +104,7 @@ class FewStepCalibrate(io.ComfyNode):
                 *first,
                 io.Combo.Input(
                     "base",
-                    options=["auto", *_usable_bases()],
+                    options=["auto", *usable_bases()],
                     default="auto",
                     tooltip="The sampler to start from, on the schedule that is best for it. auto: the better of "
                     f"{' and '.join(DEFAULT_BASES)}.",

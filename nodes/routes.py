@@ -170,7 +170,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     list of scales, one for each step.
 
     Each evaluation has its `step`, its `sigma`, the `order` of the update after it, which is the number of predictions
-    in it, whether fresh `noise` is added, and its `guidance` if that is known. `passes` counts runs of the network:
+    in it, whether `noise` is added, and its `guidance` if that is known. `passes` counts runs of the network:
     two with guidance, one at scale 1; `at_most` so many where guidance may end before.
 
     `published`: the published plan of the sampler is followed, whatever the schedule. `unknown`: a plan may be followed

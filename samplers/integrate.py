@@ -136,8 +136,8 @@ def updated(stage: Stage, operands: Operands, noise_sampler: NoiseSampler | Brow
     """The operands after the update of a stage and its noise."""
     x = combine(stage.update, operands)
     if stage.noise is not None:
-        fresh = not x.requires_grad and id(x) not in map(id, operands)
-        x = add_noise(x, stage.noise, noise_sampler, in_place=fresh)
+        ours = not x.requires_grad and id(x) not in map(id, operands)
+        x = add_noise(x, stage.noise, noise_sampler, in_place=ours)
     return (*operands[:-2], x if stage.completes else operands[-2], x)
 
 
@@ -182,7 +182,7 @@ class Evaluations:
         """The denoised sample, in the dtype of x.
 
         Args:
-            sigma: the level that the model is told, for all images or for each.
+            sigma: the level that is passed to the model, for all images or for each.
             step: the number of the step, for messages.
             needed: earlier predictions that the plan still needs.
 
@@ -210,14 +210,17 @@ class Evaluations:
         return denoised
 
     def seen(self, x: Tensor, step: int, start: Scalar | None = None) -> dict[str, Any]:
-        """What a callback is told of the evaluation that was just made, at x; `start` is the level of the step if noise
-        was added before."""
+        """What a callback is given of the evaluation that was just made, at x.
+
+        Args:
+            start: the level of the step, if noise was added before the evaluation.
+        """
         sigma_hat = self._sigma[0]
         sigma = sigma_hat if start is None else self._level(start)[0]
         return {"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": self._answer}
 
     def _level(self, sigma: Scalar) -> Tensor:
-        """A level as the model is told it, [B], on the device of x."""
+        """A level as it is passed to the model, [B], on the device of x."""
         if isinstance(sigma, Tensor):
             return sigma.to(self._device, self._wide).expand(self._shape[0])
         return torch.full(self._shape[:1], sigma, dtype=self._wide, device=self._device)
@@ -233,14 +236,14 @@ class Evaluations:
             NonFiniteError: if the first sample, a prediction or x is not finite, naming which.
             ValueError: if the model wrote over an answer.
         """
-        first, *answers, last = found = torch.stack([*self._sums, x.sum(dtype=self._wide)]).tolist()
+        first, *answers, last = sums = torch.stack([*self._sums, x.sum(dtype=self._wide)]).tolist()
         _check_start(first)
         for answer, (step, sigma) in zip(answers, self._levels, strict=True):
             if not math.isfinite(answer):
                 raise non_finite(step, steps, sigma, narrow=self._dtype == torch.float16)
         if not math.isfinite(last):
             raise NonFiniteError("the sample overflowed although every prediction was finite: use a wider dtype for it")
-        if any(found[earlier] != found[now] for earlier, now in self._over):
+        if any(sums[earlier] != sums[now] for earlier, now in self._over):
             raise ValueError(
                 "the model wrote over a prediction that it had returned and that the sampler still needs: let it "
                 "return a new tensor each time, or a copy of its buffer"
@@ -348,8 +351,8 @@ def check_like(answer: Any, shape: torch.Size, what: str) -> None:
         raise ValueError(f"the {what} in one of {known}; it returned a tensor of {answer.dtype}")
 
 
-def _check_start(found: float) -> None:
-    if not math.isfinite(found):
+def _check_start(total: float) -> None:
+    if not math.isfinite(total):
         raise NonFiniteError("x holds NaN or infinity: the latent or the noise that the run starts from is broken")
 
 

@@ -129,7 +129,7 @@ class BrownianNoise:
             needed = {place for way in self._ways.values() for place in way}
             self._spare += [self._known.pop(place) for place in self._known.keys() - needed]
         *start, end = (self._known[way[-1]] for way in self._ways.values())
-        scale = 1 / math.sqrt(_fresh(h))
+        scale = 1 / math.sqrt(_added(h))
         return [(end, scale), *((x, -math.exp(-h) * scale) for x in start)]  # no start at lambda = -inf
 
     def close(self) -> None:
@@ -159,12 +159,12 @@ class BrownianNoise:
         """X at a place, given its neighbours."""
         assert place.before is not None and place.after is not None
         a, b = place.lam - place.before.lam, place.after.lam - place.lam
-        fresh_a, fresh_b, whole = _fresh(a), _fresh(b), _fresh(a + b)
-        x = self._normals(place.key, math.sqrt(fresh_a * fresh_b / whole))
+        added_a, added_b, whole = _added(a), _added(b), _added(a + b)
+        x = self._normals(place.key, math.sqrt(added_a * added_b / whole))
         if a < math.inf:
-            x.add_(self._known[place.before], alpha=math.exp(-a) * fresh_b / whole)
+            x.add_(self._known[place.before], alpha=math.exp(-a) * added_b / whole)
         if b < math.inf:
-            x.add_(self._known[place.after], alpha=math.exp(-b) * fresh_a / whole)
+            x.add_(self._known[place.after], alpha=math.exp(-b) * added_a / whole)
         return x
 
     def _normals(self, key: int, deviation: float = 1.0) -> Tensor:
@@ -215,7 +215,7 @@ def _middle(low: float, high: float) -> float:
     return max(2 * low, _REACH) if high == math.inf else (low + high) / 2
 
 
-def _fresh(h: float) -> float:
+def _added(h: float) -> float:
     """1 - e^-2h, the share of X that does not come from a place h away."""
     return -math.expm1(-2 * h)
 

@@ -67,14 +67,20 @@ class SamplerSpec(Spec):
     @cached_property
     def stochastic(self) -> bool:
         """Whether it can add noise."""
-        return self.noise_option is not None or self._adds_noise()
+        return self.noise_option is not None or self.adds_noise
+
+    @cached_property
+    def adds_noise(self) -> bool:
+        """Whether it does with the options at their defaults."""
+        return self._adds_noise({})
 
     @cached_property
     def noise_option(self) -> Option | None:
         """The option that says how much noise is added: at 0 there is none, at its maximum there is."""
         amounts = (option for option in self.solver_options if option.minimum == 0)
+        noisy = self._adds_noise
         return next(
-            (o for o in amounts if self._adds_noise(o, type(o.default)(0)) < self._adds_noise(o, o.maximum)), None
+            (o for o in amounts if noisy({o.name: o.maximum}) and not noisy({o.name: type(o.default)(0)})), None
         )
 
     @cached_property
@@ -83,6 +89,17 @@ class SamplerSpec(Spec):
         and the fourth, and so on."""
         stages = () if self.adaptive else tuple(self.solver(_SOME_LEVELS))
         return [stage.completes for stage in stages] == [k % 2 == 1 for k in range(len(_SOME_LEVELS) - 1)]
+
+    @cached_property
+    def singlestep(self) -> bool:
+        """Whether no step uses a prediction from before it."""
+        made, started = 0, True
+        for stage in () if self.adaptive else self.solver(_SOME_LEVELS):
+            made = stage.remembers + (0 if started else made)
+            if stage.update.reach > made:
+                return False
+            started = stage.completes
+        return True
 
     @cached_property
     def at_given_levels(self) -> Mapping[str, str]:
@@ -99,10 +116,8 @@ class SamplerSpec(Spec):
         checked = self.check_options(given)
         return {option.name: checked[option.name] for option in self.solver_options}
 
-    def _adds_noise(self, option: Option | None = None, value: Any = None) -> bool:
-        """Whether it does, with one option at another value than its default."""
-        changed = {} if option is None else {option.name: value}
-        return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **changed))
+    def _adds_noise(self, options: Mapping[str, Any]) -> bool:
+        return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **options))
 
     def prepare(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> PreparedRun:
         """A run on these sigmas with these options, which are read and checked here, once.
@@ -128,8 +143,6 @@ class SamplerSpec(Spec):
         Raises:
             ValueError: naming the sigma or the option at fault, or if the sampler is adaptive.
         """
-        if self.adaptive:
-            raise ValueError(f"{self.id} decides its steps as it goes: it has no plan")
         return self.prepare(sigmas, flow=flow, **options).plan
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
@@ -207,11 +220,22 @@ class PreparedRun(NamedTuple):
 
     spec: SamplerSpec
     run: Run
-    plan: Plan
-    """The stages; none for an adaptive sampler."""
+    stages: Plan
+    """None for an adaptive sampler."""
 
     options: Mapping[str, Any]
     """All of the sampler's, checked."""
+
+    @property
+    def plan(self) -> Plan:
+        """The stages.
+
+        Raises:
+            ValueError: if the sampler is adaptive.
+        """
+        if self.spec.adaptive:
+            raise ValueError(f"{self.spec.id} decides its steps as it goes: it has no plan")
+        return self.stages
 
     @torch.no_grad()
     def sample(
@@ -229,16 +253,16 @@ class PreparedRun(NamedTuple):
     ) -> Tensor:
         """The sample; arguments and errors as in `SamplerSpec.function`."""
         check_sample(x)
-        plan: Plan | AdaptiveSolver = _noise_times(noise_scale, self.plan)
+        plan: Plan | AdaptiveSolver = _noise_times(noise_scale, self.stages)
         own_noise: BrownianNoise | None = None
         if self.spec.adaptive and len(self.run.levels) > 1:
-            stages = self.spec.solver(self.run.levels, **self.options)
-            assert isinstance(stages, Generator)
-            plan = _decided(stages, self.run)
-        elif noise_sampler is None and any(stage.noise for stage in self.plan):
+            decides = self.spec.solver(self.run.levels, **self.options)
+            assert isinstance(decides, Generator)
+            plan = _decided(decides, self.run)
+        elif noise_sampler is None and any(stage.noise for stage in self.stages):
             device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
             seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
-            own_noise = noise_for(_noise_times(noise_scale, self.plan), x, seeds, flow=flow, device=device)
+            own_noise = noise_for(_noise_times(noise_scale, self.stages), x, seeds, flow=flow, device=device)
         if self.run.repeats:
             logging.warning("%s: %s", self.spec.id, REPEATS)
         try:

@@ -35,9 +35,9 @@ class Calibration:
         seed: of the first sample's noise; the others count on from it.
         samples: for the fit; as many others, with seeds and prompts of their own, say how good it is.
         teacher_steps: of the run that is to be matched.
-        free: what is fitted, of `samplers.calibrate.KINDS`; guidance only where there is any.
+        free: the names of the parameters that are fitted, as in `calibrate`; guidance only where there is any.
         rounds: at most so many.
-        inserted: fit the numbers of every second level alone, those of AMED.
+        inserted: fit the parameters of every second level alone, those of AMED.
         afs: whether the first evaluation is left out (`analytical_first_step`).
         derivatives: how the error's are taken, of `DERIVATIVES`.
 
@@ -69,7 +69,7 @@ class Calibration:
         self.training, self.validation = split(session.prompts, seed, samples, samples)
         self._teacher = Teacher(session, teacher_steps, evaluations)
         self._starts = _plain_recipes(session, bases, evaluations, afs)
-        self._free = [kind for kind in free if kind != "guidance" or session.guidance not in (0, 1)]
+        self._free = [name for name in free if name != "guidance" or session.guidance not in (0, 1)]
         self._rounds, self._inserted = rounds, inserted
         self._backpropagate = derivatives == DERIVATIVES[1]
         self._baseline: Recipe | None = next(iter(self._starts), None)

@@ -12,7 +12,6 @@ from einops import reduce
 from torch import Tensor
 
 from ...samplers import SAMPLERS, SamplerSpec
-from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.inversion import Inversion, invert
 from .model import is_flow
 from .protocols import Conditioning, Latent, Patcher
@@ -21,12 +20,11 @@ from .session import Guider, Inside, fitting, inside
 
 
 def invertible() -> dict[str, SamplerSpec]:
-    """The samplers that are deterministic as they come, on the levels that they are given."""
+    """The samplers that add no noise as they come and keep to the levels that they are given; `edm` is then `heun`."""
     return {
         id: spec
         for id, spec in SAMPLERS.items()
-        if not (spec.adaptive or id in PUBLISHED or any(o.name == "middle" for o in spec.options))
-        and (not spec.stochastic or any(o.name == "eta" and o.default == 0 for o in spec.options))
+        if not (spec.adaptive or spec.adds_noise or spec.at_given_levels or id == "edm")
     }
 
 

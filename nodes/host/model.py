@@ -12,7 +12,6 @@ import comfy.model_sampling
 import scipy.optimize
 import torch
 
-from ...samplers import SCHEDULES, ScheduleSpec
 from .protocols import ModelSampling, Patcher
 
 
@@ -120,12 +119,3 @@ def levels_ui(patcher: Patcher) -> dict[str, Any]:
     """What a node tells the front end of its model, so that plots are drawn over its levels before the next run."""
     levels = level_range(patcher.get_model_object("model_sampling"))
     return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher)]}
-
-
-MANY_STEPS = "dpmpp_2m"
-"""The sampler whose runs of many steps others are measured against."""
-
-
-def many_steps_schedule(model_sampling: Any) -> ScheduleSpec:
-    """The schedule of such runs."""
-    return SCHEDULES["time_uniform" if is_flow(model_sampling) else "exponential"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.calibrated.recipe import Recipe
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas
+from ...samplers.sampler import PreparedRun
 
 STEPS = "fewstep_steps"
 """In the host's model_options: the levels that the steps of a run begin at, and the last, where they are not those that
@@ -32,8 +33,8 @@ class Run:
     Args:
         spec: the sampler, or the base of a plan.
         given: its levels, as the host has them.
-        options: of the sampler, as they are in this run.
-        calibrated: the plan that is followed in the place of the sampler.
+        prepared: what the sampler does on them with the options of this run; None where a plan is followed.
+        calibrated: the plan of which these levels are a part, which is followed in the place of the sampler.
         published: whether that is the sampler's published one, which has its own levels whatever the given ones are.
         predicts: whether the predictor of the plan is asked.
         why: for a sampler that has a published plan and does not follow it.
@@ -47,30 +48,33 @@ class Run:
         spec: SamplerSpec,
         given: Sequence[float],
         *,
-        flow: bool = False,
-        options: Mapping[str, Any] | None = None,
+        prepared: PreparedRun | None = None,
         calibrated: CalibratedPlan | None = None,
         published: bool = False,
         predicts: bool = False,
         why: str | None = None,
     ):
-        self.spec, self.given, self.flow, self.options = spec, tuple(given), flow, dict(options or {})
+        self.spec, self.given, self.prepared = spec, tuple(given), prepared
+        if calibrated is not None and not published:
+            calibrated = replace(calibrated, recipe=calibrated.recipe.piece(self.given, in_pairs=predicts))
         self.calibrated, self.published, self.predicts, self.why = calibrated, published, predicts, why
-        self.recipe: Recipe | None = None
-        if calibrated is not None:
-            recipe = calibrated.recipe
-            self.recipe = recipe if published else recipe.piece(self.given, in_pairs=predicts)
 
-    @cached_property
+    @property
+    def recipe(self) -> Recipe | None:
+        """That of the plan, for this run."""
+        return None if self.calibrated is None else self.calibrated.recipe
+
+    @property
     def plan(self) -> Plan:
         """The stages; for a predictor those of the numbers that it gives without having seen a network.
 
         Raises:
-            ValueError: as `SamplerSpec.plan`.
+            ValueError: if the sampler is adaptive.
         """
         if self.recipe is not None:
             return self.recipe.plan()
-        return self.spec.plan(self.given, flow=self.flow, **self.options)
+        assert self.prepared is not None
+        return self.prepared.plan
 
     def model_sigmas(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The levels passed to the model, one for each evaluation, rounded as `integrate` does; on the CPU."""
@@ -102,7 +106,7 @@ def resolve(
     flow: bool,
     kind: Mapping[str, Any] | None,
 ) -> Run:
-    """What a sampler of the registry does.
+    """What a sampler of the registry does: its options are checked and its sigmas read here, once.
 
     Args:
         options: those that were chosen.
@@ -111,15 +115,16 @@ def resolve(
         kind: what is known of the model (`fingerprint`); None where nothing is.
 
     Raises:
-        ValueError: naming the option at fault.
+        ValueError: naming the option or the sigma at fault.
     """
     given, published, why = read_sigmas(sigmas), PUBLISHED.get(spec.id), None
+    prepared = spec.prepare(given, flow=flow, **partial_options(spec, given, options))
     if published is not None:
-        changed = spec.changed_options(options)
+        changed = [o.name for o in spec.options if o.name in options and prepared.options[o.name] != o.default]
         why = f"{min(changed)} was changed" if changed else _why_not(published, given, kind)
         if why is None:
-            return Run(spec, given, flow=flow, calibrated=published, published=True)
-    return Run(spec, given, flow=flow, options=partial_options(spec, given, options), why=why)
+            return Run(spec, given, calibrated=published, published=True)
+    return Run(spec, given, prepared=prepared, why=why)
 
 
 def follow(
@@ -136,9 +141,7 @@ def follow(
     """
     given = calibrated.recipe.sigmas if sigmas is None else read_sigmas(sigmas)
     predicts = predicts and calibrated.predictor is not None
-    return Run(
-        SAMPLERS[calibrated.recipe.base], given, flow=calibrated.recipe.flow, calibrated=calibrated, predicts=predicts
-    )
+    return Run(SAMPLERS[calibrated.recipe.base], given, calibrated=calibrated, predicts=predicts)
 
 
 def partial_options(spec: SamplerSpec, sigmas: Tensor | Sequence[float], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
     ) -> Tensor:
         patcher = patcher_of(model)
         sampling = patcher.get_model_object("model_sampling")
-        flow = is_flow(sampling)
-        run = resolve(spec, options, sigmas, flow=flow, kind=fingerprint(patcher) if spec.id in PUBLISHED else None)
-        if run.calibrated is not None:
+        kind = fingerprint(patcher) if spec.id in PUBLISHED else None
+        run = resolve(spec, options, sigmas, flow=is_flow(sampling), kind=kind)
+        if run.prepared is None:
+            assert run.calibrated is not None
             return _sample_plan(run.calibrated, model, x, sigmas, extra_args, callback, disable, published=run)
         if run.why is not None:
             logging.info("%s: the published numbers are left out: %s", spec.label, run.why)
@@ -69,9 +70,9 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
             seed = image_seeds(model, x, seed) or seed
         info: dict[str, int] = {}
         model, extra_args = announce(run, model, x, sigmas, extra_args)
-        samples = spec.function(
-            model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed, flow=flow,
-            noise_scale=noise_scale(sampling), info=info, **run.options,
+        samples = run.prepared.sample(
+            model, x, extra_args, callback, disable, noise_sampler=noise_sampler, seed=seed,
+            noise_scale=noise_scale(sampling), info=info,
         )  # fmt: skip
         if spec.adaptive:
             logging.info("%s: %s", spec.label, ", ".join(f"{count} {name}" for name, count in info.items()))
@@ -139,9 +140,10 @@ def _sample_plan(
         if guidance is not None:
             _compare_guidance(plan, guidance.of_run)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)
+        assert run.calibrated is not None
         evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
-        return plan.function(
-            bottleneck.watch(evaluate), x, None if published else sigmas, extra_args, callback, disable,
+        return run.calibrated.function(
+            bottleneck.watch(evaluate), x, None, extra_args, callback, disable,
             set_guidance=None if guidance is None else guidance.set_factor,
             bottleneck=bottleneck if bottleneck.sees else None,
         )  # fmt: skip

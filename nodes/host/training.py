@@ -34,7 +34,8 @@ AMED_BASES = (
     "amed", "amed_dpm_2s", "amed_dpm_2m", "euler", "ipndm", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m", "ipndm_v",
     "deis",
 )  # fmt: skip
-"""Solvers that a predictor can be trained for."""
+"""Solvers that a predictor can be trained for, in the order of the node: those that can follow a recipe, but `ddim`,
+which is then `euler`."""
 
 SLOWEST = 0.1  # of the learning rate, at the end
 

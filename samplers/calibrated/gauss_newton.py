@@ -1,7 +1,7 @@
 """Gauss-Newton on the parameters of a recipe, with derivatives by differences of whole runs.
 
 The residuals are the differences of final samples to the teacher's, and the parameters are some dozens: a least-squares
-problem with many equations and few unknowns. Gauss-Newton with the Jacobian taken by differences (Levenberg 1944,
+problem with many equations and few parameters. Gauss-Newton with the Jacobian taken by differences (Levenberg 1944,
 Marquardt 1963), and updated by Broyden's rule (1965) between two full ones, needs a hundred runs or so where a search
 that only compares errors needs thousands.
 """

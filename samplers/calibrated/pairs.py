@@ -25,7 +25,7 @@ Predict = Callable[[State, Level, Level], Sequence["IntermediatePoint"]]
 
 
 class IntermediatePoint(NamedTuple):
-    """The learned numbers of one step from s to t."""
+    """The predicted numbers of one step from s to t."""
 
     r: Scalar = 0.5
     """Where the inserted level lies: lambda_m = lambda_s + r (lambda_t - lambda_s), sigma_t^r sigma_s^(1-r) in EDM."""
@@ -34,7 +34,7 @@ class IntermediatePoint(NamedTuple):
     """Factor of what the prediction at m moves the sample by."""
 
     scale_time: Scalar = 1.0
-    """Factor of the sigma that the model is told at m."""
+    """Factor of the sigma passed to the model at m."""
 
     def over(self, tuning: Tuning) -> Tuning:
         """That of the inserted level with these scales."""

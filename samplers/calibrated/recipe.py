@@ -6,6 +6,7 @@ from it are a `Plan`, as those of any run.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,8 +161,8 @@ class Recipe:
                 break
         else:
             raise ValueError(
-                f"sigmas: this run was given {_spoken(given)}, and its plan has levels of its own, "
-                f"{_spoken(self.sigmas)}: connect the sigmas that come with the plan, whole or a part of them"
+                f"sigmas: this run was given {_listed(given)}, and its plan has levels of its own, "
+                f"{_listed(self.sigmas)}: connect the sigmas that come with the plan, whole or a part of them"
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
@@ -293,6 +294,15 @@ class Recipe:
         return Recipe.from_dict, (self.as_dict(),)
 
 
+def usable_bases() -> tuple[str, ...]:
+    """The samplers that can follow a recipe."""
+    found = []
+    for id in SAMPLERS:
+        with contextlib.suppress(ValueError):
+            found.append(Recipe(id, (3.0, 2.0, 1.0, 0.0)).base)
+    return tuple(found)
+
+
 def _reading(name: str, read: Callable[[], Any]) -> Any:
     """What `read` gives, with the name of the field in front of its complaint."""
     try:
@@ -323,5 +333,5 @@ def _switch(name: str, given: Any) -> bool:
     return given
 
 
-def _spoken(sigmas: Sequence[float]) -> str:
+def _listed(sigmas: Sequence[float]) -> str:
     return ", ".join(f"{sigma:.4g}" for sigma in sigmas)

@@ -34,9 +34,6 @@ from .pairs import IntermediatePoint, Pairs, end_of_step
 from .predictor import Predictor, pooled_for
 from .recipe import Recipe
 
-SINGLESTEP = ("amed", "amed_dpm_2s", "ddim", "euler")
-"""Bases that remember nothing: each of their steps starts from the teacher's sample."""
-
 R, SCALE_DIR, SCALE_TIME = range(3)
 """The columns of points, [B, 3]."""
 
@@ -146,7 +143,7 @@ class Trainer:
                 losses.append(loss)
             else:
                 operands = student.finish(i, operands)
-            if self.recipe.base in SINGLESTEP:
+            if SAMPLERS[self.recipe.base].singlestep:  # each step starts from the teacher's sample
                 operands = (*operands[:-2], goal, goal)
         return losses
 
@@ -271,8 +268,8 @@ class Trainer:
         student.insert(i, rows)
         reached = student.to_point(i, operands)
         ended = student.from_point(i, reached)
-        difference = (ended[-1] - goal).flatten(1).double().cpu()
-        loss = float(difference.square().sum()) / batch
+        residuals = (ended[-1] - goal).flatten(1).double().cpu()
+        loss = float(residuals.square().sum()) / batch
         if not math.isfinite(loss):
             raise non_finite(i, len(self.levels) - 1, self.levels[i].sigma)
         gradient = torch.zeros_like(rows)
@@ -280,7 +277,7 @@ class Trainer:
             student.insert(i, there)
             again = reached if k == SCALE_DIR else student.to_point(i, operands)
             moved = student.from_point(i, again)[-1] - ended[-1]
-            gradient[:, k] = 2 * (difference * moved.flatten(1).double().cpu()).sum(dim=1) / h
+            gradient[:, k] = 2 * (residuals * moved.flatten(1).double().cpu()).sum(dim=1) / h
         student.insert(i, rows)
         self.optimizer.zero_grad()
         points.backward((gradient / batch).to(points))
@@ -289,7 +286,7 @@ class Trainer:
 
 
 class _Linear(NamedTuple):
-    """The errors r of a batch of last samples, [B, M], to first order in the points of their runs: r + J d."""
+    """The residuals r of a batch of last samples, [B, M], to first order in the points of their runs: r + J d."""
 
     inputs: dict[int, Tensor]
     """What the predictor saw, [B, 8, 8], by the level that a step begins at."""
@@ -307,21 +304,21 @@ class _Linear(NamedTuple):
     """J^T J, [B, 3 steps, 3 steps]."""
 
     @classmethod
-    def of(cls, inputs: dict[int, Tensor], points: Tensor, difference: Tensor, changes: Tensor) -> _Linear:
+    def of(cls, inputs: dict[int, Tensor], points: Tensor, residuals: Tensor, changes: Tensor) -> _Linear:
         """From r and J^T, [3 steps, B, M]. What came to nothing finite is taken for no change."""
         with torch.inference_mode(False):
-            errors = difference.clone().double()
+            residuals = residuals.clone().double()
             columns = changes.clone().nan_to_num(0, 0, 0)
-            images = [(columns[:, k].double(), error) for k, error in enumerate(errors)]
+            images = [(columns[:, k].double(), residual) for k, residual in enumerate(residuals)]
             gram = torch.stack([rows @ rows.T for rows, _ in images])
-            slope = torch.stack([rows @ error for rows, error in images])
-            return cls(inputs, points.clone().double(), errors.square().sum(dim=1), slope, gram)
+            slope = torch.stack([rows @ residual for rows, residual in images])
+            return cls(inputs, points.clone().double(), residuals.square().sum(dim=1), slope, gram)
 
     def squares_at(self, points: Tensor) -> Tensor:
         """r . r for other points, [B]."""
         d = points - self.points
-        found = self.squares + 2 * (self.slope * d).sum(dim=1) + (d * (self.gram @ d[..., None])[..., 0]).sum(dim=1)
-        return torch.maximum(found, FLOOR * self.squares)
+        squares = self.squares + 2 * (self.slope * d).sum(dim=1) + (d * (self.gram @ d[..., None])[..., 0]).sum(dim=1)
+        return torch.maximum(squares, FLOOR * self.squares)
 
 
 class _Student:

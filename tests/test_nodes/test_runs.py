@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from types import SimpleNamespace
 
@@ -427,3 +428,37 @@ def test_inversion_is_listed_too(comfyui):
             model, conditioning(1), conditioning(2), latent, CFG, sampler, sigmas, 1, True
         )
         assert seen and all((s.listed == s.sigma).sum() == 1 for s in seen)
+
+
+# The way of a run
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde", "dpm_adaptive", "amed_dpm_2m", "published", "plan"])
+def test_options_are_checked_once_and_sigmas_read_once(comfyui, sd15, monkeypatch, sampler):
+    """In the host, too, whatever a sampler follows: what it is given is read from the device once."""
+    calls, runs = [], module(comfyui, "host.runs")
+    check, read = runs.SamplerSpec.check_options, runs.read_sigmas
+
+    def check_options(spec, given):
+        calls.append("options")
+        return check(spec, given)
+
+    def read_sigmas(given):
+        calls.extend(["sigmas"] * isinstance(given, torch.Tensor))
+        return read(given)
+
+    sigmas = torch.tensor([14.6146, 9.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0])
+    if sampler == "plan":
+        solver, sigmas = comfyui.nodes["FewStepPlanSampler"].execute(calibrated()).result
+        sigmas = sigmas[2:]
+    else:
+        id = "amed_dpm_2m" if sampler == "published" else sampler
+        sigmas = sigmas if sampler == "published" else sigmas[:8]
+        (solver,) = comfyui.nodes["FewStepSampler"].execute(id).result
+    monkeypatch.setattr(runs.SamplerSpec, "check_options", check_options)
+    monkeypatch.setattr(runs, "read_sigmas", read_sigmas)
+    for package in (runs.__package__.removesuffix("nodes.host"), ""):  # as the host has loaded it; that of the plan
+        for name in ("levels", "sampler", "calibrated.recipe"):
+            monkeypatch.setattr(importlib.import_module(f"{package}samplers.{name}"), "read_sigmas", read_sigmas)
+    run(comfyui, sd15, solver, sigmas)
+    assert calls == (["sigmas"] if sampler == "plan" else ["sigmas", "options"])

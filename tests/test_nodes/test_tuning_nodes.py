@@ -13,6 +13,7 @@ from in_the_host import module
 from small_models import conditioning, small_model
 
 from samplers import SCHEDULES
+from samplers.calibrated.recipe import usable_bases
 
 CFG = 2.5
 COMMON = {"seed": 3, "samples": 4, "teacher_steps": 12}
@@ -198,6 +199,10 @@ def test_training_lowers_the_loss(comfyui, goal):
     work.training = work.training[:2] * 6
     losses = [step.loss for step in work]
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_a_predictor_can_be_trained_for_what_can_follow_a_recipe(comfyui):
+    assert {*module(comfyui, "host.training").AMED_BASES} == {*usable_bases()} - {"ddim"}
 
 
 @pytest.mark.parametrize("base", ["amed", "ipndm"])

@@ -109,8 +109,11 @@ def test_which_samplers_have_no_plan():
     assert [id for id, spec in SAMPLERS.items() if spec.adaptive] == ["dpm_adaptive"]
 
 
-def test_which_samplers_step_by_pairs_and_which_move_levels():
+def test_which_samplers_step_by_pairs_or_look_back_and_which_move_levels():
     assert [id for id, spec in SAMPLERS.items() if spec.paired] == ["amed", "amed_dpm_2s"]
+    multistep = {"unipc", "ipndm", "ipndm_v", "deis", "plms", "dpmpp_2m_sde", "dpmpp_3m_sde", "amed_dpm_2m"}
+    multistep |= {f"{family}_{order}m" for family in ("dpm", "dpmpp") for order in (2, 3)}
+    assert {id for id, spec in SAMPLERS.items() if not spec.singlestep} == multistep
     moving = {id: dict(spec.at_given_levels) for id, spec in SAMPLERS.items() if spec.at_given_levels}
     assert moving == {id: {"middle": "given"} for id in ("amed", "amed_dpm_2s", "amed_dpm_2m")}
 

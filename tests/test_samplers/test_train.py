@@ -10,13 +10,13 @@ import torch
 from mixture import X1, denoiser, flow_denoiser, levels, relative_error, solution
 from torch import nn
 
-from samplers import NonFiniteError, integrate, read_levels
+from samplers import SAMPLERS, NonFiniteError, integrate, read_levels
 from samplers.calibrated.objective import geometric_mean, rmse
 from samplers.calibrated.pairs import IntermediatePoint, predicted
 from samplers.calibrated.plan import CalibratedPlan, prediction
 from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
-from samplers.calibrated.train_amed import SINGLESTEP, STEPS, Trainer, teacher_levels
+from samplers.calibrated.train_amed import STEPS, Trainer, teacher_levels
 from samplers.calibrated.tuning import Tuning
 
 BASES = ("amed", "amed_dpm_2s", "dpm_2m", "ipndm")
@@ -98,7 +98,7 @@ def test_the_gradient_by_differences_is_that_of_autograd(base):
     for k, ours in enumerate(told.gradients):
         mine = [first.clone(), second.clone()]
         mine[k].requires_grad_()
-        if k == 1 and base in SINGLESTEP:
+        if k == 1 and SAMPLERS[base].singlestep:
             end = ends_of_steps(Recipe(base, SIGMAS[2:]), goals[0], mine[1:])[0]
         else:
             end = ends_of_steps(recipe, x, mine)[k]
