@@ -183,6 +183,7 @@ def announce(
     for a sampler that evaluates at the levels it is given, all stays as it is. The caller's dicts are not written to.
 
     Those of a predictor are known once they are passed, and are put there evaluation by evaluation: the first image's.
+    So are the levels of a run that comes back to one (`restart`, `heunpp2`): readers take each for one place in the list.
     """
     if run.spec.adaptive:
         return announce_each(model, sigmas, extra_args)
@@ -193,6 +194,8 @@ def announce(
     passed = run.model_sigmas(torch.promote_types(x.dtype, torch.float32))
     passed = torch.cat([passed, passed.new_tensor(steps[-1:])])
     levels = [level for level, _ in itertools.groupby(passed.tolist())]
+    if len(set(levels)) < len(levels):
+        return announce_each(model, sigmas, extra_args)
     announced, options = _copied(extra_args)
     listed = options.get("sample_sigmas")
     known = run.given if listed is sigmas else () if listed is None else read_sigmas(listed)
@@ -209,8 +212,9 @@ def announce(
 def announce_each(
     model: Callable[..., Tensor], sigmas: Any, extra_args: Mapping[str, Any] | None
 ) -> tuple[Callable[..., Tensor], Mapping[str, Any] | None]:
-    """As `announce`, where it is not known beforehand which levels will be passed to the model, as with steps that are
-    chosen by their error: `sample_sigmas` holds those that were given, and among them, in its place, the one passed.
+    """As `announce`, where the levels passed to the model make no list: with steps that are chosen by their error they are
+    not known beforehand, and some runs come back to a level. `sample_sigmas` holds those that were given, and among
+    them, in its place, the one passed.
     """
     if extra_args is None or "model_options" not in extra_args:
         return model, extra_args
