@@ -183,7 +183,7 @@ def announce(
     for a sampler that evaluates at the levels it is given, all stays as it is. The caller's dicts are not written to.
 
     Those of a predictor are known once they are passed, and are put there evaluation by evaluation: the first image's.
-    So are the levels of a run that comes back to one (`restart`, `heunpp2`): readers take each for one place in the list.
+    So are those of a run that comes back to a level (`restart`, `heunpp2`): to readers each is one place in the list.
     """
     if run.spec.adaptive:
         return announce_each(model, sigmas, extra_args)
@@ -212,9 +212,9 @@ def announce(
 def announce_each(
     model: Callable[..., Tensor], sigmas: Any, extra_args: Mapping[str, Any] | None
 ) -> tuple[Callable[..., Tensor], Mapping[str, Any] | None]:
-    """As `announce`, where the levels passed to the model make no list: with steps that are chosen by their error they are
-    not known beforehand, and some runs come back to a level. `sample_sigmas` holds those that were given, and among
-    them, in its place, the one passed.
+    """As `announce`, where the levels passed to the model make no list: with steps that are chosen by their error they
+    are not known beforehand, and some runs come back to a level. `sample_sigmas` holds those that were given, and
+    among them, in its place, the one passed.
     """
     if extra_args is None or "model_options" not in extra_args:
         return model, extra_args

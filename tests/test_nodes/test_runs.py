@@ -107,8 +107,8 @@ def assert_drawn(drawn: dict, seen: list[SimpleNamespace]) -> None:
 
 
 def assert_listed(seen: list[SimpleNamespace], end: float) -> None:
-    """Every level that is passed is an entry of `sample_sigmas`, to the bit, and the one after it is what is passed next,
-    or the end of the run. Heun's method evaluates at that, too. Where a run comes back to a level the list descends."""
+    """Every level that is passed is an entry of `sample_sigmas`, to the bit, and after it comes what is passed next, or
+    the end of the run. Heun's method evaluates at that, too. Where a run comes back to a level the list descends."""
     passed = [level for level, _ in itertools.groupby(float(s.sigma) for s in seen)]
     if comes_back := len({*passed, end}) < len(passed) + (passed[-1] != end):
         assert all(torch.equal(s.listed, s.listed.unique().flip(0)) for s in seen)
