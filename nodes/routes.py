@@ -234,7 +234,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         if choice.plan is not None:
             return follow(choice.plan, found, predicts=True)
     elif node["type"] != "FewStepSampler":
-        raise RequestError(f"node: {shortened(node['type'])} is no node that samples")
+        raise RequestError(f"node: {shortened(node['type'])} is not a node that samples")
     else:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)
