@@ -250,13 +250,13 @@ class FewStepScript(scripts.Script):
         with gr.Accordion("Few-Step", open=False, elem_id=self.elem_id("accordion")):
             with gr.Row():
                 sampler_options = gr.Textbox(
-                    label="Sampler options",
+                    label="Options of the sampler",
                     value="",  # not None, by whose type the host would read what is pasted
                     placeholder="eta=0.5, solver_type=heun",
                     elem_id=self.elem_id("sampler_options"),
                 )
                 schedule_options = gr.Textbox(
-                    label="Schedule options",
+                    label="Options of the schedule",
                     value="",
                     placeholder="rho=5, discard_penultimate=on",
                     elem_id=self.elem_id("schedule_options"),
@@ -271,14 +271,14 @@ class FewStepScript(scripts.Script):
                 cfg_end = gr.Number(label="Ramp ends at CFG", value=1.0, elem_id=self.elem_id("cfg_end"))
                 sigma_start = gr.Number(label="From sigma (0: auto)", value=0.0, elem_id=self.elem_id("sigma_start"))
                 sigma_end = gr.Number(label="To sigma (0: auto)", value=0.0, elem_id=self.elem_id("sigma_end"))
-                power = gr.Number(label="Exponent (for power)", value=2.0, elem_id=self.elem_id("power"))
+                power = gr.Number(label="Exponent of power", value=2.0, elem_id=self.elem_id("power"))
             plan = gr.Textbox(
                 label=f"Plan, for the sampler {PLAN}",
                 value="",
                 placeholder=f"the text of a plan, or {', '.join(PUBLISHED)}",
                 elem_id=self.elem_id("plan"),
             )
-            with gr.Accordion("List of all options", open=False):
+            with gr.Accordion("Which options there are", open=False):
                 gr.Markdown(options_table())
         widgets = [sampler_options, schedule_options, guidance, cfg_end, sigma_start, sigma_end, power, plan]
         self.infotext_fields = list(zip(widgets, KEYS.values(), strict=True))
