@@ -48,7 +48,7 @@ class RequestError(ValueError):
 def answer(draw: Callable[[Any], Mapping[str, Any]]) -> Callable[[web.Request], Any]:
     """A handler of the host's server: `draw` makes the answer of what the body holds, in a thread of its own.
 
-    Its ValueErrors are what is wrong with the widgets, which the node shows in the place of its plot.
+    Its ValueErrors are what is wrong with the widgets, which the node shows in place of its plot.
     """
 
     async def handler(request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@
 
 `levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
-answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
+answered with {"error": text}, which the node shows in place of its plot. `requests` says what may be asked.
 """
 
 from __future__ import annotations

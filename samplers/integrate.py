@@ -182,7 +182,7 @@ class Evaluations:
         """The denoised sample, in the dtype of x.
 
         Args:
-            sigma: the level that the model is told, for all images or for each.
+            sigma: the sigma passed to the model, for all images or for each.
             step: the number of the step, for messages.
             needed: earlier predictions that the plan still needs.
 
@@ -210,14 +210,14 @@ class Evaluations:
         return denoised
 
     def seen(self, x: Tensor, step: int, start: Scalar | None = None) -> dict[str, Any]:
-        """What a callback is told of the evaluation that was just made, at x; `start` is the level of the step if noise
+        """What a callback is given after an evaluation at x; `start` is the level of the step if noise
         was added before."""
         sigma_hat = self._sigma[0]
         sigma = sigma_hat if start is None else self._level(start)[0]
         return {"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": self._answer}
 
     def _level(self, sigma: Scalar) -> Tensor:
-        """A level as the model is told it, [B], on the device of x."""
+        """A level as the sigma passed to the model, [B], on the device of x."""
         if isinstance(sigma, Tensor):
             return sigma.to(self._device, self._wide).expand(self._shape[0])
         return torch.full(self._shape[:1], sigma, dtype=self._wide, device=self._device)

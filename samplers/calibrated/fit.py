@@ -66,7 +66,7 @@ def plain_recipes(
     without its last one above 0.
 
     Args:
-        afs: whether the first evaluation is left out, so that there is a level more.
+        afs: whether the first evaluation is left out, so that there is one more level.
         options: those of `ScheduleSpec.function`.
     """
     recipes: dict[Recipe, str] = {}

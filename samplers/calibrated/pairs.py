@@ -34,7 +34,7 @@ class IntermediatePoint(NamedTuple):
     """Factor of what the prediction at m moves the sample by."""
 
     scale_time: Scalar = 1.0
-    """Factor of the sigma that the model is told at m."""
+    """Factor of the sigma passed to the model at m."""
 
     def over(self, tuning: Tuning) -> Tuning:
         """That of the inserted level with these scales."""

@@ -205,7 +205,7 @@ def consistency(
 
         gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.
 
-    (1 - gamma) of the time, as in TCD's strategic stochastic sampling: that of Stable Diffusion, for whose kin TCD
+    (1 - gamma) of the time, as in TCD's strategic stochastic sampling: that of Stable Diffusion, for which TCD
     was made, or sigma itself for rectified flow. With `gamma_of="sigma"` it is of sigma in both spaces.
     Song et al. 2023, arXiv 2303.01469, Algorithm 1; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024,
     arXiv 2402.19159, Algorithm 2.
