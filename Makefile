@@ -41,16 +41,16 @@ check: setup
 serve: setup  ## ComfyUI with the pack and the demo nodes, to open in a browser
 	$(PYTHON) tools/host.py serve
 
-fuzz: setup  ## runs by chance of every sampler: any NaN, raw error or broken image is printed
+fuzz: setup  ## random runs of every sampler: prints any NaN, unclear error or broken image
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/fuzz.py
 
-bench-overhead: setup  ## time per step beyond the model, ours and the host's
+bench-overhead: setup  ## time per step outside the model, ours and the host's
 	$(HOST_PYTHON) bench/overhead.py
 
 bench-quality: setup  ## error against evaluations, ours and the host's: up to 40 minutes; FULL=1 for a GPU
 	$(HOST_PYTHON) bench/quality.py
 
-bench-guidance: setup  ## passes of the network that schedules of guidance save, and what they cost
+bench-guidance: setup  ## passes of the network that guidance schedules save, and the error that they cause
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/guidance.py
 
 train-demo: setup  ## make the demo model's weights again (about two hours on two cores)

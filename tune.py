@@ -5,10 +5,10 @@ In the folder of ComfyUI, with the pack in custom_nodes/few-step:
     python -m custom_nodes.few-step.tune calibrate --checkpoint sd15.safetensors --prompts prompts.txt --out portraits
     torchrun --nproc_per_node=2 -m custom_nodes.few-step.tune train --checkpoint sd15.safetensors ...
 
-Behind torchrun, --start is called --start-from: torchrun takes the short name for one of its own options.
+With torchrun, write --start-from instead of --start, which torchrun takes for one of its own options.
 
-The file of prompts holds one per line. The plan is written to models/fewstep, or where --out says if that is a path.
-Ctrl-C keeps the best so far. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped.
+The file of prompts has one prompt on each line. The plan is written to models/fewstep, or to --out if that is a path.
+After Ctrl-C the best plan so far is kept. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--loader",
         metavar="MODULE:FUNCTION",
-        help="for models that are no checkpoint: a function that gives the host's MODEL and a function from a text to "
-        "its CONDITIONING",
+        help="for models that are not in a checkpoint: a function that returns the MODEL of ComfyUI, and a function "
+        "that makes a CONDITIONING of a text",
     )
     add(
         "--prompts",
         type=Path,
         required=True,
         metavar="FILE",
-        help="a text file, a prompt per line; the plan names them",
+        help="a text file with one prompt on each line",
     )
     add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--downscale",
         type=int,
         default=0,
-        help="how many pixels wide a pixel of the latent is (default: as the model says, else 8)",
+        help="width in pixels of one element of the latent (default: as the model says, else 8)",
     )
     add("--cfg", type=float, default=7.0, help="guidance scale that the plan is made for (%(default)s)")
     add("--evaluations", type=int, default=6, help="evaluations of the model for an image (%(default)s)")
@@ -86,32 +86,41 @@ def parser() -> argparse.ArgumentParser:
         default=50,
         help="steps of the long run whose images are taken as right (%(default)s)",
     )
-    add("--cpu", action="store_true", help="use no GPU")
-    add("--base-directory", metavar="DIR", help="as for ComfyUI: where models lies")
+    add("--cpu", action="store_true", help="run on the CPU")
+    add("--base-directory", metavar="DIR", help="as for ComfyUI: the folder that contains models")
 
     whole = argparse.ArgumentParser(prog="tune", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = whole.add_subparsers(dest="command", required=True)
-    calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver numbers")
-    calibrate.add_argument("--base", default="auto", help="the sampler to start from (%(default)s: the best of some)")
-    calibrate.add_argument("--rounds", type=int, default=4, help="the most rounds of the fit (%(default)s)")
+    calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver coefficients")
     calibrate.add_argument(
-        "--batch", type=int, default=0, help="the most images at once (default: as many as fit into memory)"
+        "--base", default="auto", help="the sampler to start from (%(default)s: the better of dpmpp_2m and ipndm_v)"
+    )
+    calibrate.add_argument(
+        "--rounds", type=int, default=4, help="the largest number of rounds of the fit (%(default)s)"
+    )
+    calibrate.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        help="the largest number of images at once (default: as many as fit into memory)",
     )
     calibrate.add_argument(
         "--derivatives",
         choices=("differences", "backpropagation"),
         default="differences",
-        help="how the derivatives of the error are taken (%(default)s, which work with every model and are nearly "
+        help="how the derivatives of the error are taken (%(default)s, which works with every model and is nearly "
         "always better)",
     )
     train = commands.add_parser("train", parents=[common], help="train the network of AMED")
     train.add_argument("--base", default="amed_dpm_2m", help="the solver that the network is trained for (%(default)s)")
     train.add_argument(
-        "--schedule", default="karras", help="schedule of all levels, of which every second is learned (%(default)s)"
+        "--schedule", default="karras", help="noise levels at the start; every second one is learned (%(default)s)"
     )
     train.add_argument("--afs", action="store_true", help="leave out the first evaluation")
-    train.add_argument("--iterations", type=int, default=60, help="batches to learn from (%(default)s)")
-    train.add_argument("--batch", type=int, default=8, help="images of a batch, over all processes (%(default)s)")
+    train.add_argument("--iterations", type=int, default=60, help="number of batches for training (%(default)s)")
+    train.add_argument(
+        "--batch", type=int, default=8, help="images in a batch, in all processes together (%(default)s)"
+    )
     train.add_argument(
         "--scale-dir", type=float, default=0.01, help="how far the factor of the direction may be from 1 (%(default)s)"
     )
@@ -122,10 +131,10 @@ def parser() -> argparse.ArgumentParser:
         help="how far the factor of the sigma passed to the model may be from 1 (%(default)s)",
     )
     train.add_argument(
-        "--teacher-extra", type=int, default=3, help="more levels that the teacher has in each step (%(default)s)"
+        "--teacher-extra", type=int, default=3, help="how many more levels the teacher has in each step (%(default)s)"
     )
     train.add_argument(
-        "--learning-rate", type=float, default=0.005, help="learning rate of the optimizer Adam (%(default)s)"
+        "--learning-rate", type=float, default=0.005, help="learning rate of the optimiser Adam (%(default)s)"
     )
     train.add_argument(
         "--goal",

@@ -1,4 +1,4 @@
-"""What a step costs beside the model: our samplers and the host's own, in one run.
+"""What a step costs outside the model: our samplers and the host's own, in one run.
 
     make bench-overhead
 

@@ -82,7 +82,7 @@ class FewStepDemoLatent(io.ComfyNode):
             display_name="Demo Empty Latent",
             category=CATEGORY,
             description="An empty latent of the demo model's size.",
-            inputs=[io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many images.")],
+            inputs=[io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Number of images.")],
             outputs=[io.Latent.Output()],
         )
 
@@ -101,11 +101,15 @@ class FewStepDemoDecode(io.ComfyNode):
             node_id="FewStepDemoDecode",
             display_name="Demo Decode",
             category=CATEGORY,
-            description="Images of the demo model's latents, which are pixels already.",
+            description="Turns latents of the demo model into images.",
             inputs=[
                 io.Latent.Input("samples", tooltip="Latents of the demo model."),
                 io.Int.Input(
-                    "upscale", default=8, min=1, max=32, tooltip="The images are 32 pixels wide: enlarge them."
+                    "upscale",
+                    default=8,
+                    min=1,
+                    max=32,
+                    tooltip="How many times the images, 32 pixels wide, are enlarged.",
                 ),
             ],
             outputs=[io.Image.Output()],
@@ -126,8 +130,8 @@ class FewStepDemoEncode(io.ComfyNode):
             node_id="FewStepDemoEncode",
             display_name="Demo Encode",
             category=CATEGORY,
-            description="A latent for the demo model of any image.",
-            inputs=[io.Image.Input("pixels", tooltip="Any image; it is made 32x32.")],
+            description="Turns any image into a latent for the demo model.",
+            inputs=[io.Image.Input("pixels", tooltip="Any image; it is resized to 32 x 32.")],
             outputs=[io.Latent.Output()],
         )
 

@@ -53,7 +53,7 @@ async def run(url: str, prompt: dict) -> list[str]:
         async with session.post("/prompt", json={"prompt": prompt, "client_id": client}) as answer:
             body = await answer.json()
             if answer.status != 200:
-                raise SetupError(f"the host refused the workflow: {refusal(body)}")
+                raise SetupError(f"ComfyUI refused the workflow: {refusal(body)}")
         async for message in events:
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue  # a preview image

@@ -26,8 +26,8 @@ GROUPS = (
 REGISTERED = {
     "the folder models/fewstep": (".host.plan_files", "register_folder"),
     "the plots in the nodes": (".routes", "register_routes"),
-    "the names of samplers in the host's lists": (".registration", "register_samplers"),
-    "the names of schedules in the host's lists": (".registration", "register_schedules"),
+    "the names of samplers in ComfyUI's lists": (".registration", "register_samplers"),
+    "the names of schedules in ComfyUI's lists": (".registration", "register_schedules"),
 }
 """What the host hears of, and by which function."""
 

@@ -200,7 +200,7 @@ class FewStepAuto(io.ComfyNode):
             node_id="FewStepAuto",
             display_name="Few-Step Auto",
             category=CATEGORY,
-            description="Say how many evaluations of the model you want to spend. It chooses the sampler, the "
+            description="Say how many evaluations of the model you want to spend. The node chooses the sampler, the "
             "schedule and the steps, or a calibrated plan that fits, and says what it chose and why. The choice "
             "follows docs/QUALITY.md, which was measured at guidance 3. If strong guidance breaks the image, use "
             "dpmpp_2m in Few-Step Sampler.",
@@ -214,7 +214,7 @@ class FewStepAuto(io.ComfyNode):
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="How often the model may be evaluated; with guidance, both prompts together count as one. "
+                    tooltip="How many times the model may run; with guidance, both prompts together count as one. "
                     "It decides how long an image takes. A sampler with several evaluations in a step makes fewer "
                     "steps.",
                 ),
@@ -223,7 +223,7 @@ class FewStepAuto(io.ComfyNode):
                     options=[EXACT, VARIED],
                     default=EXACT,
                     tooltip=f"{EXACT}: a sampler without added noise. The image hardly changes with the number of "
-                    f"evaluations. {VARIED}: a sampler with added noise. The image is livelier, and another one for "
+                    f"evaluations. {VARIED}: a sampler with added noise. The image is livelier, and differs for "
                     "each number of evaluations.",
                 ),
                 io.Float.Input(

@@ -36,9 +36,7 @@ def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list
             "made with.",
         ),
         io.Conditioning.Input("negative", tooltip="The negative prompt. It is used with every prompt."),
-        io.Latent.Input(
-            "latent_image", tooltip="An empty latent of the size that the images shall have. Its content is not used."
-        ),
+        io.Latent.Input("latent_image", tooltip="An empty latent of the size of your images. Its content is not used."),
         io.Float.Input(
             "cfg",
             default=7.0,
@@ -72,7 +70,7 @@ def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list
 def _outputs() -> list[io.Output]:
     return [
         PLAN.Output(display_name="PLAN", tooltip="For Few-Step Plan Sampler and Few-Step Save Plan."),
-        io.Image.Output(display_name="plot", tooltip="The error in the course of the work."),
+        io.Image.Output(display_name="plot", tooltip="The error as it falls during the work."),
         io.String.Output(
             display_name="report", tooltip="The error before and after, measured on the validation images."
         ),
@@ -84,7 +82,7 @@ def _points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 class FewStepCalibrate(io.ComfyNode):
-    """Fits noise levels and solver numbers to a model."""
+    """Fits noise levels and solver coefficients to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -97,9 +95,9 @@ class FewStepCalibrate(io.ComfyNode):
             node_id="FewStepCalibrate",
             display_name="Few-Step Calibrate",
             category=CATEGORY,
-            description="Fits the noise levels and the numbers of a sampler to the connected model, so that a few "
-            "evaluations give the image of many. This takes a few hundred short runs: minutes for SD1.5. If you stop "
-            "it, the best plan so far is kept.",
+            description="Fits the noise levels and the coefficients of a sampler to the connected model, so that a few "
+            "evaluations give nearly the image of many. For 4 to 12 evaluations this takes 100 to 300 short runs. If "
+            "you stop it, the best plan so far is kept.",
             inputs=[
                 *first,
                 io.Combo.Input(
@@ -110,22 +108,20 @@ class FewStepCalibrate(io.ComfyNode):
                     f"{' and '.join(DEFAULT_BASES)}.",
                 ),
                 *second,
-                io.Int.Input(
-                    "rounds", default=4, min=1, max=100, tooltip="The most rounds of the fit. More rounds take longer."
-                ),
+                io.Int.Input("rounds", default=4, min=1, max=100, tooltip="The largest number of rounds of the fit."),
                 io.Int.Input(
                     "batch",
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="The most images at once. 0: all of them, or as many as fit into memory.",
+                    tooltip="The largest number of images at once. 0: all of them, or as many as fit into memory.",
                 ),
                 io.Combo.Input(
                     "derivatives",
                     options=list(DERIVATIVES),
                     default=DERIVATIVES[0],
                     optional=True,
-                    tooltip="How it finds out which way to change the numbers. differences: works with every model and "
+                    tooltip="How the fit finds the direction of a step. differences: works with every model and "
                     "is nearly always better. backpropagation: for models that gradients can go through, not for "
                     "quantised ones. It needs more memory, and it does not see that all models but flow models round "
                     "noise levels to time steps.",

@@ -26,8 +26,8 @@ class FewStepGuidance(io.ComfyNode):
             node_id="FewStepGuidance",
             display_name="Few-Step Guidance",
             category=CATEGORY,
-            description="How strongly the prompt guides each step. A step at scale 1 has no guidance and takes half "
-            "the time. Connect it to Few-Step Guider or Few-Step Guidance Patch.",
+            description="Sets how strongly the prompt guides each step. A step at scale 1 has no guidance and takes "
+            "half the time. Connect it to Few-Step Guider or Few-Step Guidance Patch.",
             inputs=[
                 io.Combo.Input(
                     "schedule",

@@ -26,9 +26,9 @@ class FewStepInvert(io.ComfyNode):
             node_id="FewStepInvert",
             display_name="Few-Step Invert",
             category=CATEGORY,
-            description="The noise from which a sampler makes the given image. Sample it with another prompt to edit "
-            "the image. The sampling that follows must use the same sampler (options at their defaults) and sigmas; "
-            "with the same prompts and cfg, too, the image comes back.",
+            description="Finds the noise from which a sampler makes the given image. Sample it with another prompt to "
+            "edit the image. The sampling that follows must use the same sampler (options at their defaults) and "
+            "sigmas; if the prompts and cfg are the same, too, the image comes back.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample, with its LoRAs and patches."),
                 io.Conditioning.Input("positive", tooltip="What the image shows now."),
@@ -56,8 +56,8 @@ class FewStepInvert(io.ComfyNode):
                     min=0,
                     max=100,
                     tooltip="More refinements take longer and make the round-trip error smaller. For ddim and euler "
-                    "each one takes as many evaluations as there are steps; for the others a whole run down and one "
-                    "up.",
+                    "each one takes as many evaluations as there are steps; for the others, a whole sampling run and a "
+                    "whole inversion.",
                 ),
                 io.Boolean.Input(
                     "check",
@@ -131,13 +131,13 @@ class FewStepDiffEditMask(io.ComfyNode):
             node_id="FewStepDiffEditMask",
             display_name="Few-Step DiffEdit Mask",
             category=CATEGORY,
-            description="Where an image has to change to become what another prompt says: noise is added to it, the "
-            "model predicts it with both prompts, and the mask is where the predictions differ (DiffEdit, Couairon et "
-            "al. 2022, arXiv 2210.11427).",
+            description="Finds where an image has to change to show what another prompt says. Noise is added to it, "
+            "the model predicts it with both prompts, and the mask is where the predictions differ (DiffEdit, Couairon "
+            "et al. 2022, arXiv 2210.11427).",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample the edit."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
-                io.Conditioning.Input("target", tooltip="What the image shall show."),
+                io.Conditioning.Input("target", tooltip="What the image is to show."),
                 io.Latent.Input("latent_image", tooltip="The image."),
                 io.Float.Input(
                     "noise_level",
@@ -173,7 +173,7 @@ class FewStepDiffEditMask(io.ComfyNode):
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="How many times the mean difference counts as 1. Larger differences count as 1, too.",
+                    tooltip="A difference of this many times the mean counts as 1, and so do larger ones.",
                 ),
                 seed_input("Seed of the noises."),
             ],

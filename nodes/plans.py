@@ -28,7 +28,7 @@ class FewStepLoadPlan(io.ComfyNode):
             node_id="FewStepLoadPlan",
             display_name="Few-Step Load Plan",
             category=CATEGORY,
-            description="A calibrated plan: noise levels and solver numbers that were made for one kind of model.",
+            description="Loads a calibrated plan: noise levels and solver coefficients made for one kind of model.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -97,7 +97,7 @@ class FewStepSavePlan(io.ComfyNode):
             node_id="FewStepSavePlan",
             display_name="Few-Step Save Plan",
             category=CATEGORY,
-            description=f"Writes a plan to models/{FOLDER}. No file is replaced: the names are numbered.",
+            description=f"Writes a plan to models/{FOLDER}. No file is replaced: a number is added to the name.",
             inputs=[
                 PLAN.Input("plan", tooltip="The plan to save."),
                 io.String.Input(
@@ -155,13 +155,13 @@ class FewStepPlanSampler(io.ComfyNode):
                     default=True,
                     optional=True,
                     tooltip="A predictor (AMED) reads the middle of the network while it samples and gives every image "
-                    "its own numbers. Off: all images have the same fixed numbers. Other plans have no predictor.",
+                    "its own parameters. Off: all images have the same, fixed ones. Other plans have no predictor.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that will be sampled. If it is connected, an error comes now if the plan was "
-                    "made for another kind of model, and not only when sampling begins.",
+                    tooltip="The model that will be sampled. If it is connected, a plan for another kind of model is "
+                    "an error at once, not only when sampling begins.",
                 ),
             ],
             outputs=[
@@ -191,12 +191,10 @@ class FewStepInspectPlan(io.ComfyNode):
             node_id="FewStepInspectPlan",
             display_name="Few-Step Inspect Plan",
             category=CATEGORY,
-            description="Shows what a plan does: its levels, its numbers and the coefficients that follow from them.",
+            description="Shows what a plan does: its levels and parameters, and the coefficients that follow.",
             inputs=[PLAN.Input("plan", tooltip="The plan to show.")],
             outputs=[
-                io.Image.Output(
-                    tooltip="The noise levels, the calibrated numbers at each of them, and the coefficients."
-                ),
+                io.Image.Output(tooltip="The noise levels, the parameters at each of them, and the coefficients."),
                 io.String.Output(
                     display_name="text", tooltip="The base, the origin, the levels and the coefficients of each update."
                 ),

@@ -48,7 +48,7 @@ class RequestError(ValueError):
 def answer(draw: Callable[[Any], Mapping[str, Any]]) -> Callable[[web.Request], Any]:
     """A handler of the host's server: `draw` makes the answer of what the body holds, in a thread of its own.
 
-    Its ValueErrors are what is wrong with the widgets, which the node shows in the place of its plot.
+    Its ValueErrors are what is wrong with the widgets, which the node shows in place of its plot.
     """
 
     async def handler(request: web.Request) -> web.Response:
@@ -98,14 +98,14 @@ def _decoded(body: bytes) -> Any:
     """The JSON of a body; None of an empty one."""
 
     def refuse(constant: str) -> Any:
-        raise ValueError("it holds what is no number there")  # NaN and infinity, which Python reads
+        raise ValueError("it holds NaN or infinity")  # NaN and infinity, which Python reads
 
     try:
         return json.loads(body.decode(), parse_constant=refuse) if body else None
     except UnicodeDecodeError:
-        raise RequestError("the request is no JSON: its text is not UTF-8") from None
+        raise RequestError("the request is not valid JSON: its text is not UTF-8") from None
     except ValueError as error:
-        raise RequestError(f"the request is no JSON: {str(error)[:100]}") from None
+        raise RequestError(f"the request is not valid JSON: {str(error)[:100]}") from None
 
 
 def _response(status: int, answer: Mapping[str, Any]) -> web.Response:

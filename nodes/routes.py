@@ -6,7 +6,7 @@
 
 `levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
-answered with {"error": text}, which the node shows in the place of its plot. `requests` says what may be asked.
+answered with {"error": text}, which the node shows in place of its plot. `requests` says what may be asked.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         if choice.plan is not None:
             return follow(choice.plan, found, predicts=True)
     elif node["type"] != "FewStepSampler":
-        raise RequestError(f"node: {shortened(node['type'])} is no node that samples")
+        raise RequestError(f"node: {shortened(node['type'])} is not a node that samples")
     else:
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)

@@ -57,7 +57,7 @@ class FewStepScheduler(io.ComfyNode):
             node_id="FewStepScheduler",
             display_name="Few-Step Scheduler",
             category=CATEGORY,
-            description="Where the steps lie between full noise and the clean image, for the connected model.",
+            description="Chooses the noise levels between full noise and the clean image, for the connected model.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled: its range of noise levels is used."),
                 io.Combo.Input("schedule", options=list(SCHEDULES), default="karras", tooltip=_choice(SCHEDULES)),

@@ -36,8 +36,8 @@ class FewStepTrajectory(io.ComfyNode):
             node_id="FewStepTrajectory",
             display_name="Few-Step Trajectory",
             category=CATEGORY,
-            description="Shows how nearly the sampling trajectories of a model lie in a plane, by the principal "
-            "components of each. AMED builds on this (Zhou et al. 2024, arXiv 2312.00094, section 3.1).",
+            description="Shows how close to a plane each sampling trajectory of a model lies, by its principal "
+            "components. AMED builds on this (Zhou et al. 2024, arXiv 2312.00094, section 3.1).",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 io.Conditioning.Input("positive", tooltip="What the images show."),
@@ -151,7 +151,7 @@ class FewStepFilmStrip(io.ComfyNode):
             display_name="Few-Step Film Strip",
             category=CATEGORY,
             description="Samples as SamplerCustom does, and shows the clean image that the model predicted at every "
-            "evaluation. So you see when the picture is decided, and which evaluations still change it.",
+            "evaluation: when the picture is decided, and which evaluations still change it.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 io.Conditioning.Input("positive", tooltip="What the image shows."),

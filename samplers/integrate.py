@@ -182,7 +182,7 @@ class Evaluations:
         """The denoised sample, in the dtype of x.
 
         Args:
-            sigma: the level that is passed to the model, for all images or for each.
+            sigma: the sigma passed to the model, for all images or for each.
             step: the number of the step, for messages.
             needed: earlier predictions that the plan still needs.
 
@@ -220,7 +220,7 @@ class Evaluations:
         return {"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": self._answer}
 
     def _level(self, sigma: Scalar) -> Tensor:
-        """A level as it is passed to the model, [B], on the device of x."""
+        """A level as the sigma passed to the model, [B], on the device of x."""
         if isinstance(sigma, Tensor):
             return sigma.to(self._device, self._wide).expand(self._shape[0])
         return torch.full(self._shape[:1], sigma, dtype=self._wide, device=self._device)

@@ -20,7 +20,7 @@ from .phi import value
 from .plan import Plan, Solver, Stage, as_given, economical
 from .spec import Spec, declare
 
-S_NOISE = Option("s_noise", 1.0, "Multiplies the added noise. Slightly above 1 brings back detail.", 0.0, 10.0)
+S_NOISE = Option("s_noise", 1.0, "Multiplies the added noise. Slightly above 1 gives more detail.", 0.0, 10.0)
 NOISE_DEVICE = Option(
     "noise_device",
     "cpu",

@@ -35,7 +35,9 @@ SHIFT = Option(
     100.0,
 )
 START_STEP = Option("start_step", 0, "Leave out the steps before this one, as in KSampler (Advanced).", 0, 10000)
-END_STEP = Option("end_step", 10000, "Stop before this step, as in KSampler (Advanced): noise is left.", 1, 10000)
+END_STEP = Option(
+    "end_step", 10000, "Stop before this step, as in KSampler (Advanced): the noise of this level is left.", 1, 10000
+)
 
 
 _MOST_STEPS = 1_000_000  # the host's 10,000 at its lowest denoise, 0.01

@@ -40,7 +40,7 @@ def _yes(fact: bool) -> str:
 def _evaluations(spec) -> str:
     """Evaluations of a step in the middle of a run."""
     if spec.adaptive:
-        return "2 or 3 a try"
+        return "2 or 3 an attempt"
     longer, shorter = ([float(s) for s in range(n, 0, -1)] for n in (9, 8))
     return str(spec.nfe(longer) - spec.nfe(shorter))
 

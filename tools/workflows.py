@@ -70,7 +70,7 @@ def picture(g: Graph, vae: Output, height: int) -> tuple[Output, Output]:
     """A picture of the user's, made so high, as (latent, mask). Hosts old and new have this node as it is here."""
     image, mask = g.add("LoadImage", "Your picture", image=PICTURE)
     size = {"upscale_method": "lanczos", "width": 0, "height": height, "crop": "disabled"}
-    pixels = g.add("ImageScale", "Its size: a side of 0 follows", image=image, **size)
+    pixels = g.add("ImageScale", "Resize (0: follows from the other side)", image=image, **size)
     return g.add("VAEEncode", pixels=pixels, vae=vae), mask
 
 
@@ -108,7 +108,7 @@ def demo(g: Graph) -> None:
         "## Few-Step demo\nNothing to download: a small text-to-emoji model comes with the pack.\n\n"
         "Change the prompt (smileys, animals, food), the type of model (noise prediction as in Stable Diffusion, "
         "rectified flow as in SD3 and Flux), the sampler, the schedule or the number of steps, and run it.\n\nTo use a "
-        "checkpoint of your own, replace the demo nodes by its MODEL, conditioning, latent and VAE Decode."
+        "checkpoint of your own, replace the demo nodes with its MODEL, conditioning, latent and VAE Decode."
     )
     model, positive, negative = g.add("FewStepDemoModel", prompt="cat face")
     latent = g.add("FewStepDemoLatent", batch_size=4)
@@ -351,8 +351,8 @@ def sd15_calibrate(g: Graph) -> None:
     g.group("1. Checkpoint")
     g.note(
         "## Calibrate a plan, and use it\nFits noise levels and solver coefficients to your model, your guidance and 6 "
-        "evaluations. It makes about a hundred short runs of 16 images, or more, once. The plan is written to "
-        "`models/fewstep`.\n\nAfterwards replace the calibration by *Few-Step Load Plan*, as in the workflow "
+        "evaluations. This takes up to 170 short runs of 16 images, once. The plan is written to "
+        "`models/fewstep`.\n\nAfterwards, replace the calibration with *Few-Step Load Plan*, as in the workflow "
         "*AMED, 10 evaluations*. If you stop the calibration, the best plan so far is kept.\n\n"
         f"Checkpoint: `{SD15['name']}`, in `models/checkpoints`; any other works.",
     )

@@ -14,7 +14,7 @@ export function drawSigmas(pen, area, { sigmas, karras, levels }, log) {
   if (sigmas.length <= 4 * MANY) sigmas.forEach((sigma, i) => axes.dot(i, sigma, BLUE));
   const steps = sigmas.length - 1;
   axes.above(`${steps} step${steps === 1 ? "" : "s"}: sigma ${short(sigmas[0])} to ${short(sigmas[steps])}`);
-  axes.below(`${range(levels)}; ${log ? "log" : "linear"}`);
+  axes.below(`${range(levels)}; ${log ? "log" : "linear"} axis`);
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
@@ -31,19 +31,19 @@ export function drawPlan(pen, area, answer, log) {
   });
   const total = passes === null ? "" : `, ${at_most ? "at most " : ""}${passes} passes`;
   axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  axes.below(`${over(answer)}; ${log ? "log" : "linear"}`);
+  axes.below(`${over(answer)}; ${log ? "log" : "linear"} axis`);
 }
 
 /** What a plan is drawn over. */
 function over({ assumed, published, unknown, levels }) {
-  if (assumed) return `levels not known: ${published ? "on SD1.5" : "on karras"}, 10 steps`;
-  if (published) return levels.known ? "its published plan, on any schedule" : "its published plan, if it is SD1.5";
-  if (unknown) return "a plan may be followed: known after a run";
+  if (assumed) return `example: ${published ? "SD1.5" : "karras"}, 10 steps`;
+  if (published) return levels.known ? "its published plan, on any schedule" : "its published plan, if the model is SD1.5";
+  if (unknown) return "may follow a plan: known after a run";
   return levels ? range(levels) : "levels of the plan";
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {
-  if (!known) return "range of Stable Diffusion until a run";
+  if (!known) return "assumed range: Stable Diffusion";
   return `range of ${flow ? "a flow model" : "the model"}, ${short(sigma_min)} to ${short(sigma_max)}`;
 }
 

@@ -132,7 +132,7 @@ class Scale:
             if scale != NONE or not guidance.varies:
                 scale = scale * self.factor
             if scale != NONE and extra_args["uncond"] is None:  # Forge leaves it out by the scale of the request
-                raise ValueError("guidance needs a negative prompt, which this host leaves out at a CFG of 1: raise it")
+                raise ValueError("guidance needs a negative prompt, which the WebUI leaves out at CFG 1: raise the CFG")
             if self._second_pass:
                 self._p.hr_cfg = scale
             return self._model(x, sigma, **{**extra_args, "cond_scale": scale})
@@ -182,7 +182,7 @@ def schedule_function(spec: ScheduleSpec) -> Callable[..., torch.Tensor]:
         p = running()
         options = settings_of(p).of_schedule(spec, functools.partial(tell, p))
         if _host_discards(p) and options.pop(DISCARD_PENULTIMATE.name, False):
-            tell(p, f"{DISCARD_PENULTIMATE.name} is left out: the host discards that level itself")
+            tell(p, f"{DISCARD_PENULTIMATE.name} is left out: the WebUI discards that level itself")
         flow = is_flow(inner_model)
         shift = time_shift(inner_model) if flow else 1.0
         return spec.function(n, sigma_min, sigma_max, flow=flow, model_shift=shift, **options).float().to(device)
@@ -213,13 +213,13 @@ def plan_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, de
     recipe = settings_of(p).calibrated().recipe
     if _host_discards(p):
         raise ValueError(
-            "a plan needs all of its levels, and this host leaves out the next-to-last one: turn off 'Always discard "
-            f"next-to-last sigma' in its settings, and take the sampler {PLAN}"
+            "a plan needs all of its levels, and the WebUI leaves out the next-to-last: turn off 'Always discard "
+            f"next-to-last sigma' in its settings, and use the sampler {PLAN}"
         )
     steps = len(recipe.sigmas) - 1
     if n != steps:
         raise ValueError(
-            f"this plan has {steps} steps and the host asks for {n}: set the sampling steps to {steps}; for image to "
+            f"this plan has {steps} steps and the WebUI asks for {n}: set the sampling steps to {steps}; for image to "
             "image turn off 'do exactly the amount of steps the slider specifies', and for hires fix choose another "
             "sampler and schedule for the second pass"
         )
@@ -255,4 +255,4 @@ def _check_model(calibrated: CalibratedPlan, found: dict[str, Any]) -> None:
 def _compare_guidance(calibrated: CalibratedPlan, scale: float, tell: Callable[[str], None]) -> None:
     wanted = calibrated.about.guidance
     if wanted is not None and not math.isclose(wanted, scale, rel_tol=0.02):
-        tell(f"this plan was made at guidance {wanted:g} and runs at {scale:g}: expect less of it")
+        tell(f"this plan was made at guidance {wanted:g} and runs at {scale:g}: the image may be worse")

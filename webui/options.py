@@ -158,14 +158,14 @@ def read_options(
             continue
         if not equals:
             raise ValueError(
-                f"{where}: {shortened(part)} is no option: write it as option=value, with commas between them"
+                f"{where}: {shortened(part)} is not an option: write it as option=value, with commas between them"
             )
         if name not in known:
             near = difflib.get_close_matches(name[:60], known, n=1, cutoff=0.65)
             hint = f"did you mean {near[0]}?" if near else f"{spec.id} has {', '.join(own) or 'none'}"
             raise ValueError(f"{where}: there is no option {shortened(name)}; {hint}")
         if name in named:
-            raise ValueError(f"{where}: option {name} stands there twice: leave one of them")
+            raise ValueError(f"{where}: option {name} is given twice: remove one of them")
         named.add(name)
         if name in own:
             options[name] = own[name].check(f"{where}: {spec.id}", _value(own[name], word))

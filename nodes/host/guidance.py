@@ -39,7 +39,9 @@ def _sample(guidance: Guidance, sampler: WrapperExecutor, guider: Any, sigmas: T
     """One run of a sampler."""
     with guidance_of_run(guider) as run:
         if run is None:
-            logging.warning("the guidance schedule is left out: this guider has not one scale and a negative prompt")
+            logging.warning(
+                "the guidance schedule is left out: this guider does not have a single scale and a negative prompt"
+            )
         else:
             run.of_run, run.schedule = guidance.strongest, _Schedule(guidance, guider, sigmas)
         return sampler(guider, sigmas, *arguments)

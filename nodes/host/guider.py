@@ -29,9 +29,9 @@ def guider_of(model: Any) -> AnyGuider:
             guider: AnyGuider = part
             return guider
     raise ValueError(
-        f"model: this {type(model).__name__} leads to no MODEL of the host (no inner_model of it has a model_patcher): "
-        "the kind of its noise levels is not known. Another pack has wrapped the model: sample without it, or ask its "
-        "author to give the wrapper the inner_model of what it wraps"
+        f"model: this {type(model).__name__} does not lead to a MODEL of ComfyUI (no inner_model of it has a "
+        "model_patcher), so the kind of its noise levels is not known. Another pack has wrapped the model: sample "
+        "without it, or ask its author to give the wrapper the inner_model of what it wraps"
     )
 
 

@@ -134,7 +134,7 @@ def keep(plan: CalibratedPlan, save_it: Callable[[], Path], filename: str = "res
         logging.warning("%s. As text, for Few-Step Load Plan:\n%s", message, plan.text())
         if rescued is None and plan.predictor is not None:
             logging.warning(
-                "its predictor is lost: the text is the fixed plan that it follows where it sees no network"
+                "its predictor is lost: the text is the fixed plan that it follows where it cannot read the network"
             )
         raise (ValueError if isinstance(error, ValueError) else OSError)(message) from error
 

@@ -221,7 +221,9 @@ def _check_start(start: CalibratedPlan, session: Session, evaluations: int) -> N
     """Raise ValueError unless training can begin with this plan."""
     recipe = start.recipe
     if recipe.base not in AMED_BASES:
-        raise ValueError(f"start: its base {recipe.base!r} is none that AMED helps: {', '.join(AMED_BASES)}")
+        raise ValueError(
+            f"start: its base {recipe.base!r} is not one that AMED can be added to: {', '.join(AMED_BASES)}"
+        )
     if recipe.nfe != evaluations:
         raise ValueError(
             f"start is a plan of {recipe.nfe} evaluations, and evaluations = {evaluations}: give both the same number"

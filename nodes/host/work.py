@@ -43,7 +43,7 @@ def kept(work: Work) -> Iterator[None]:
 def finished(work: Work) -> CalibratedPlan:
     """The plan of work that came to its end."""
     if (plan := work.plan) is None:
-        raise RuntimeError("nothing came out: the work ended before anything was measured")
+        raise RuntimeError("there is no result: the work ended before anything was measured")
     return plan
 
 

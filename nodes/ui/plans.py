@@ -52,7 +52,7 @@ def description(plan: CalibratedPlan) -> str:
     recipe = plan.recipe
     lines = [summary(plan), ""]
     if plan.predictor is not None:
-        lines += ["The numbers below are those that the predictor gives where it sees no network.", ""]
+        lines += ["The parameters below are those that the predictor gives where it cannot read the network.", ""]
     lines += [f"{name}: {_written(value)}" for name, value in recipe.options.items()]
     lines += [f"{name}: {_written(value)}" for name, value in plan.about.as_dict().items()]
     if recipe.afs:

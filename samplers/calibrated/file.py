@@ -49,7 +49,7 @@ def naming(name: str) -> Iterator[None]:
     except ValueError as error:
         raise FileError(f"{name}: {error}") from None
     except Exception as error:
-        raise FileError(f"{name}: it holds what no plan does ({type(error).__name__}: {error})") from error
+        raise FileError(f"{name}: it holds what a plan cannot hold ({type(error).__name__}: {error})") from error
 
 
 # Reading
@@ -80,7 +80,7 @@ def read(path: Path) -> Contents:
 def check_format(found: Any) -> None:
     """Raise ValueError unless it is ours."""
     if found != FORMAT:
-        raise ValueError(f"field format is {shortened(found)}, not {FORMAT!r}: this is no file of Few-Step")
+        raise ValueError(f"field format is {shortened(found)}, not {FORMAT!r}: this is not a file of Few-Step")
 
 
 def check_version(found: Any) -> None:
@@ -100,14 +100,14 @@ def _decoded(key: str, entry: Any) -> Any:
     try:
         return json.loads(entry)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"field {key} is no JSON ({error}): copy or download it again") from None
+        raise ValueError(f"field {key} is not valid JSON ({error}): copy or download it again") from None
 
 
 def _content(path: Path) -> bytes:
     """All of a file, read at once: one that is mapped into memory must not be cut off meanwhile."""
     try:
         if path.exists() and not path.is_file():
-            raise DamagedError("it is no plain file")
+            raise DamagedError("it is not a regular file")
         with path.open("rb") as file:
             content = file.read(LIMIT + 1)
             size = os.fstat(file.fileno()).st_size
@@ -125,9 +125,9 @@ def _header(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (ValueError, RecursionError):
-        raise DamagedError("its header is no JSON") from None
+        raise DamagedError("its header is not valid JSON") from None
     if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
-        raise DamagedError("its header is no list of tensors")
+        raise DamagedError("its header is not a list of tensors")
     return found
 
 

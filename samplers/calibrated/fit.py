@@ -66,7 +66,7 @@ def plain_recipes(
     without its last one above 0.
 
     Args:
-        afs: whether the first evaluation is left out, so that there is a level more.
+        afs: whether the first evaluation is left out, so that there is one more level.
         options: those of `ScheduleSpec.function`.
     """
     recipes: dict[Recipe, str] = {}
@@ -116,7 +116,9 @@ def calibrate(
     """
     starts = list(starts)
     if not starts:
-        raise ValueError("there is no plain recipe to start from: choose another base sampler or number of steps")
+        raise ValueError(
+            "there are no plain levels to start from: choose another base sampler or number of evaluations"
+        )
     names = (free,) if isinstance(free, str) else tuple(free)
     parameters_of(starts[0], names)  # complains now, not after the screening
     calibration = _Calibration(screening, training, validation, starts[0])

@@ -164,12 +164,12 @@ def parse(text: str) -> CalibratedPlan:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
         raise FileError(
-            f"the text is no plan: {error.msg} at line {error.lineno}, column {error.colno}; paste all of it, from the "
-            "first { to the last }"
+            f"the text is not a plan: {error.msg} at line {error.lineno}, column {error.colno}; paste all of it, from "
+            "the first { to the last }"
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
-        raise FileError(f"the text is no plan: {error}") from None
-    with naming("the text is no plan"):
+        raise FileError(f"the text is not a plan: {error}") from None
+    with naming("the text is not a plan"):
         if isinstance(fields, dict) and "recipe" not in fields and "format" not in fields:
             return CalibratedPlan(Recipe.from_dict(fields))
         return CalibratedPlan.from_fields(fields, {})

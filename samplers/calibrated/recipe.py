@@ -78,7 +78,7 @@ class Recipe:
         object.__setattr__(self, "sigmas", levels.sigmas)
         if self.base not in SAMPLERS:
             raise ValueError(
-                f"base = {shortened(self.base)} is no sampler of this version; known: {', '.join(SAMPLERS)}"
+                f"base = {shortened(self.base)} is not a sampler of this version; known: {', '.join(SAMPLERS)}"
             )
         options = {**self.options, **SAMPLERS[self.base].at_given_levels}
         _reading("options", lambda: SAMPLERS[self.base].check_options(options))

@@ -47,7 +47,7 @@ def level_of(log_ratio: Tensor, flow: bool) -> Tensor:
 @schedule(
     "Karras",
     paper="Karras et al. 2022, arXiv 2206.00364",
-    help="Many steps at low noise. The usual choice from 10 steps on, and with discard_penultimate from 4.",
+    help="Many steps at low noise. The usual choice for 10 steps or more; with discard_penultimate for 4 or more.",
     curated=True,
 )
 def karras(
@@ -56,7 +56,7 @@ def karras(
     sigma_max: float,
     *,
     rho: Annotated[
-        float, Bounds(1.0, 100.0), "Warp: larger puts more steps at low noise; 1 is uniform in sigma."
+        float, Bounds(1.0, 100.0), "Exponent. Larger puts more steps at low noise; 1 is uniform in sigma."
     ] = 7.0,
     flow: bool = False,
 ) -> Tensor:
@@ -77,7 +77,9 @@ def edm(
     sigma_min: float,
     sigma_max: float,
     *,
-    rho: Annotated[float, Bounds(0.1, 100.0), "Warp: 1 is uniform in sigma, below 1 is denser at high noise."] = 7.0,
+    rho: Annotated[
+        float, Bounds(0.1, 100.0), "Exponent. 1 is uniform in sigma; below 1, more steps at high noise."
+    ] = 7.0,
     flow: bool = False,
 ) -> Tensor:
     """The polynomial schedule of EDM: the formula of `karras`, with any rho > 0. Below 1 it is dense at high noise."""
@@ -87,7 +89,7 @@ def edm(
 @schedule(
     "Exponential (uniform log-SNR)",
     paper="Lu et al. 2022, arXiv 2206.00927",
-    help="Equal steps in log-SNR, the solvers' own time.",
+    help="Equal steps in log-SNR, the variable in which most solvers work.",
     curated=True,
 )
 def exponential(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
@@ -102,7 +104,7 @@ def exponential(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fals
 @schedule(
     "Uniform lambda",
     paper="Lu et al. 2022, arXiv 2206.00927",
-    help="The same numbers as exponential; use_lu_lambdas of diffusers.",
+    help="The same levels as exponential; use_lu_lambdas in diffusers.",
 )
 def lu_lambda(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
     """Uniform in log-SNR under the name that it has in other programs: `exponential`."""
@@ -120,7 +122,7 @@ def polyexponential(
     sigma_min: float,
     sigma_max: float,
     *,
-    rho: Annotated[float, Bounds(0.1, 10.0), "Power of the step in log-SNR; 1 is exponential."] = 1.0,
+    rho: Annotated[float, Bounds(0.1, 10.0), "Exponent, in log-SNR. 1 gives the schedule exponential."] = 1.0,
     flow: bool = False,
 ) -> Tensor:
     """lambda_i = lambda(sigma_min) + (1 - i/(n-1))^rho (lambda(sigma_max) - lambda(sigma_min)).
@@ -134,7 +136,7 @@ def polyexponential(
 @schedule(
     "VP (given betas)",
     paper="Song et al. 2021, arXiv 2011.13456",
-    help="Equal steps in the time of a VP process with betas of your choice. time_uniform finds the model's.",
+    help="Equal steps in the time of a VP process with betas of your choice. time_uniform uses those of the model.",
 )
 def vp(
     n: int,
@@ -176,7 +178,7 @@ def _model_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, 
 @schedule(
     "Time uniform (VP)",
     paper="Song et al. 2021, arXiv 2011.13456",
-    help="Equal steps in diffusion time: few at low noise. For flow models in sigma, shifted as the model is.",
+    help="Equal steps in diffusion time: few at low noise. For flow models equal steps in sigma, with their shift.",
     curated=True,
     in_time=True,
 )
@@ -240,7 +242,7 @@ def beta(
 @schedule(
     "Cosine",
     paper="Nichol and Dhariwal 2021, arXiv 2102.09672",
-    help="Equal steps of the angle between signal and noise: few at both ends. KL-optimal in other programs.",
+    help="Equal steps of the angle between signal and noise: few at both ends. Called KL-optimal in other programs.",
     curated=True,
 )
 def cosine(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
@@ -256,7 +258,7 @@ def cosine(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
 @schedule(
     "Laplace",
     paper="Hang et al. 2024, arXiv 2407.03297",
-    help="Most steps where signal and noise are equally strong. For 15 steps and more.",
+    help="Most steps where signal and noise are equally strong. For 15 steps or more.",
     curated=True,
 )
 def laplace(
@@ -265,9 +267,11 @@ def laplace(
     sigma_max: float,
     *,
     median: Annotated[
-        float, Bounds(0.01, 100.0), "Where the steps gather, exp(mu); 1 is as much noise as signal."
+        float, Bounds(0.01, 100.0), "Noise level around which most steps lie; 1 is as much noise as signal."
     ] = 1.0,
-    scale: Annotated[float, Bounds(0.01, 10.0), "Width in log sigma, the paper's b: smaller gathers them more."] = 0.5,
+    scale: Annotated[
+        float, Bounds(0.01, 10.0), "Width in log sigma, b in the paper: smaller puts them closer together."
+    ] = 0.5,
     flow: bool = False,
 ) -> Tensor:
     """Quantiles of a Laplace distribution of log(sigma / alpha) with mu = log(median) and b = scale.
@@ -304,7 +308,7 @@ def linear_quadratic(
     sigma_max: float,
     *,
     threshold_noise: Annotated[
-        float, Bounds(0.001, 0.9, step=1e-3), "How far down the linear steps lead, of 1."
+        float, Bounds(0.001, 0.9, step=1e-3), "How far down the linear steps go, where 1 is all of the way to 0."
     ] = 0.025,
     linear_steps: Annotated[int, Bounds(0, 10000), "Number of linear steps; 0 is half of all."] = 0,
     flow: bool = False,

@@ -63,7 +63,7 @@ def ays(
     sigma_min: float,
     sigma_max: float,
     *,
-    table: Annotated[Table, "The model it was optimised for; another range of levels stretches it."] = "sd15",
+    table: Annotated[Table, "The model that it was optimised for; it is stretched to other ranges of levels."] = "sd15",
     flow: bool = False,
 ) -> Tensor:
     """Align Your Steps: the levels optimised for a model, published for 10 steps.
@@ -87,7 +87,7 @@ def _gits_tables() -> list[list[list[float]]]:
 @schedule(
     "GITS",
     paper="Chen et al. 2024, arXiv 2405.11326",
-    help="Published levels for each number of steps from 2 to 20, from the curvature of trajectories.",
+    help="Published levels for each number of steps from 2 to 20, derived from the curvature of trajectories.",
     curated=True,
     ends_at_sigma_min=False,
 )

@@ -58,7 +58,7 @@ def variable_weights(nodes: Sequence[Scalar]) -> list[Scalar]:
     "iPNDM",
     paper="Zhang and Chen 2023, arXiv 2204.13902",
     help="Adams-Bashforth with weights for equal steps of sigma, at one evaluation a step. Order 2 on levels that "
-    "are not uniform in sigma, yet often good at few steps.",
+    "are not uniform in sigma, but often good with few steps.",
     order=2,
 )
 def ipndm(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
@@ -77,8 +77,8 @@ def ipndm(levels: Levels, *, order: Order = 4) -> Iterator[Stage]:
 @sampler(
     "iPNDM, variable steps",
     paper="Zhang and Chen 2023, arXiv 2204.13902",
-    help="Adams-Bashforth with the weights of the steps as they are, one evaluation a step. In our benchmark the "
-    "best at 5 to 8 steps, on karras with discard_penultimate.",
+    help="Adams-Bashforth with weights for the actual lengths of the steps, one evaluation a step. In our benchmark "
+    "the best at 5 to 8 steps, on karras with discard_penultimate.",
     order=4,
     curated=True,
 )
@@ -155,8 +155,8 @@ def plms(
     order: Order = 4,
     start: Annotated[
         Literal["runge_kutta", "heun"],
-        "How the run starts: runge_kutta takes four evaluations in each of the first order - 1 steps (the paper's), "
-        "heun one more evaluation in the first step (that of Stable Diffusion).",
+        "How the run starts. runge_kutta: four evaluations in each of the first order - 1 steps, as in the paper; "
+        "heun: one more evaluation in the first step, as in Stable Diffusion.",
     ] = "runge_kutta",
 ) -> Iterator[Stage]:
     """PNDM: the linear multistep method of `ipndm`, with an accurate start instead of a rising order.

@@ -29,13 +29,13 @@ _UNEVEN = 5  # how many times longer than now the steps may become yet
 @sampler(
     "DPM-Solver adaptive",
     paper="Lu et al. 2022, arXiv 2206.00927",
-    help="Chooses its own steps by their error: rtol sets the quality, not the number of steps. Low guidance.",
+    help="Chooses its own steps by their error: rtol sets the quality, and steps has no effect. For low guidance.",
     order=3,
 )
 def dpm_adaptive(
     levels: Levels,
     *,
-    order: Annotated[int, Bounds(2, 3), "DPM-Solver-12 (2) or -23 (3): evaluations of a try."] = 3,
+    order: Annotated[int, Bounds(2, 3), "2: DPM-Solver-12, 3: DPM-Solver-23; so many evaluations an attempt."] = 3,
     rtol: Annotated[
         float,
         Bounds(1e-5, 1.0, step=1e-4),
@@ -44,15 +44,15 @@ def dpm_adaptive(
     atol: Annotated[
         float, Bounds(1e-6, 1.0, step=1e-4), "Absolute tolerance, for latents or images of size 1."
     ] = 0.0078,
-    h_init: Annotated[float, Bounds(1e-3, 10.0, step=1e-3), "First step, in log-SNR / 2."] = 0.05,
+    h_init: Annotated[float, Bounds(1e-3, 10.0, step=1e-3), "Length of the first step, in log-SNR / 2."] = 0.05,
     accept_safety: Annotated[
-        float, Bounds(0.01, 1.0), "A try that wants the step shortened to less than this is repeated."
+        float, Bounds(0.01, 1.0), "An attempt is repeated if its error asks for a step shorter than this share of it."
     ] = 0.81,
     pcoeff: Annotated[float, Bounds(0.0, 5.0), "Proportional term of the step size controller."] = 0.0,
     icoeff: Annotated[float, Bounds(0.0, 5.0), "Integral term of the step size controller."] = 1.0,
     dcoeff: Annotated[float, Bounds(0.0, 5.0), "Derivative term of the step size controller."] = 0.0,
 ) -> AdaptiveSolver:
-    """DPM-Solver-12 and -23: steps of lambda as long as the embedded error allows. `order` evaluations a try.
+    """DPM-Solver-12 and -23: steps of lambda as long as the embedded error allows. `order` evaluations an attempt.
 
         E = || (x_low - x_high) / max(atol, rtol max(|x_low|, |x_low of the step before|)) ||, root mean square
 

@@ -31,7 +31,7 @@ Middle = Annotated[
     "put it.",
 ]
 Afs = Annotated[
-    bool, "Analytical first step: takes the starting noise for the first prediction, which saves one evaluation."
+    bool, "Analytical first step: uses the starting noise as the first prediction, which saves one evaluation."
 ]
 
 
@@ -56,7 +56,8 @@ def with_midpoints(levels: Levels) -> Levels:
 @sampler(
     "AMED-Solver",
     paper="Zhou et al. 2024, arXiv 2312.00094",
-    help="Pairs of evaluations; the second one's direction leads all the way. With trained numbers for 4 to 6.",
+    help="Pairs of evaluations, the second of which gives the direction of the whole step. For 4 to 6 evaluations, "
+    "with a plan that was trained for the model.",
     order=2,
 )
 def amed(levels: Levels, *, middle: Middle = "midpoint", afs: Afs = False) -> Iterator[Stage]:
@@ -91,7 +92,7 @@ def _amed(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "AMED-Plugin, DPM-Solver-2",
     paper="Zhou et al. 2024, arXiv 2312.00094",
-    help="DPM-Solver-2 on pairs of levels, for trained numbers.",
+    help="DPM-Solver-2 on pairs of levels, for a plan that was trained for the model.",
     order=2,
 )
 def amed_dpm_2s(levels: Levels, *, middle: Middle = "midpoint", afs: Afs = False) -> Iterator[Stage]:
@@ -125,8 +126,8 @@ def _amed_dpm_2s(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "AMED-Plugin, DPM-Solver 2M",
     paper="Zhou et al. 2024, arXiv 2312.00094",
-    help="In 10 steps from full noise on SD1.5 it follows the authors' trained plan, whatever the schedule; else "
-    "DPM-Solver 2M with every second level halfway between its neighbours.",
+    help="In 10 steps from full noise on SD1.5 it follows the plan that its authors trained, whatever the schedule. "
+    "Otherwise it is DPM-Solver 2M with every second level halfway between its neighbours.",
     order=2,
     curated=True,
 )

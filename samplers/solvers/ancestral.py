@@ -24,7 +24,7 @@ SigmaDown = Callable[[Level, Level], Level]
 """sigma_down(s, t): the level that the step from s to t goes down to, before noise is added."""
 
 Eta = Annotated[
-    float, Bounds(0.0, 10.0), "Amount of added noise. 0: none, the deterministic sampler; 1: all of the SDE's."
+    float, Bounds(0.0, 10.0), "Amount of added noise. 0: none, a deterministic sampler; 1: the full noise of the SDE."
 ]
 AncestralStep = Annotated[
     Literal["posterior", "linear"],
@@ -102,7 +102,7 @@ def _first_order(levels: Levels, sigma_down: SigmaDown) -> Iterator[Stage]:
 @sampler(
     "DDIM (DPM-Solver++ 1)",
     paper="Song et al. 2020, arXiv 2010.02502",
-    help="First order: robust, soft; the Euler method of sigma space. Good with very high guidance.",
+    help="First order, the Euler method in sigma. Robust, with soft images; good at very strong guidance.",
     order=1,
     curated=True,
 )
@@ -138,7 +138,7 @@ def ddpm(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "Euler ancestral",
     paper="Song et al. 2020, arXiv 2010.02502",
-    help="First order, with noise added in every step. Varied; the image changes with the number of steps.",
+    help="First order, with noise added at every step. Varied images, which change with the number of steps.",
     order=1,
     curated=True,
 )
@@ -157,7 +157,7 @@ def euler_ancestral(levels: Levels, *, eta: Eta = 1.0, ancestral_step: Ancestral
 @sampler(
     "DPM-Solver++ 2S ancestral",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order steps with ancestral noise, two evaluations a step. Varied and detailed.",
+    help="Second-order steps with ancestral noise, two evaluations a step. Varied, detailed images.",
     order=2,
 )
 def dpmpp_2s_ancestral(
@@ -193,7 +193,7 @@ def consistency(
     levels: Levels,
     *,
     gamma: Annotated[
-        float, Bounds(0.0, 1.0), "Amount of added noise: 1 is LCM, 0 deterministic; TCD recommends 0.3."
+        float, Bounds(0.0, 1.0), "Amount of added noise. 1: LCM; 0: deterministic; TCD recommends 0.3."
     ] = 1.0,
     gamma_of: Annotated[
         Literal["time", "sigma"],
@@ -205,7 +205,7 @@ def consistency(
 
         gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.
 
-    (1 - gamma) of the time, as in TCD's strategic stochastic sampling: that of Stable Diffusion, for whose models TCD
+    (1 - gamma) of the time, as in TCD's strategic stochastic sampling: that of Stable Diffusion, for which TCD
     was made, or sigma itself for rectified flow. With `gamma_of="sigma"` it is of sigma in both spaces.
     Song et al. 2023, arXiv 2303.01469, Algorithm 1; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024,
     arXiv 2402.19159, Algorithm 2.

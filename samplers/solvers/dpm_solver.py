@@ -36,12 +36,12 @@ R2 = Annotated[float, Bounds(0.1, 1.0), "Where in the step the third evaluation 
 Form = Annotated[Literal["midpoint", "heun"], "Form of the update; midpoint is the paper's."]
 Curvature = Annotated[
     Literal["published", "exact"],
-    "published: the formula of every implementation, which takes half the curvature (order 2 in the limit of many "
-    "steps); exact: all of it (order 3).",
+    "published: the formula of every implementation, with half of the term for curvature (order 2 in the limit of many "
+    "steps); exact: with the whole term (order 3).",
 ]
 LowerOrderFinal = Annotated[
     bool,
-    "Lower the order over the last steps. Steadier with few steps; no effect on the step to sigma 0, which always has "
+    "Lower the order in the last steps. More stable with few steps; no effect on the step to sigma 0, which always has "
     "order 1.",
 ]
 CorrectedStart = Annotated[
@@ -208,7 +208,7 @@ def step_3s(
 @sampler(
     "DPM-Solver++ 2S",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order, two evaluations a step. Remembers nothing between steps: it forgives strong guidance.",
+    help="Second order, two evaluations a step. Keeps nothing from step to step, so it tolerates strong guidance.",
     order=2,
     curated=True,
 )
@@ -259,7 +259,7 @@ def _singlestep_2(
 @sampler(
     "DPM-Solver++ 3S",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Third order, three evaluations a step. For exact results with many evaluations and low guidance.",
+    help="Third order, three evaluations a step. For exact results with many evaluations at low guidance.",
     order=3,
 )
 def dpmpp_3s(
@@ -289,7 +289,7 @@ def dpmpp_3s(
 @sampler(
     "DPM-Solver 3S",
     paper="Lu et al. 2022, arXiv 2206.00927",
-    help="Third order in the noise prediction, three evaluations a step. For many evaluations, low guidance.",
+    help="Third order in the noise prediction, three evaluations a step. For many evaluations at low guidance.",
     order=3,
 )
 def dpm_3s(
@@ -376,7 +376,7 @@ def dpm_fast(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "DPM-Solver++ 2M",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order at one evaluation a step. The best all-rounder, with a schedule that fits the steps.",
+    help="Second order at one evaluation a step. A safe choice at 10 to 20 steps, even at strong guidance.",
     order=2,
     curated=True,
 )
@@ -401,7 +401,7 @@ def dpmpp_2m(
 @sampler(
     "DPM-Solver 2M",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order in the noise prediction, one evaluation a step. For 8 to 12 steps, low guidance.",
+    help="Second order in the noise prediction, one evaluation a step. For 8 to 12 steps at low guidance.",
     order=2,
     curated=True,
 )
@@ -438,7 +438,7 @@ def _multistep_2(
 @sampler(
     "DPM-Solver++ 3M",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Third order from the last three predictions, one evaluation a step. From 20 steps on, low guidance.",
+    help="Third order from the last three predictions, one evaluation a step. For 20 steps or more at low guidance.",
     order=3,
     curated=True,
 )
@@ -465,7 +465,7 @@ def dpmpp_3m(
 @sampler(
     "DPM-Solver 3M",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Third order in the noise prediction, one evaluation a step. From 15 steps on, low guidance.",
+    help="Third order in the noise prediction, one evaluation a step. For 15 steps or more at low guidance.",
     order=3,
     curated=True,
 )

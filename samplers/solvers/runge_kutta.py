@@ -48,7 +48,7 @@ def euler_step(i: int, s: Level, t: Level) -> Iterator[Stage]:
 @sampler(
     "Euler",
     paper="Karras et al. 2022, arXiv 2206.00364",
-    help="First order, the same numbers as ddim.",
+    help="First order, with the same results as ddim.",
     order=1,
 )
 def euler(levels: Levels) -> Iterator[Stage]:
@@ -63,7 +63,7 @@ def euler(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "Heun",
     paper="Karras et al. 2022, arXiv 2206.00364",
-    help="Second order in sigma, two evaluations a step. Steady with low guidance.",
+    help="Second order in sigma, two evaluations a step. Reliable at low guidance.",
     order=2,
 )
 def heun(levels: Levels) -> Iterator[Stage]:
@@ -100,10 +100,10 @@ def edm(
     s_churn: Annotated[
         float,
         Bounds(0.0, 1000.0),
-        "Noise added over the whole run, in units of the level: s_churn / steps before each step, at most 41%.",
+        "Noise added over the whole run, relative to the level: s_churn / steps before each step, at most 41%.",
     ] = 0.0,
-    s_tmin: Annotated[float, Bounds(0.0, 1e4), "No churn below this noise level."] = 0.0,
-    s_tmax: Annotated[float, Bounds(0.0, 1e4), "No churn above this noise level."] = 1e4,
+    s_tmin: Annotated[float, Bounds(0.0, 1e4), "No noise is added below this noise level."] = 0.0,
+    s_tmax: Annotated[float, Bounds(0.0, 1e4), "No noise is added above this noise level."] = 1e4,
 ) -> Iterator[Stage]:
     """The stochastic sampler of EDM: before each step noise is added up to sigma_hat, then a step of `heun` is taken.
 

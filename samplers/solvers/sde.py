@@ -48,7 +48,7 @@ def _multistep_sde(levels: Levels, order: int, eta: float, *, midpoint: bool, ha
 @sampler(
     "DPM-Solver++ 2M SDE",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order with added noise, one evaluation a step. Livelier detail from 12 steps on.",
+    help="Second order with added noise, one evaluation a step. Livelier detail. For 12 steps or more.",
     order=2,
     curated=True,
 )
@@ -67,7 +67,7 @@ def dpmpp_2m_sde(levels: Levels, *, eta: Eta = 1.0, solver_type: Form = "midpoin
 @sampler(
     "DPM-Solver++ 3M SDE",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Third order with added noise, one evaluation a step. From 20 steps on: it breaks the image below 12.",
+    help="Third order with added noise, one evaluation a step. For 20 steps or more; below 12 the image breaks.",
     order=3,
 )
 def dpmpp_3m_sde(levels: Levels, *, eta: Eta = 1.0, solver_type: Curvature = "published") -> Iterator[Stage]:
@@ -85,7 +85,7 @@ def dpmpp_3m_sde(levels: Levels, *, eta: Eta = 1.0, solver_type: Curvature = "pu
 @sampler(
     "DPM-Solver++ SDE",
     paper="Lu et al. 2022, arXiv 2211.01095",
-    help="Second order with added noise, two evaluations a step. Forgives strong guidance.",
+    help="Second order with added noise, two evaluations a step. Tolerates strong guidance.",
     order=2,
     curated=True,
 )

@@ -22,7 +22,7 @@ from .dpm_solver import DATA, NOISE, LowerOrderFinal, Prediction, finite_step, m
 @sampler(
     "UniPC",
     paper="Zhao et al. 2023, arXiv 2302.04867",
-    help="Predictor and corrector at one evaluation a step. A good second opinion to dpmpp_2m.",
+    help="Predictor and corrector at one evaluation a step. A good alternative to dpmpp_2m.",
     order=3,
     curated=True,
 )
@@ -33,7 +33,7 @@ def unipc(
     solver_type: Annotated[Literal["bh1", "bh2"], "The function B(h) of the paper; bh2 is the usual one."] = "bh2",
     prediction: Annotated[
         Literal["data", "noise"],
-        "What is extrapolated: the data, for guided images, or the noise, for low guidance.",
+        "What is extrapolated. data: for images with guidance; noise: for low guidance.",
     ] = "data",
     corrector: Annotated[bool, "Correct each step with the next prediction; costs no evaluation."] = True,
     lower_order_final: LowerOrderFinal = True,

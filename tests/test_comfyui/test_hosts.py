@@ -339,14 +339,14 @@ def test_a_plain_function_in_place_of_the_model_is_a_clear_error(comfyui):
     model, plan = small_model("EPS"), next(iter(module(comfyui, "plans").BUILT_IN.values()))
     samplers = [*(ours(comfyui, id) for id in SAMPLERS), module(comfyui, "host.sampling").plan_sampler(plan)]
     for sampler in samplers:
-        with pytest.raises(ValueError, match=r"model: this function leads to no MODEL of the host .*inner_model"):
+        with pytest.raises(ValueError, match=r"model: this function does not lead to a MODEL of ComfyUI .*inner_model"):
             custom(comfyui, model, wrapped(sampler, lambda model: lambda x, s, **e: model(x, s, **e)), sigmas_of(model))
 
 
 def test_a_model_that_holds_itself_is_an_error_too(comfyui):
     loop = Deeper(None)
     loop.inner_model = loop
-    with pytest.raises(ValueError, match="this Deeper leads to no MODEL"):
+    with pytest.raises(ValueError, match="this Deeper does not lead to a MODEL"):
         module(comfyui, "host.guider").patcher_of(loop)
 
 
@@ -738,7 +738,7 @@ GONE = {  # what a host lacks: which nodes are left out, and what the log says o
     "comfy.model_management.OOM_EXCEPTION": ({"FewStepCompare"}, "affected: the nodes that sample by themselves"),
     "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),
     "comfy.samplers.SAMPLER_NAMES": (set(), "affected: the names of our samplers"),
-    "comfy.samplers.SchedulerHandler": (set(), "left out: the names of schedules in the host's lists"),
+    "comfy.samplers.SchedulerHandler": (set(), "left out: the names of schedules in ComfyUI's lists"),
     "folder_paths.get_filename_list": ({"FewStepLoadPlan"}, "affected: the folder models/fewstep"),
     "comfy.supported_models_base.BASE": (set(), "affected: the demo nodes"),
     "server.PromptServer": (set(), "left out: the plots in the nodes"),

@@ -264,12 +264,12 @@ def recipe_with(field: str, value):
     [
         (
             lambda m, t: m.update(format="other"),
-            r"field format is 'other', not 'fewstep-plan': this is no file of Few-",
+            r"field format is 'other', not 'fewstep-plan': this is not a file of Few-",
         ),
         (lambda m, t: m.update(version="2"), r"field version is 2 and this Few-Step reads up to 1: update Few-Step"),
         (lambda m, t: m.update(kind="lora"), r"field kind is 'lora': it must be plan or amed"),
-        (lambda m, t: m.update(recipe="{"), r"field recipe is no JSON .* download it again"),
-        (recipe_with("base", "dpmpp_9m"), r"field recipe: base = 'dpmpp_9m' is no sampler of this version; known: "),
+        (lambda m, t: m.update(recipe="{"), r"field recipe is not valid JSON .* download it again"),
+        (recipe_with("base", "dpmpp_9m"), r"field recipe: base = 'dpmpp_9m' is not a sampler of this version; known: "),
         (recipe_with("sigmas", [14.6, math.nan, *SIGMAS[2:]]), r"sigmas\[1\] = nan: noise levels must be finite"),
         (lambda m, t: t["heads.0.bias"].fill_(math.nan), r"tensor heads.0.bias holds NaN .* train the predictor again"),
         (lambda m, t: t.pop("heads.0.bias"), r"tensor heads.0.bias is missing: download"),
@@ -704,7 +704,7 @@ def test_inspect_shows_errors_and_only_what_changes(comfyui):
     plan = small_predictor()
     plan = replace(plan, recipe=replace(plan.recipe, base="ipndm", options={}))
     _, text = comfyui.nodes["FewStepInspectPlan"].execute(plan).result
-    assert "that the predictor gives where it sees no network" in text
+    assert "that the predictor gives where it cannot read the network" in text
     assert text.count("inserted") == (len(plan.recipe.sigmas) - 1) // 2
 
 

@@ -248,7 +248,7 @@ def test_errors():
         calibrate([start()], goal(1), goal(1), goal(2), free="nonsense")
     with pytest.raises(ValueError, match="free = 'sharpness'"):
         calibrate([start()], goal(1), goal(1), goal(2), free=("level", "sharpness"))
-    with pytest.raises(ValueError, match="no plain recipe to start from: choose another base"):
+    with pytest.raises(ValueError, match="no plain levels to start from: choose another base"):
         calibrate([], goal(1), goal(1), goal(2))
 
 

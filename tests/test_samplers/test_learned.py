@@ -274,7 +274,7 @@ def test_a_file_too_large_is_not_even_opened(tmp_path):
 def test_another_safetensors_file(tmp_path, metadata):
     path = tmp_path / "lora.safetensors"
     save_file({"weight": torch.ones(2)}, path, metadata)
-    with pytest.raises(FileError, match=r"lora\.safetensors: field format is .*no file of Few-Step"):
+    with pytest.raises(FileError, match=r"lora\.safetensors: field format is .*not a file of Few-Step"):
         load(path)
 
 
@@ -290,10 +290,10 @@ def test_another_safetensors_file(tmp_path, metadata):
         ({"version": None}, "field version is None"),
         ({"kind": "lora"}, "field kind is 'lora': it must be plan or amed"),
         ({"kind": None}, "field kind is None"),
-        ({"recipe": "{"}, "field recipe is no JSON"),
-        ({"recipe": "[" * 100_000}, "field recipe is no JSON"),
+        ({"recipe": "{"}, "field recipe is not valid JSON"),
+        ({"recipe": "[" * 100_000}, "field recipe is not valid JSON"),
         ({"recipe": None}, "field recipe: field 'base' is missing"),
-        ({"recipe": "9" * 5000}, "field recipe is no JSON"),
+        ({"recipe": "9" * 5000}, "field recipe is not valid JSON"),
         ({"recipe": "[]"}, "field recipe: a plan is an object"),
         ({"recipe": '{"base": "dpmpp_2m", "sigmas": [2.0, NaN]}'}, r"field recipe: sigmas: sigmas\[1\] = nan"),
         ({"recipe": '{"base": "dpmpp_2m", "sigmas": [1e999, 1]}'}, r"field recipe: sigmas: sigmas\[0\] = inf"),
@@ -344,11 +344,11 @@ def test_a_tensor_at_fault_is_named(files, tensors, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"the text is no plan: .* at line 1, column 1; paste all of it, from the first \{ to the last \}"),
-        (PLAN.text()[:-5], "the text is no plan: .* column"),
-        (PLAN.text()[3:], "the text is no plan: .* column"),
-        ("[" * 100_000, "the text is no plan: maximum recursion depth"),
-        ('{"version": ' + "9" * 5000 + "}", "the text is no plan: "),
+        ("", r"the text is not a plan: .* at line 1, column 1; paste all of it, from the first \{ to the last \}"),
+        (PLAN.text()[:-5], "the text is not a plan: .* column"),
+        (PLAN.text()[3:], "the text is not a plan: .* column"),
+        ("[" * 100_000, "the text is not a plan: maximum recursion depth"),
+        ('{"version": ' + "9" * 5000 + "}", "the text is not a plan: "),
         ("[]", "field format is None"),
         ("3", "field format is None"),
         ("{}", "field 'base' is missing"),
@@ -537,7 +537,7 @@ def test_what_is_no_file_is_refused(tmp_path):
             load(odd)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(FileError, match="no plain file"):
+        with pytest.raises(FileError, match="not a regular file"):
             load(tmp_path / "pipe")
 
 

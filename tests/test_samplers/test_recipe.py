@@ -275,7 +275,7 @@ def test_copies_are_the_same_recipe(recipe, copied):
     ("change", "message"),
     [
         ({"base": None}, "base = 'None'"),
-        ({"base": "dpmpp2m"}, "base = 'dpmpp2m' is no sampler of this version"),
+        ({"base": "dpmpp2m"}, "base = 'dpmpp2m' is not a sampler of this version"),
         ({"base": ["dpmpp_2m"]}, "base = "),
         ({"base": "heun"}, "base = 'heun' cannot follow a recipe"),
         ({"base": "dpmpp_2m_sde"}, "base = 'dpmpp_2m_sde' cannot follow a recipe"),
