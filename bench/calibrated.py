@@ -12,7 +12,7 @@ from bench import cells
 from bench.cells import Entry, Schedule
 from bench.errors import Cell, Score
 
-OWN_LEVELS = Schedule("learned", "its own")
+OWN_LEVELS = Schedule("calibrated", "its own")
 
 PLAIN = {"amed_dpm_2s": "dpm_2s", "amed_dpm_2m": "dpm_2m"}
 """The plain sampler that a base of AMED-Plugin is."""

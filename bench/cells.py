@@ -50,7 +50,7 @@ class Entry:
     """A sampler with its options."""
 
     source: str
-    """ours, host, or learned: a file of demo/plans"""
+    """ours, host, or calibrated: a file of demo/plans"""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -110,7 +110,7 @@ PLANS = ROOT / "demo" / "plans"
 
 
 def plan_entries() -> list[Entry]:
-    return [Entry("learned", path.stem) for path in sorted(PLANS.glob("*.safetensors"))]
+    return [Entry("calibrated", path.stem) for path in sorted(PLANS.glob("*.safetensors"))]
 
 
 def plan_path(entry: Entry) -> Path:
@@ -149,7 +149,7 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
     Raises:
         Exception: whatever the schedule raises.
     """
-    if entry.source == "learned":
+    if entry.source == "calibrated":
         return tuple(calibrated(entry).recipe.sigmas)
     for steps in range(budget, 0, -1):
         levels = make_levels(entry, schedule, steps)
@@ -160,7 +160,7 @@ def fit_levels(entry: Entry, schedule: Schedule, budget: int) -> tuple[float, ..
 
 def count_evaluations(entry: Entry, levels: tuple[float, ...]) -> int:
     """Evaluations of a run: of our plan, or of the host's sampler on a model that costs nothing."""
-    if entry.source == "learned":
+    if entry.source == "calibrated":
         return int(calibrated(entry).recipe.nfe)
     if entry.source == "ours":
         return SAMPLERS[entry.name].nfe(levels, **dict(entry.options))
@@ -178,7 +178,7 @@ def _count_of_host(entry: Entry, count: int, ends_at_zero: bool) -> int:
 @functools.cache
 def is_stochastic(entry: Entry) -> bool:
     """Whether the result depends on the seed of the noise that is added on the way."""
-    if entry.adaptive or entry.source == "learned":
+    if entry.adaptive or entry.source == "calibrated":
         return False
     levels = make_levels(entry, Schedule("ours", "exponential"), 6)
     if entry.source == "ours":
@@ -222,7 +222,7 @@ def sample(
     guider.set_cfg(GUIDANCE)
     if entry.source == "ours":
         sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options))
-    elif entry.source == "learned":
+    elif entry.source == "calibrated":
         sampler = comfy.samplers.KSAMPLER(import_pack().nodes.host.sampling.plan_function(calibrated(entry)))
     else:
         sampler = comfy.samplers.sampler_object(entry.name)

@@ -158,7 +158,7 @@ class Sampling:
 
     def measure(self, chosen: list[tuple[Entry, Schedule]], compared: list[Cell], weak: list[Cell]) -> None:
         """Fills `result`: in turn the best of ours and of the host, with the deterministic ones in between: the best,
-        and learned ones whose error is not below their base's."""
+        and calibrated ones whose error is not below their base's."""
         by_source = [[c for c in chosen if c[0].source == source] for source in ("ours", "host")]
         in_turn = [c for two in itertools.zip_longest(*by_source) for c in two if c]
         noisy = [Cell(entry, schedule, b) for entry, schedule in in_turn for b in self.size.sample_budgets]

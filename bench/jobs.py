@@ -103,10 +103,10 @@ def _identity(entry: Entry, levels: tuple[float, ...]) -> tuple[Any, ...]:
     if entry.source == "host":
         function = cells.comfy.samplers.sampler_object(entry.name).sampler_function
         return HOST, function.__module__, function.__qualname__, levels
-    if entry.source == "learned":
+    if entry.source == "calibrated":
         file = digest(plan_path(entry).read_bytes())
         function = functools.partial(calibrated(entry).function, set_guidance=lambda factor: None)
-        return "learned", file, *_behaviour(function, levels)
+        return "calibrated", file, *_behaviour(function, levels)
     return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **dict(entry.options)), levels)
 
 

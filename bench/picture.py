@@ -35,7 +35,7 @@ def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
         ("amed-", ":^k", "ours: AMED, the best at each"),
         ("", "xr", "host: the best on our schedules"),
     ):
-        line = best_line(scores, budgets, "learned" if name else "borrowed", name)
+        line = best_line(scores, budgets, "calibrated" if name else "borrowed", name)
         if line:
             axes.plot(*zip(*line, strict=True), style, label=label)
     axes.axhline(floor, color="grey", linewidth=1, label="distance between two references")

@@ -65,7 +65,7 @@ def _measure(bench: Bench, names: Sequence[str], results: Results) -> None:
 
     files = [f for f in calibrated.fitted() if f.evaluations in bench.size.budgets and _is_wanted(f.entry, names)]
     fitted = [Cell(f.entry, calibrated.OWN_LEVELS, f.evaluations) for f in files]
-    bench.scores |= bench.score("report, learned", fitted, bench.size.reported_on, bench.size.batch)
+    bench.scores |= bench.score("report, calibrated", fitted, bench.size.reported_on, bench.size.batch)
 
     lent = dict.fromkeys(leaders(bench.scores, "host", bench.size.borrowers), schedules["ours"])
     if lent:

@@ -14,7 +14,7 @@ def describe(results: Results, size: Size) -> str:
     parts = [_INTRODUCTION.format(size=size, guidance=cells.GUIDANCE)]
     if results.floor:
         parts.append(_describe_errors(results, results.floor, size))
-    if any(cell.entry.source == "learned" for cell in results.scores):
+    if any(cell.entry.source == "calibrated" for cell in results.scores):
         found = results.distribution.rows if results.distribution else []
         parts.append(calibrated.describe(results.scores, {cell: data.frechet for cell, _, _, data in found if data}))
     if results.distribution:

@@ -28,7 +28,7 @@ class Row:
 
     sampler: str
     source: str
-    """ours, host, borrowed: a sampler of the host on our schedules, or learned: a file of demo/plans"""
+    """ours, host, borrowed: a sampler of the host on our schedules, or calibrated: a file of demo/plans"""
 
     schedule: str
     """`*`: without the last level above 0"""

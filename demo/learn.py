@@ -88,7 +88,7 @@ class Learning:
             plan = self.files.load(self.path(f"calibrated-{evaluations}"))
         else:
             afs = base in PAIRED and evaluations % 2 == 1
-            fitted = {} if base in PLANNED else {"free": ("level", "scale_dir", "scale_time"), "inserted": True}
+            fitted = {} if base in PLANNED else {"parameters": ("level", "scale_dir", "scale_time"), "inserted": True}
             plan = self.calibrated(evaluations, bases=(base,), afs=afs, **fitted)
         levels = self.levels.read_levels(plan.recipe.sigmas, plan.recipe.flow)
         torch.manual_seed(SEED)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .integrate import Evaluations, Model, NonFiniteError, check_sample, combine, evaluated, per_image, progress_bar
-from .levels import REPEATS, Level, Levels, Run, read_run
+from .levels import REPEATS, GivenLevels, Level, Levels, read_run
 from .phi import Scalar, value
 from .plan import DENOISED, START, Combination, Stage, X, as_given
 from .sampler import SamplerSpec
@@ -115,7 +115,7 @@ def invert(
     return Inversion(path[0], path, errors, way.nfe)
 
 
-def _read_levels(sampler: SamplerSpec, sigmas: Tensor | Sequence[float], flow: bool) -> Run:
+def _read_levels(sampler: SamplerSpec, sigmas: Tensor | Sequence[float], flow: bool) -> GivenLevels:
     """The levels of a run that can be gone back.
 
     Raises:
@@ -175,7 +175,7 @@ class _Way:
         self,
         sampler: SamplerSpec,
         model: Model,
-        run: Run,
+        run: GivenLevels,
         extra_args: dict[str, Any],
         callback: Callback | None,
         options: dict[str, Any],

@@ -100,7 +100,7 @@ REPEATS = "some of the sigmas repeat the one before; such steps change nothing a
 """What the log says of it."""
 
 
-class Run(NamedTuple):
+class GivenLevels(NamedTuple):
     """The levels of a run, and what the caller knows them by."""
 
     levels: Levels
@@ -124,7 +124,7 @@ class Run(NamedTuple):
         return same and not self.repeats
 
 
-def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Run:
+def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> GivenLevels:
     """The checked levels of a run, in float64.
 
     `sigmas` is a 1-D tensor (or sequence), descending for sampling or ascending for inversion; only the last of a
@@ -144,7 +144,7 @@ def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Run:
     return run
 
 
-def check_run(given: tuple[float, ...], flow: bool = False) -> Run:
+def check_run(given: tuple[float, ...], flow: bool = False) -> GivenLevels:
     """The levels of `read_run`, of sigmas that are read.
 
     Raises:
@@ -170,7 +170,7 @@ def check_run(given: tuple[float, ...], flow: bool = False) -> Run:
             )
     if ascending and values[numbers[0]] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
-    return Run(Levels(tuple(values[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
+    return GivenLevels(Levels(tuple(values[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
 
 
 def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:

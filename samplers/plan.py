@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from .levels import Levels, Run
+from .levels import GivenLevels, Levels
 from .phi import Scalar, value
 
 _X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
@@ -190,7 +190,7 @@ def model_sigmas(plan: Iterable[Stage]) -> list[float]:
     return [value(stage.sigma) for stage in plan if stage.sigma is not None]
 
 
-def as_given(stage: Stage, run: Run) -> Stage:
+def as_given(stage: Stage, run: GivenLevels) -> Stage:
     """A stage in the terms of who gave the levels: its step numbered as it stands among them, and pure noise
     passed to the model as it was given."""
     sigma = stage.sigma

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .integrate import AdaptiveSolver, Model, NoiseSampler, check_sample, integrate
-from .levels import REPEATS, Levels, Run, check_run, read_run, read_sigmas
+from .levels import REPEATS, GivenLevels, Levels, check_run, read_run, read_sigmas
 from .noise import BrownianNoise, noise_for, random_seed
 from .options import Option, options_of
 from .phi import value
@@ -219,7 +219,7 @@ class PreparedRun(NamedTuple):
     """A sampler with the levels and options of a run."""
 
     spec: SamplerSpec
-    run: Run
+    run: GivenLevels
     stages: Plan
     """None for an adaptive sampler."""
 
@@ -287,7 +287,7 @@ def _noise_seed(seed: int | Sequence[int] | None, extra_args: Mapping[str, Any])
     return random_seed() if seed is None else seed
 
 
-def _make_plan(solver: Solver, run: Run, options: Mapping[str, Any]) -> Plan:
+def _make_plan(solver: Solver, run: GivenLevels, options: Mapping[str, Any]) -> Plan:
     """The stages of a solver, their noise times s_noise.
 
     Raises:
@@ -307,7 +307,7 @@ def _make_plan(solver: Solver, run: Run, options: Mapping[str, Any]) -> Plan:
     return stages if run.as_given else tuple(as_given(stage, run) for stage in stages)
 
 
-def _decided(stages: AdaptiveSolver, run: Run) -> AdaptiveSolver:
+def _decided(stages: AdaptiveSolver, run: GivenLevels) -> AdaptiveSolver:
     """The stages of a solver that decides as it goes, in the terms of who gave the levels."""
     state = None
     try:
@@ -335,7 +335,7 @@ _LONG = 200  # levels of a plan that is not worth keeping
 
 def _planned(
     solver: Solver, sigmas: tuple[float, ...], flow: bool, options: tuple[tuple[str, Any], ...]
-) -> tuple[Run, Plan]:
+) -> tuple[GivenLevels, Plan]:
     run = check_run(sigmas, flow)
     return run, _make_plan(solver, run, dict(options))
 

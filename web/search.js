@@ -20,15 +20,15 @@ export function addSearchWords(definitions) {
   definitions.forEach((definition, i) => {
     if (!WORDS[definition.name] || definition.search_aliases) return;
     const search_aliases = WORDS[definition.name].split(", ");
-    definitions[i] = { ...definition, display_name: definition.display_name + spoken(definition.name), search_aliases };
+    definitions[i] = { ...definition, display_name: definition.display_name + inBrackets(definition.name), search_aliases };
   });
 }
 
 /** The title of a node that was added by its name in the search box. */
 export function withoutSearchWords(title, type) {
-  return title?.replace(spoken(type), "");
+  return title?.replace(inBrackets(type), "");
 }
 
-function spoken(type) {
+function inBrackets(type) {
   return WORDS[type] ? ` (${WORDS[type]})` : "";
 }

@@ -43,7 +43,7 @@ export function showDefaults(node, { choice, widgets, automatic = [] }) {
       get() {
         if (automatic.includes(widget.name) && this.value === 0) return "auto";
         const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(this.value) && value != null ? `default: ${spoken(value)}` : plain.call(this);
+        return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
       },
     });
   }
@@ -56,7 +56,7 @@ function accessor(object, name) {
   }
 }
 
-function spoken(value) {
+function written(value) {
   if (typeof value === "boolean") return value ? "on" : "off";
   return typeof value === "number" ? String(+value.toFixed(4)) : value;
 }

@@ -8,6 +8,7 @@ wrap        model.inner_model, a k-diffusion wrapper of the network: levels, and
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import math
@@ -236,13 +237,13 @@ def sample_plan(model, x, sigmas, extra_args=None, callback=None, disable=None) 
     calibrated = settings.calibrated()
     _check_model(calibrated, fingerprint(wrap, x))
     try:
-        calibrated.recipe.piece(sigmas)
+        part = dataclasses.replace(calibrated, recipe=calibrated.recipe.piece(sigmas))
     except ValueError as error:
         raise ValueError(f"set the schedule type to Automatic or {PLAN}: {error}") from None
     scale = Scale(model, extra_args)
     _compare_guidance(calibrated, scale.whole, functools.partial(tell, model.p))
     with scale.along(sigmas, settings.guided(scale.whole), is_flow(wrap)) as guided:
-        return calibrated.function(guided, x, sigmas, extra_args, callback, disable, set_guidance=scale.set_factor)
+        return part.function(guided, x, None, extra_args, callback, disable, set_guidance=scale.set_factor)
 
 
 def _check_model(calibrated: CalibratedPlan, found: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class Settings:
             object.__setattr__(self, field.name, value)
 
     def of_sampler(self, spec: SamplerSpec, tell: Callable[[str], None]) -> dict[str, Any]:
-        """The options of a sampler that are set; `tell` is told what is left out.
+        """The options of a sampler that are set; `tell` is called with what is left out.
 
         Raises:
             ValueError: naming what is wrong.
@@ -199,7 +199,7 @@ def _nothing() -> None:
 
 
 _current: Callable[[], Any] = _nothing
-"""The processing that runs, weakly: a schedule is not told."""
+"""The processing that runs, weakly: a schedule is not given it."""
 
 
 def begin(p: Any, values: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...samplers.calibrated import CalibratedPlan, Goal
-from ...samplers.calibrated.fit import DEFAULT_BASES, DEFAULT_FREE, Progress, calibrate, plain_recipes
+from ...samplers.calibrated.fit import DEFAULT_BASES, DEFAULT_PARAMETERS, Progress, calibrate, plain_recipes
 from ...samplers.calibrated.recipe import Recipe
 from .gradients import Gradients
 from .model import level_range
@@ -35,7 +35,7 @@ class Calibration:
         seed: of the first sample's noise; the others count on from it.
         samples: for the fit; as many others, with seeds and prompts of their own, say how good it is.
         teacher_steps: of the run that is to be matched.
-        free: the names of the parameters that are fitted, as in `calibrate`; guidance only where there is any.
+        parameters: the names of those that are fitted, as in `calibrate`; guidance only where there is any.
         rounds: at most so many.
         inserted: fit the parameters of every second level alone, those of AMED.
         afs: whether the first evaluation is left out (`analytical_first_step`).
@@ -54,7 +54,7 @@ class Calibration:
         seed: int = 0,
         samples: int = 16,
         teacher_steps: int = 50,
-        free: Sequence[str] = DEFAULT_FREE,
+        parameters: Sequence[str] = DEFAULT_PARAMETERS,
         rounds: int = 4,
         inserted: bool = False,
         afs: bool = False,
@@ -69,7 +69,7 @@ class Calibration:
         self.training, self.validation = split(session.prompts, seed, samples, samples)
         self._teacher = Teacher(session, teacher_steps, evaluations)
         self._starts = _plain_recipes(session, bases, evaluations, afs)
-        self._free = [name for name in free if name != "guidance" or session.guidance not in (0, 1)]
+        self._parameters = [name for name in parameters if name != "guidance" or session.guidance not in (0, 1)]
         self._rounds, self._inserted = rounds, inserted
         self._backpropagate = derivatives == DERIVATIVES[1]
         self._baseline: Recipe | None = next(iter(self._starts), None)
@@ -83,7 +83,7 @@ class Calibration:
             screening,
             training,
             validation,
-            free=self._free,
+            parameters=self._parameters,
             rounds=self._rounds,
             inserted=self._inserted,
             backpropagate=Gradients(self.session, self.training, training.target) if self._backpropagate else None,

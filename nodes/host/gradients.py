@@ -28,7 +28,7 @@ class Gradients:
     target: Tensor
 
     def slope(
-        self, recipe: Recipe, numbers: Sequence[Parameter], by: Tensor, weights: Tensor | None = None
+        self, recipe: Recipe, parameters: Sequence[Parameter], by: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As that of `DifferentiableGoal`.
 
@@ -39,7 +39,7 @@ class Gradients:
         squares, slope = torch.zeros(count, dtype=torch.float64), torch.zeros_like(by)
 
         def add(group: list[int]) -> None:
-            part = self._slope(recipe, numbers, by, group, None if weights is None else weights[group])
+            part = self._slope(recipe, parameters, by, group, None if weights is None else weights[group])
             squares[group] = part[0]
             slope.add_(part[1] * len(group) / count)
 
@@ -47,7 +47,7 @@ class Gradients:
         return squares, slope
 
     def _slope(
-        self, recipe: Recipe, numbers: Sequence[Parameter], by: Tensor, group: list[int], weights: Tensor | None
+        self, recipe: Recipe, parameters: Sequence[Parameter], by: Tensor, group: list[int], weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         def follow(run: Inside) -> tuple[Tensor, Tensor]:
             whole = run.guider.inner_model
@@ -69,7 +69,7 @@ class Gradients:
                     set_guidance,
                     measured=lambda x: zero + scale * x,
                 )
-                return goal.slope(recipe, numbers, by.clone(), None if weights is None else weights.clone())
+                return goal.slope(recipe, parameters, by.clone(), None if weights is None else weights.clone())
 
         try:
             return self.session.inside(follow, recipe.sigmas, [self.samples[k] for k in group])

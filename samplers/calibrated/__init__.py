@@ -16,7 +16,7 @@ The solvers know nothing of this room.
 
 from .about import About
 from .file import FileError
-from .fit import DEFAULT_BASES, DEFAULT_FREE, Progress, calibrate, plain_recipes
+from .fit import DEFAULT_BASES, DEFAULT_PARAMETERS, Progress, calibrate, plain_recipes
 from .objective import Differentiable, DifferentiableGoal, Goal, geometric_mean, rmse
 from .parameters import Parameter
 from .plan import CalibratedPlan, load, parse
@@ -28,7 +28,7 @@ from .tuning import PLAIN, Tuning
 
 __all__ = [
     "DEFAULT_BASES",
-    "DEFAULT_FREE",
+    "DEFAULT_PARAMETERS",
     "PLAIN",
     "PUBLISHED",
     "About",

@@ -26,7 +26,7 @@ from .parameters import Space, parameters_of
 from .recipe import Recipe
 
 DEFAULT_BASES = ("dpmpp_2m", "ipndm_v")
-DEFAULT_FREE = ("level", "slope", "curvature", "guidance", "scale_time")
+DEFAULT_PARAMETERS = ("level", "slope", "curvature", "guidance", "scale_time")
 FINALISTS = 3  # of the starts, that are compared on all samples
 PATIENCE = 4  # steps in a row that help in training and not in validation, after which Gauss-Newton stops
 
@@ -90,7 +90,7 @@ def calibrate(
     training: Goal,
     validation: Goal,
     *,
-    free: Sequence[str] = DEFAULT_FREE,
+    parameters: Sequence[str] = DEFAULT_PARAMETERS,
     rounds: int = 4,
     inserted: bool = False,
     backpropagate: Differentiable | None = None,
@@ -105,21 +105,21 @@ def calibrate(
         starts: plain recipes, as `plain_recipes` gives them.
         screening: a few of the samples of training.
         validation: samples with other noise, better with other prompts too.
-        free: the names of the parameters that are fitted, of `FITTABLE`; `guidance` only where its scale can be set.
+        parameters: the names of those that are fitted, of `FITTABLE`; `guidance` only where its scale can be set.
         rounds: at most so many.
         inserted: fit the parameters of every second level alone, as AMED does.
         backpropagate: the samples of training for a model that can be differentiated; then rounds of BFGS follow
             instead.
 
     Raises:
-        ValueError: if there is no start, none gave finite samples, or `free` names what cannot be fitted.
+        ValueError: if there is no start, none gave finite samples, or `parameters` names what cannot be fitted.
     """
     starts = list(starts)
     if not starts:
         raise ValueError(
             "there are no plain levels to start from: choose another base sampler or number of evaluations"
         )
-    names = (free,) if isinstance(free, str) else tuple(free)
+    names = (parameters,) if isinstance(parameters, str) else tuple(parameters)
     parameters_of(starts[0], names)  # complains now, not after the screening
     calibration = _Calibration(screening, training, validation, starts[0])
     return calibration.run(starts, names, rounds, inserted, backpropagate)
@@ -139,12 +139,12 @@ class _Calibration:
     def run(
         self,
         starts: list[Recipe],
-        free: Sequence[str],
+        parameters: Sequence[str],
         rounds: int,
         inserted: bool,
         backpropagate: Differentiable | None,
     ) -> Iterator[Progress]:
-        count = len(parameters_of(starts[0], free, inserted=inserted))
+        count = len(parameters_of(starts[0], parameters, inserted=inserted))
         self._expected = len(starts) + 2 * min(FINALISTS, len(starts)) + rounds * (count + 4)
         ranks = []
         for start in starts:
@@ -162,7 +162,7 @@ class _Calibration:
         if chosen is None:
             raise ValueError("no plain sampler gave finite samples with this model: look at the model and the guidance")
         self._error, base, residuals = chosen
-        space = Space(base, parameters_of(base, free, inserted=inserted))
+        space = Space(base, parameters_of(base, parameters, inserted=inserted))
         if backpropagate is None:
             yield from self._follow(GaussNewton(self._training, space, residuals).run(rounds), PATIENCE)
         else:

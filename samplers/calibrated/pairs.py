@@ -65,12 +65,12 @@ class Pairs:
         neither at pure noise in rectified flow nor with it."""
         return i + 2 < len(self.levels) and finite_step(self.levels[i], end_of_step(self.levels, i))
 
-    def insert(self, i: int, middles: Sequence[IntermediatePoint]) -> None:
+    def insert(self, i: int, points: Sequence[IntermediatePoint]) -> None:
         """Give the step that begins at levels[i] these numbers, one `IntermediatePoint` per image."""
         s, end = self.levels[i], end_of_step(self.levels, i)
-        for sigmas, tunings, middle in zip(self._sigmas, self._tunings, middles, strict=True):
-            sigmas[i + 1] = self.levels.between(s, end, middle.r).sigma
-            tunings[i + 1] = middle.over(tunings[i + 1])
+        for sigmas, tunings, point in zip(self._sigmas, self._tunings, points, strict=True):
+            sigmas[i + 1] = self.levels.between(s, end, point.r).sigma
+            tunings[i + 1] = point.over(tunings[i + 1])
 
     def stage(self, i: int) -> Stage:
         """The stage that evaluates at level i."""

@@ -61,7 +61,7 @@ def parameters_of(recipe: Recipe, names: Sequence[str], *, inserted: bool = Fals
     """
     for name in names:
         if name not in FITTABLE:
-            raise ValueError(f"free = {name!r}: what can be fitted is {', '.join(FITTABLE)}")
+            raise ValueError(f"parameters = {name!r}: what can be fitted is {', '.join(FITTABLE)}")
     if not recipe.tunings:
         raise ValueError("sigmas hold no step: raise the number of steps")
     levels, stages = read_levels(recipe.sigmas, recipe.flow), list(recipe.plan())

@@ -90,9 +90,9 @@ class CalibratedPlan:
             return recipe.function(model, x, None, extra_args, callback, disable)
         levels = read_levels(recipe.sigmas, recipe.flow)
         predict = prediction(self.predictor, bottleneck, len(x))
-        decisions = predicted(recipe.stages, levels, predict, x, recipe.tunings)
+        stages = predicted(recipe.stages, levels, predict, x, recipe.tunings)
         guided = recipe.guided(model, set_guidance)
-        return integrate(guided, x, decisions, extra_args=extra_args, callback=callback, disable=disable)
+        return integrate(guided, x, stages, extra_args=extra_args, callback=callback, disable=disable)
 
     # As fields, files and text
 

@@ -194,7 +194,7 @@ check("the typed list of a schedule is shown where it is asked for, and drawn", 
   assert.deepEqual([await lists(), await tall()], [none, height]);
 });
 
-check("defaults are told", async ({ page }) => {
+check("defaults are shown", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepSampler");
   const shown = (name) =>
@@ -283,7 +283,7 @@ both("workflows open with no missing node and no red input, and are queued as th
   }
 });
 
-check("without the pack a workflow opens, is told what is missing, and keeps what it has", async ({ page }) => {
+check("without the pack a workflow opens, says what is missing, and keeps what it has", async ({ page }) => {
   const text = readFileSync(join(given.root, "workflows", "demo.json"), "utf8");
   const saved = JSON.parse(text.replaceAll('"type": "FewStep', '"type": "Unknown')); // as where it is not installed
   await page.evaluate((workflow) => void app.loadGraphData(workflow), saved);

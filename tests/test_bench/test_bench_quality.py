@@ -66,11 +66,11 @@ def test_table_has_every_cell(finished: Path):
     assert "as good as the best host sampler at" in text and "| 4 | " in text
 
 
-def test_learned_plans_stand_beside_the_plain_samplers(bench, finished: Path):
+def test_calibrated_plans_stand_beside_the_plain_samplers(bench, finished: Path):
     """The committed plan for 4 evaluations, on prompts and seeds that it was not fitted to, and its line."""
     from demo.learn import PROMPTS, SAMPLES, SEED
 
-    row = next(r for r in read(finished) if r["source"] == "learned")
+    row = next(r for r in read(finished) if r["source"] == "calibrated")
     assert (row["sampler"], row["nfe"], row["images"]) == ("calibrated-4", "4", "2") and 0 < float(row["median"]) < 0.2
     fitted = range(SEED, SEED + 2 * SAMPLES)
     reported = bench.settings.Size().reported_on

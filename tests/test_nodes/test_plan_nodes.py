@@ -1,4 +1,4 @@
-"""The nodes for learned plans in the real host: files, sampling, the bottleneck that a predictor reads, figures."""
+"""The nodes for calibrated plans in the real host: files, sampling, the bottleneck that a predictor reads, figures."""
 
 from __future__ import annotations
 

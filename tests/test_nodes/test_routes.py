@@ -124,7 +124,7 @@ def test_ramps_are_drawn_in_the_hosts_percent(comfyui, routes, model_type):
         assert reached == pytest.approx(evaluation["sigma"], rel=1e-3)
 
 
-def test_learned_plans(comfyui, routes):
+def test_calibrated_plans(comfyui, routes):
     loaded = node("FewStepLoadPlan", file="built-in: amed_dpm_2m (SD1.5, 10 evaluations)", text="")
     sampler = node("FewStepPlanSampler", plan=loaded, see_bottleneck=True)
     drawn = routes.plan({"node": sampler, "guidance": 7.5})

@@ -255,7 +255,7 @@ def test_of_a_model_that_is_not_known(comfyui, routes):
     assert not routes.plan(request | {"levels": levels})["unknown"], "no plan for so many"
 
 
-# Learned plans
+# Calibrated plans
 
 
 def calibrated(guidance: float = 1.0) -> CalibratedPlan:

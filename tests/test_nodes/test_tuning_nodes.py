@@ -294,20 +294,20 @@ def test_prompts_that_share_no_batch_have_the_gradient_of_all(comfyui):
     reference = module(comfyui, "host.reference")
     model, recipe = small_model("FLOW"), gradients.Recipe("euler", (1.0, 0.7, 0.4, 0.0), True)
     samples = samples_of(comfyui, 4, 2)
-    numbers = [gradients.Parameter("level", 1), gradients.Parameter("guidance", 2)]
+    parameters = [gradients.Parameter("level", 1), gradients.Parameter("guidance", 2)]
     by = torch.tensor([0.02, -0.01], dtype=torch.float64)
     found = []
     for batch in (0, 1):
         one = session.Session(model, prompts(2), conditioning(2), 2.0, latent(), batch=batch)
         target = torch.zeros(4, *one.shape)
-        found.append(gradients.Gradients(one, samples, target).slope(recipe, numbers, by))
+        found.append(gradients.Gradients(one, samples, target).slope(recipe, parameters, by))
     for ours, others in zip(*found, strict=True):
         torch.testing.assert_close(ours, others, rtol=1e-3, atol=1e-6)
     squares, slope = found[0]
     weights = 1 / squares
 
     def cost(there):
-        moved = importlib.import_module(gradients.Parameter.__module__).moved(recipe, numbers, there.tolist())
+        moved = importlib.import_module(gradients.Parameter.__module__).moved(recipe, parameters, there.tolist())
         samples_ = reference.final_samples(one, reference.CalibratedPlan(moved), samples)
         return (weights * samples_.flatten(1).square().mean(dim=1)).mean()
 

@@ -18,7 +18,7 @@ from samplers.calibrated.parameters import FITTABLE, Parameter, moved, parameter
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
 
-FREE = ("level", "slope", "curvature", "scale_time")
+PARAMETERS = ("level", "slope", "curvature", "scale_time")
 
 
 def start(base: str = "dpmpp_2m", n: int = 5) -> Recipe:
@@ -42,7 +42,7 @@ def goal(seed: int, n: int = 16, model=denoiser) -> Goal:
 def run(starts, training=None, validation=None, **options):
     """All the progress of a calibration."""
     training, validation = training or goal(1), validation or goal(2)
-    return list(calibrate(starts, goal(1, 4), training, validation, **{"free": FREE, **options}))
+    return list(calibrate(starts, goal(1, 4), training, validation, **{"parameters": PARAMETERS, **options}))
 
 
 # What it reaches
@@ -79,7 +79,7 @@ def test_guidance_is_fitted_where_it_can_be_set():
 
     plain = start()
     training = Goal(result, exact(plain))
-    *_, end = calibrate([plain], training, training, training, free=("guidance",), rounds=6)
+    *_, end = calibrate([plain], training, training, training, parameters=("guidance",), rounds=6)
     assert end.after < 0.05 * end.before
     assert [t.guidance for t in end.best.tunings] == pytest.approx([1 / 1.2] * 5, abs=0.03)
 
@@ -114,7 +114,7 @@ def test_it_stops_when_steps_no_longer_help_in_validation():
 
 def test_inserted_levels_alone_are_fitted_for_amed():
     plain = start("dpm_2m", 6)
-    *_, end = run([plain], free=("level", "scale_dir", "scale_time"), inserted=True, rounds=2)
+    *_, end = run([plain], parameters=("level", "scale_dir", "scale_time"), inserted=True, rounds=2)
     assert end.after < end.before and end.best.sigmas[::2] == plain.sigmas[::2]
     assert set(end.best.tunings[::2]) == {Tuning()} and end.best.sigmas[1] != plain.sigmas[1]
 
@@ -134,11 +134,11 @@ def test_what_is_fitted_keeps_a_constant_exact():
 
 
 def test_what_is_free_is_all_that_changes():
-    *_, end = run([start()], free=("slope",), rounds=2)
+    *_, end = run([start()], parameters=("slope",), rounds=2)
     assert end.best.sigmas == start().sigmas
     assert all(t == Tuning(slope=t.slope) for t in end.best.tunings)
     assert end.best.tunings[0].slope == 0 and end.after < end.before
-    *_, end = run([start()], free=("level",), rounds=1, inserted=True)
+    *_, end = run([start()], parameters=("level",), rounds=1, inserted=True)
     same = [a == b for a, b in zip(end.best.sigmas, start().sigmas, strict=True)]
     assert same == [True, False, True, False, True, True]
 
@@ -160,7 +160,7 @@ def test_a_problem_linear_in_its_parameters_is_solved_in_one_round():
     ).flatten(2)
     target = plain + 0.1 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     training = Goal(result, target)
-    *_, end = calibrate([recipe], training, training, training, free=("slope",), rounds=1)
+    *_, end = calibrate([recipe], training, training, training, parameters=("slope",), rounds=1)
 
     found = (plain - target).flatten(1)
     weights = 1 / found.square().mean(1).sqrt() / math.sqrt(found.numel())
@@ -202,7 +202,7 @@ def test_progress_counts_the_runs_that_were_made(backpropagate):
         counted(goal(1, 4)),
         counted(goal(1)),
         counted(goal(2)),
-        free=FREE,
+        parameters=PARAMETERS,
         rounds=2,
         backpropagate=differentiable,
     )
@@ -218,7 +218,7 @@ def test_progress_counts_the_runs_that_were_made(backpropagate):
 def test_it_can_be_closed_at_any_time_with_a_best_that_samples():
     total = len(run([start(n=4)], rounds=1))
     for stop in (1, 2, 4, total // 2, total - 1):
-        steps = calibrate([start(n=4)], goal(1, 4), goal(1), goal(2), free=FREE, rounds=1)
+        steps = calibrate([start(n=4)], goal(1, 4), goal(1), goal(2), parameters=PARAMETERS, rounds=1)
         *_, last = itertools.islice(steps, stop)
         steps.close()
         assert last.best.function(denoiser, 14 * X1, disable=True).isfinite().all()
@@ -244,10 +244,10 @@ def test_a_recipe_that_gives_nan_is_survived():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="free = 'nonsense': what can be fitted is level, slope"):
-        calibrate([start()], goal(1), goal(1), goal(2), free="nonsense")
-    with pytest.raises(ValueError, match="free = 'sharpness'"):
-        calibrate([start()], goal(1), goal(1), goal(2), free=("level", "sharpness"))
+    with pytest.raises(ValueError, match="parameters = 'nonsense': what can be fitted is level, slope"):
+        calibrate([start()], goal(1), goal(1), goal(2), parameters="nonsense")
+    with pytest.raises(ValueError, match="parameters = 'sharpness'"):
+        calibrate([start()], goal(1), goal(1), goal(2), parameters=("level", "sharpness"))
     with pytest.raises(ValueError, match="no plain levels to start from: choose another base"):
         calibrate([], goal(1), goal(1), goal(2))
 
@@ -282,10 +282,10 @@ def test_every_parameter_can_be_moved_and_the_run_follows(base, flow):
     recipe = Recipe(base, (1.0, 0.8, 0.5, 0.2, 0.0) if flow else start(base, 4).sigmas, flow)
     x = recipe.sigmas[0] * X1
     plain = recipe.function(model, x, disable=True)
-    for parameter in parameters_of(recipe, (*FREE, "scale_dir")):
+    for parameter in parameters_of(recipe, (*PARAMETERS, "scale_dir")):
         changed = moved(recipe, [parameter], [FITTABLE[parameter.name].step]).function(model, x, disable=True)
         assert not torch.equal(changed, plain)
-    assert moved(recipe, parameters_of(recipe, FREE), [0.0] * len(parameters_of(recipe, FREE))) == recipe
+    assert moved(recipe, parameters_of(recipe, PARAMETERS), [0.0] * len(parameters_of(recipe, PARAMETERS))) == recipe
 
 
 def test_moved_levels_are_in_lambda_and_do_not_cross():
@@ -337,7 +337,7 @@ def objective(recipe, parameters, by, seed=1):
 def test_the_gradient_is_that_of_the_objective(base):
     """At plain parameters, too, where a scale of 1 changes nothing and still has a derivative."""
     recipe = start(base, 4)
-    parameters = parameters_of(recipe, (*FREE, "scale_dir"))
+    parameters = parameters_of(recipe, (*PARAMETERS, "scale_dir"))
     assert len(parameters) >= 10
     for values in ([0.0] * len(parameters), [0.02 * math.sin(k) for k in range(len(parameters))]):
         by = torch.tensor(values, dtype=torch.float64, requires_grad=True)
@@ -350,7 +350,7 @@ def test_the_gradient_is_that_of_the_objective(base):
 
 def test_the_objective_is_that_of_the_recipe():
     recipe = start()
-    parameters = parameters_of(recipe, FREE)
+    parameters = parameters_of(recipe, PARAMETERS)
     by = [0.03 * math.cos(k) for k in range(len(parameters))]
     ours = objective(recipe, parameters, by)
     errors = rmse(goal(1).residuals(moved(recipe, parameters, by)))

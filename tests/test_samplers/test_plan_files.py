@@ -1,4 +1,4 @@
-"""Files and texts of what was learned, and the numbers that were published."""
+"""Files and texts of calibrated plans, and the numbers that were published."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_writers_in_threads_and_processes_overwrite_nothing(tmp_path):
 import sys
 sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:3]]!r}
 from pathlib import Path
-from test_learned import save_many
+from test_plan_files import save_many
 print(*save_many(Path({str(tmp_path)!r}), 25), sep="\\n")
 """
     command = [sys.executable, "-c", code]
