@@ -284,8 +284,8 @@ def seeds_2(levels: Levels, *, eta: Eta = 1.0, r: R = 0.5, solver_type: Form = "
         x_t = (sigma_t / sigma_s) e^(-eta h) x_s + alpha_t (1 - e^-H) ((1 - 1/(2r)) D_s + 1/(2r) D_u) + n_t
         (midpoint)
 
-    with H = (1 + eta) h; `heun` has phi_2 as in `dpmpp_2s`. n_u is fresh noise of the SDE from s to u, n_t what is left
-    of it at t and fresh noise from u to t. At eta = 0 it is `dpmpp_2s`.
+    with H = (1 + eta) h; `heun` has phi_2 as in `dpmpp_2s`. n_u is the noise of the SDE from s to u, n_t what is left
+    of it at t and new noise from u to t. At eta = 0 it is `dpmpp_2s`.
     Gonzalez et al. 2023, arXiv 2305.14267, Algorithm 2.
     """
     return exponential_runge_kutta(levels, tableau_2_weak(r) if solver_type == "midpoint" else tableau_2(r), eta)

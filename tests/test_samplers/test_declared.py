@@ -77,7 +77,7 @@ def test_an_option_is_what_the_signature_says():
     [
         (float, 0.5, TypeError, "option given must be Annotated with its help text"),
         (Annotated[float, Bounds(0.0, 1.0)], 0.5, TypeError, "must be Annotated with its help text"),
-        (Annotated[float, "How much."], 0.5, TypeError, "unless it is a bool or a Literal, with its Bounds"),
+        (Annotated[float, "How much."], 0.5, TypeError, "if it is a number, with its Bounds"),
         (Annotated[float, Bounds(0.0, 1.0), "How much."], 1, TypeError, "needs a default of its type, and has 1"),
         (Annotated[bool, "Whether."], None, TypeError, "needs a default of its type, and has None"),
         (Annotated[float, Bounds(0.0, 1.0), "How much."], 2.0, ValueError, "given = 2.0 must lie between 0 and 1"),
@@ -112,6 +112,7 @@ def test_which_samplers_have_no_plan():
 def test_which_samplers_step_by_pairs_or_look_back_and_which_move_levels():
     assert [id for id, spec in SAMPLERS.items() if spec.paired] == ["amed", "amed_dpm_2s"]
     multistep = {"unipc", "ipndm", "ipndm_v", "deis", "plms", "dpmpp_2m_sde", "dpmpp_3m_sde", "amed_dpm_2m"}
+    multistep |= {"lms", "gradient_estimation", "res_multistep", "res_multistep_ancestral", "er_sde", "sa_solver"}
     multistep |= {f"{family}_{order}m" for family in ("dpm", "dpmpp") for order in (2, 3)}
     assert {id for id, spec in SAMPLERS.items() if not spec.singlestep} == multistep
     moving = {id: dict(spec.at_given_levels) for id, spec in SAMPLERS.items() if spec.at_given_levels}

@@ -35,7 +35,7 @@ def manual(text, n, low=MIN, high=MAX, **options):
 
 
 def test_every_entry_can_be_chosen_and_names_where_it_was_read():
-    page = (Path(__file__).parent.parent / "docs" / "MODELS.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "MODELS.md").read_text()
     assert list(get_args(Distilled)) == list(trained_models())
     for id, entry in trained_models().items():
         assert entry["sources"] and all(source.startswith("https://") for source in entry["sources"])
