@@ -15,7 +15,7 @@ from torch import Tensor
 from ...samplers import SCHEDULES
 from ...samplers.calibrated import CalibratedPlan, geometric_mean, rmse
 from ...samplers.calibrated.predictor import Predictor
-from ...samplers.calibrated.recipe import Recipe
+from ...samplers.calibrated.recipe import Recipe, usable_bases
 from ...samplers.calibrated.train_amed import Trainer
 from ...samplers.levels import read_levels
 from .bottleneck import Bottleneck
@@ -30,10 +30,11 @@ from .work import check_choice, check_counts, measured, origin
 GOALS = ("last sample", "each step")
 """What is to be matched with the teacher."""
 
-AMED_BASES = (
+_FIRST = (
     "amed", "amed_dpm_2s", "amed_dpm_2m", "euler", "ipndm", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m", "ipndm_v",
     "deis",
 )  # fmt: skip
+AMED_BASES = (*_FIRST, *(id for id in usable_bases() if id not in (*_FIRST, "ddim")))
 """Solvers that a predictor can be trained for, in the order of the node: those that can follow a recipe, but `ddim`,
 which is then `euler`."""
 
