@@ -7,6 +7,7 @@ from pathlib import Path
 
 import host
 import pytest
+from machine import moment
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_second_setup_is_quick():
         subprocess.run(run, cwd=host.ROOT / "tools", env=env, capture_output=True, text=True, check=True)
         for _ in range(2)
     )
-    assert min(float(each.stdout) for each in done) < 1
+    assert min(float(each.stdout) for each in done) < 5 * moment()
 
 
 def test_a_given_host_is_looked_at(tmp_path, monkeypatch):

@@ -176,22 +176,33 @@ check("widgets that the sampler does not have are hidden, and saved", async ({ p
   assert.deepEqual(Object.keys(prompt[id].inputs).sort(), [...names].sort());
 });
 
+/** Waits until an assertion holds: the front end lays nodes out when it draws them next. */
+async function eventually(page, holds) {
+  for (let left = 50; ; left--) {
+    try {
+      return await holds();
+    } catch (error) {
+      if (!left) throw error;
+      await page.waitForTimeout(200);
+    }
+  }
+}
+
 check("the typed list of a schedule is shown where it is asked for, and drawn", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepScheduler");
   const lists = () => page.locator("textarea:visible").count();
   const tall = () => page.evaluate((id) => app.graph.getNodeById(id).size[1], id);
+  await page.waitForTimeout(500); // until the new node is as tall as it wants to be
   const [none, height] = [await lists(), await tall()];
   await set(page, id, "schedule", "manual");
-  await page.waitForTimeout(300);
-  assert.equal(await lists(), none + 1);
-  assert.ok((await tall()) > height - 40); // a few lines instead of `rho`
+  await eventually(page, async () => assert.equal(await lists(), none + 1));
+  await eventually(page, async () => assert.ok((await tall()) > height - 40)); // a few lines instead of `rho`
   await set(page, id, "steps", 3);
   await set(page, id, "sigmas", "14\n5, 1");
   assert.deepEqual((await answer(page, id)).sigmas, [14, 5, 1, 0]);
   await set(page, id, "schedule", "karras");
-  await page.waitForTimeout(300);
-  assert.deepEqual([await lists(), await tall()], [none, height]);
+  await eventually(page, async () => assert.deepEqual([await lists(), await tall()], [none, height]));
 });
 
 check("defaults are shown", async ({ page }) => {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from in_the_host import module
+from machine import moment
 from small_models import conditioning, small_model
 
 CFG, SEED = 3.0, 7
@@ -269,11 +270,11 @@ def test_options_of_both_are_taken(comfyui):
 )
 @pytest.mark.parametrize("before", ["", "dpmpp_2m", "dpmpp_2m_sde eta=", "fewstep_unipc "])
 def test_texts_are_read_in_time_that_grows_with_their_length(comfyui, before, piece):
-    """They are read in the event loop of the server: the longest in less than a second, whatever is repeated."""
+    """They are read in the event loop of the server: the longest in less than about a second, whatever is repeated."""
     text = before + piece * ((20_000 - len(before) - 1) // len(piece)) + "x"
     start = time.process_time()
     told = comfyui.nodes["FewStepCompare"].validate_inputs(text, text, text)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5 * moment()
     assert told is True or len(told) < 2000
 
 

@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from front_end import node, scheduler
 from host import ROOT
 from in_the_host import module
+from machine import moment
 from mutations import mutated
 
 from samplers import SAMPLERS
@@ -180,7 +181,7 @@ def test_a_long_body_is_neither_read_nor_parsed(routes, requests):
         start = time.process_time()
         ((status, text),) = asked(requests, drawn.append, [body])
         assert status == 413 and "longer than 1,048,576 bytes" in strictly(text)["error"]
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 10 * moment()
     assert not drawn
 
 
@@ -270,7 +271,7 @@ def test_the_longest_run_that_is_drawn_takes_seconds(routes, kind):
         request = {"node": node("FewStepAuto", evaluations=1000, variety="exact seed", denoise=1.0)}
     start = time.process_time()
     assert len(routes.plan(request)["evaluations"]) > 900
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 25 * moment()
 
 
 # The percent of a level
@@ -353,4 +354,4 @@ def test_odd_bodies_are_answered(routes, requests, monkeypatch, seed):
             answer = strictly(text)
             assert isinstance(answer, dict) and (status == 200 or answer["error"])
             assert str(ROOT) not in text and "/samplers/" not in text and "/nodes/" not in text
-        assert time.process_time() - start < 20
+        assert time.process_time() - start < 100 * moment()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machine import moment
 from mixture import X1, denoiser
 from mutations import mutated
 from safetensors.torch import load_file, save_file
@@ -490,7 +491,7 @@ def read_or_refused(read, given) -> CalibratedPlan | None:
         found = read(given)
     except FileError as error:
         refused = str(error)
-    assert len(refused) < 2000 and time.process_time() - start < 5
+    assert len(refused) < 2000 and time.process_time() - start < 25 * moment()
     if found is not None:
         assert all(math.isfinite(float(c)) for stage in found.recipe.plan() for c in stage.update.terms.values())
         assert 0 <= found.gain < math.inf and json.loads(found.text())
