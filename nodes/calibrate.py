@@ -8,14 +8,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..samplers import SCHEDULES
 from ..samplers.calibrated.fit import DEFAULT_BASES
 from ..samplers.calibrated.recipe import usable_bases
 from .host.calibration import DERIVATIVES, Calibration
 from .host.display import Display
 from .host.protocols import Conditioning
 from .host.session import Session
-from .host.training import AMED_BASES, GOALS, Training
+from .host.training import AMED_BASES, AMED_SCHEDULES, GOALS, Training
 from .host.work import finished, kept
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
@@ -205,7 +204,7 @@ class FewStepTrainAMED(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "schedule",
-                    options=list(SCHEDULES),
+                    options=list(AMED_SCHEDULES),
                     default="karras",
                     tooltip="The noise levels at the start. Every second one is then learned.",
                 ),

@@ -197,7 +197,6 @@ class SamplerSpec(Spec):
             ValueError: naming the argument at fault.
             NonFiniteError: if the model returned NaN or infinity, naming the step.
         """
-        check_sample(x)
         return self.prepare(sigmas, flow=flow, **options).sample(
             model,
             x,
@@ -253,16 +252,18 @@ class PreparedRun(NamedTuple):
     ) -> Tensor:
         """The sample; arguments and errors as in `SamplerSpec.function`."""
         check_sample(x)
-        plan: Plan | AdaptiveSolver = _noise_times(noise_scale, self.stages)
+        plan: Plan | AdaptiveSolver
         own_noise: BrownianNoise | None = None
         if self.spec.adaptive and len(self.run.levels) > 1:
             decides = self.spec.solver(self.run.levels, **self.options)
             assert isinstance(decides, Generator)
             plan = _decided(decides, self.run)
-        elif noise_sampler is None and any(stage.noise for stage in self.stages):
-            device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
-            seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
-            own_noise = noise_for(_noise_times(noise_scale, self.stages), x, seeds, flow=flow, device=device)
+        else:
+            plan = stages = _noise_times(noise_scale, self.stages)
+            if noise_sampler is None and any(stage.noise for stage in stages):
+                device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
+                seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
+                own_noise = noise_for(stages, x, seeds, flow=flow, device=device)
         if self.run.repeats:
             logging.warning("%s: %s", self.spec.id, REPEATS)
         try:

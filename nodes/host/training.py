@@ -38,6 +38,9 @@ AMED_BASES = (*_FIRST, *(id for id in usable_bases() if id not in (*_FIRST, "ddi
 """Solvers that a predictor can be trained for, in the order of the node: those that can follow a recipe, but `ddim`,
 which is then `euler`."""
 
+AMED_SCHEDULES = tuple(id for id, spec in SCHEDULES.items() if spec.starts_at_sigma_max)
+"""Schedules that training can begin with: those that reach from full noise down, as calibration takes them."""
+
 SLOWEST = 0.1  # of the learning rate, at the end
 
 
@@ -104,7 +107,7 @@ class Training:
         if evaluations < 2:
             raise ValueError(f"evaluations = {evaluations} must be at least 2: every second level is learned")
         check_choice("base", base, AMED_BASES)
-        check_choice("schedule", schedule, tuple(SCHEDULES))
+        check_choice("schedule", schedule, AMED_SCHEDULES)
         check_choice("goal", goal, GOALS)
         if start is not None:
             _check_start(start, session, evaluations)

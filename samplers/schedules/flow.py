@@ -5,10 +5,7 @@ For other models their levels have the same signal-to-noise ratio: sigma / alpha
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +14,7 @@ from torch import Tensor
 from ..options import Bounds
 from ..schedule import schedule, shifted
 from .analytic import ramp
-from .tables import interpolated
+from .tables import interpolated, published
 
 
 def of_flow(curve: Tensor, sigma_max: float, flow: bool) -> Tensor:
@@ -102,7 +99,7 @@ def flux(
 def flux2(
     n: int, sigma_min: float, sigma_max: float, *, width: Width = 1024, height: Height = 1024, flow: bool = False
 ) -> Tensor:
-    """`flux` with the mu that FLUX.2 was found to want: two lines in the tokens, for 10 and for 200 steps.
+    """`flux` with the mu that was fitted to FLUX.2: two lines in the tokens, for 10 and for 200 steps.
 
     Black Forest Labs, flux2, sampling.py (`compute_empirical_mu`); ComfyUI's Flux2Scheduler. mu is linear in the steps,
     also below 10; above 4300 tokens it is that of 200 steps. Beyond 200 steps it stays, where the original falls on.
@@ -111,11 +108,6 @@ def flux2(
     mu_10, mu_200 = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
     part = 1.0 if tokens > 4300 else min((n - 10) / 190, 1.0)
     return _uniform_shifted(n, sigma_max, flow, mu_10 + part * (mu_200 - mu_10))
-
-
-@functools.cache
-def _optimal_steps() -> dict[str, list[float]]:
-    return json.loads(Path(__file__).with_name("optimal_steps.json").read_text())["levels"]
 
 
 @schedule(
@@ -135,9 +127,9 @@ def optimal_steps(
 ) -> Tensor:
     """The levels that a search by dynamic programming chose for a model.
 
-    Pei, Hu, Gu 2025, arXiv 2503.21774; the tables of ComfyUI's
-    OptimalStepsScheduler. Other numbers of steps are log-linear in between. The first level is that of the table, a
-    little below pure noise for Flux and Chroma; the last entry gives way to 0.
+    Pei, Hu, Gu 2025, arXiv 2503.21774; the tables of ComfyUI's OptimalStepsScheduler. Other numbers of steps are
+    log-linear in between. The first level is that of the table, a little below pure noise for Flux and Chroma; the last
+    entry gives way to 0.
     """
-    logs = torch.tensor(_optimal_steps()[table], dtype=torch.float64).log()
+    logs = torch.tensor(published("optimal_steps.json")["levels"][table], dtype=torch.float64).log()
     return of_flow(interpolated(logs, n + 1)[:-1].exp(), sigma_max, flow)

@@ -21,7 +21,7 @@ def read_list(text: str) -> list[float]:
     What stands around square brackets may be words, as in `sigmas = tensor([14.6, 5.2], dtype=torch.float64)`.
 
     Raises:
-        ValueError: naming what is no number.
+        ValueError: naming what is not a number.
     """
     start, end = text.find("["), text.rfind("]")
     before, inside, after = (text[:start], text[start:end], text[end:]) if 0 <= start < end else ("", text, "")
@@ -31,7 +31,7 @@ def read_list(text: str) -> list[float]:
             if _NUMBER.fullmatch(word):
                 numbers.append(float(word))
             elif part is inside:
-                raise ValueError(f"sigmas: {shortened(word)} is no number; write the list as 14.6, 5.2, 1.4, 0")
+                raise ValueError(f"sigmas: {shortened(word)} is not a number; write the list as 14.6, 5.2, 1.4, 0")
     return numbers
 
 
@@ -76,8 +76,8 @@ def manual(
         raise ValueError("sigmas: there is none above 0; write the list as 14.6, 5.2, 1.4, 0")
     if given[0] > sigma_max * (1 if flow else 1.001):  # lists that are printed are rounded: 14.615
         raise ValueError(
-            f"sigmas: number 1, {given[0]:g}, is above {sigma_max:g}, the highest level of this model: the list is one "
-            "for another"
+            f"sigmas: number 1, {given[0]:g}, is above {sigma_max:g}, the highest level of this model: this list "
+            "is for another model"
         )
     if len(given) != n:
         raise ValueError(

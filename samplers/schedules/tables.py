@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from torch import Tensor
 from ..options import Bounds
 from ..schedule import schedule
 from .analytic import level_of, log_ends
+
+
+@functools.cache
+def published(file: str) -> Any:
+    """What a JSON file of this folder holds."""
+    return json.loads(Path(__file__).with_name(file).read_text())
 
 
 def interpolated(table: Tensor, points: int) -> Tensor:
@@ -80,8 +86,8 @@ def ays(
 @functools.cache
 def _gits_tables() -> list[list[list[float]]]:
     """The published tables, by coefficient (0.80, 0.85 ... 1.50) and number of steps (2 ... 20)."""
-    published = json.loads(Path(__file__).with_name("gits.json").read_text())
-    return [[[published["levels"][i] for i in row] for row in rows] for rows in published["steps"].values()]
+    gits = published("gits.json")
+    return [[[gits["levels"][i] for i in row] for row in rows] for rows in gits["steps"].values()]
 
 
 @schedule(

@@ -27,8 +27,8 @@ def _log_sigmas() -> list[float]:
     return [math.log(stable_diffusion_sigma(time)) for time in range(1, _TIMES + 1)]
 
 
-def _model_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float, Callable[[Tensor], Tensor]]:
-    """The time of sigma_max, that of sigma_min, and sigma(t) between them."""
+def _table_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, float, Callable[[Tensor], Tensor]]:
+    """The time in the table of sigma_max, that of sigma_min, and sigma(t) between them."""
     if flow:
         return sigma_max, sigma_min, lambda t: t
     logs = torch.tensor(_log_sigmas(), dtype=torch.float64)
@@ -55,14 +55,14 @@ def normal(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
     ComfyUI's `normal`, `timestep_spacing="linspace"` of diffusers (Lin et al. 2023, arXiv 2305.08891, table 2). For
     flow models ComfyUI shifts the last time twice; here it is that of sigma_min.
     """
-    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
+    start, end, sigma = _table_time(sigma_min, sigma_max, flow)
     return sigma(ramp(n, start, end))
 
 
 @schedule(
     "SGM uniform",
     paper="Lin et al. 2023, arXiv 2305.08891",
-    help="normal with a step more, which leads from its last level to 0. For SDXL Lightning and the like.",
+    help="normal with one more step, from its last level to 0. For SDXL Lightning and similar models.",
     curated=True,
     ends_at_sigma_min=False,
     in_time=True,
@@ -73,7 +73,7 @@ def sgm_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fals
     ComfyUI's `sgm_uniform`, after Stability's generative-models. For flow models ComfyUI shifts the last time twice;
     here it is that of sigma_min.
     """
-    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
+    start, end, sigma = _table_time(sigma_min, sigma_max, flow)
     return sigma(ramp(n + 1, start, end)[:-1])
 
 
@@ -91,7 +91,7 @@ def simple(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
     ComfyUI's `simple`, `timestep_spacing="trailing"` of diffusers (Lin et al. 2023, arXiv 2305.08891, table 2), which
     round t to an entry of the table. With more steps than entries the last level is sigma_min.
     """
-    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
+    start, end, sigma = _table_time(sigma_min, sigma_max, flow)
     return sigma(ramp(n, start, max(start / n, end)))
 
 
@@ -111,6 +111,6 @@ def ddim_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
     never sees pure noise. Where n does not divide the table, ComfyUI's has steps in excess. More steps than half of the
     table have no room there: they lie between T and the same last level.
     """
-    start, end, sigma = _model_time(sigma_min, sigma_max, flow)
+    start, end, sigma = _table_time(sigma_min, sigma_max, flow)
     last = end + min(end, (start - end) / (_TIMES - 1))  # the next entry of the table, within the range
     return sigma(ramp(n, min(last + start * (1 - 1 / n), start), last))

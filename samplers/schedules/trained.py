@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor
 from ..processes import stable_diffusion_sigma
 from ..schedule import schedule, shifted
 from .analytic import ramp
+from .tables import published
 
 Distilled = Literal[
     "sdxl_turbo", "sdxl_lightning", "lcm", "tcd", "hyper_sd", "hyper_sdxl_unet", "hyper_flux", "dmd2_sdxl",
@@ -21,14 +19,13 @@ Distilled = Literal[
 ]  # fmt: skip
 
 
-@functools.cache
 def trained_models() -> dict[str, dict[str, Any]]:
     """By id: the name of the model, where its levels were read (`sources`), and these in one of four forms.
 
     `times`: time steps of Stable Diffusion, 0 to 999, by number of steps. `sigmas`: flow levels, likewise. `grid`: any
     n of so many time steps from 999 down, evenly spread. `shift`, `steps`: equal steps in the time of a flow, shifted.
     """
-    return json.loads(Path(__file__).with_name("trained.json").read_text())
+    return published("trained.json")
 
 
 def steps_of(entry: dict[str, Any]) -> list[int]:
@@ -85,9 +82,9 @@ def trained(
         )
     known = steps_of(entry)
     if n not in known:
-        told = f"1 to {known[-1]}" if "grid" in entry else ", ".join(map(str, known))
+        numbers = f"1 to {known[-1]}" if "grid" in entry else ", ".join(map(str, known))
         raise ValueError(
-            f"distilled = {distilled}: {entry['name']} was trained for {told} steps, and the whole schedule has {n} "
+            f"distilled = {distilled}: {entry['name']} was trained for {numbers} steps, and the whole schedule has {n} "
             "(steps / denoise, one more with discard_penultimate)"
         )
     return _LEVELS[form](entry[form], n)

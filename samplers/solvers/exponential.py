@@ -154,8 +154,8 @@ def _mean(
 @sampler(
     "RES 2S",
     paper="Zhang et al. 2023, arXiv 2308.02157",
-    help="Second order, two evaluations a step: the exponential Runge-Kutta method of RES4LYF. Forgives strong "
-    "guidance, as dpmpp_2s.",
+    help="Second order, two evaluations a step: the exponential Runge-Kutta method of RES4LYF. Tolerates strong "
+    "guidance, as dpmpp_2s does.",
     order=2,
     curated=True,
 )

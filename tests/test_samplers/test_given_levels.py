@@ -194,11 +194,11 @@ def test_a_printed_list_is_read_to_the_last_bit(numbers, between):
         ("", "sigmas: there is none above 0"),
         (" [ ] ", "sigmas: there is none above 0"),
         ("0", "sigmas: there is none above 0"),
-        ("14, 5, x, 1", "sigmas: 'x' is no number"),
-        ("14, 5, nan, 1", "sigmas: 'nan' is no number"),
-        ("inf, 5, 2, 1", "sigmas: 'inf' is no number"),
-        ("[14, 5, 1.4.1, 1]", r"sigmas: '1\.4\.1' is no number"),
-        ("1_4, 5, 2, 1", "sigmas: '1_4' is no number"),
+        ("14, 5, x, 1", "sigmas: 'x' is not a number"),
+        ("14, 5, nan, 1", "sigmas: 'nan' is not a number"),
+        ("inf, 5, 2, 1", "sigmas: 'inf' is not a number"),
+        ("[14, 5, 1.4.1, 1]", r"sigmas: '1\.4\.1' is not a number"),
+        ("1_4, 5, 2, 1", "sigmas: '1_4' is not a number"),
         ("14, 5, 6, 1", "sigmas: number 3, 6, is above the one before, 5: give them from high to low"),
         ("0, 1, 5, 14", "sigmas: number 2, 1, is above the one before, 0: give them from high to low"),
         ("14, 5, 5, 1", "sigmas: number 3, 5, repeats the one before"),
@@ -242,6 +242,6 @@ def test_the_node_reads_the_list_and_says_what_is_wrong(comfyui):
     assert widgets["sigmas"].multiline and widgets["sigmas"].default == ""
     sigmas = run(model, "manual", 4, 1.0, sigmas="14, 5\n2; 1", distilled="default").result[0]
     assert sigmas.tolist() == [14, 5, 2, 1, 0]
-    for text, said in (("on", "sigmas: 'on' is no number"), ("default", "sigmas: there is none above 0")):
+    for text, said in (("on", "sigmas: 'on' is not a number"), ("default", "sigmas: there is none above 0")):
         with pytest.raises(ValueError, match=said):
             run(model, "manual", 4, 1.0, sigmas=text)
