@@ -47,7 +47,7 @@ fuzz: setup  ## random runs of every sampler: prints any NaN, unclear error or b
 bench-overhead: setup  ## time per step outside the model, ours and the host's
 	$(HOST_PYTHON) bench/overhead.py
 
-bench-quality: setup  ## error against evaluations, ours and the host's: up to 40 minutes; FULL=1 for a GPU
+bench-quality: setup  ## error against evaluations: up to 40 minutes; FULL=1 for a GPU; CHECKPOINT=... for your own model
 	$(HOST_PYTHON) bench/quality.py
 
 bench-guidance: setup  ## passes of the network that guidance schedules save, and the error that they cause

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bench import cells
 from bench.cells import Entry, Schedule
 from bench.errors import Cell, Score
+from bench.subjects import Subject
 
 OWN_LEVELS = Schedule("calibrated", "its own")
 
@@ -35,9 +36,14 @@ class Fitted(NamedTuple):
     """Its base solver, a sampler of ours."""
 
 
-def fitted() -> list[Fitted]:
+def kind(entry: Entry) -> str:
+    """plan, amed, or nothing for a sampler."""
+    return str(cells.calibrated(entry).kind) if entry.source == "calibrated" else ""
+
+
+def fitted(subject: Subject) -> list[Fitted]:
     found = []
-    for entry in cells.plan_entries():
+    for entry in cells.plan_entries(subject):
         calibrated = cells.calibrated(entry)
         base = calibrated.recipe.base
         if calibrated.kind == "amed":
@@ -65,10 +71,10 @@ def medians(ours: Score, other: Score) -> tuple[float, float]:
     return first, second
 
 
-def without_gain(scores: Mapping[Cell, Score]) -> list[tuple[Cell, Cell]]:
+def without_gain(subject: Subject, scores: Mapping[Cell, Score]) -> list[tuple[Cell, Cell]]:
     """AMED over a base whose error is not below the base's own at the same evaluations: (its cell, the base's)."""
     found = []
-    for f in fitted():
+    for f in fitted(subject):
         ours, base = (best(scores, f.evaluations, [entry]) for entry in (f.entry, f.base))
         if f.kind == "amed" and ours and base:
             a, b = medians(ours[1], base[1])
@@ -77,16 +83,15 @@ def without_gain(scores: Mapping[Cell, Score]) -> list[tuple[Cell, Cell]]:
     return found
 
 
-def describe(scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, float]]) -> str:
+def describe(subject: Subject, scores: Mapping[Cell, Score], frechet: Mapping[Cell, tuple[float, float]]) -> str:
     """A section of docs/QUALITY.md. `frechet` holds distances to the data by cell, with their standard errors."""
-    files = fitted()
+    files = fitted(subject)
     lines = [
         "## Calibrated plans and AMED",
         "",
-        "Calibrated plans and AMED predictors that were fitted to the demo model at guidance 3 (files in demo/plans, "
-        "made by demo/learn.py with other prompts and seeds than those reported here). The error is that of the "
-        "section above, on the same images. In brackets: the ratio to the best sampler of the host on the best of its "
-        "schedules.",
+        f"Calibrated plans and AMED predictors that were fitted to {subject.title} {subject.origin}. The error is that "
+        "of the section above, on the same images. In brackets: the ratio to the best sampler of the host on the best "
+        "of its schedules.",
         "",
         "| NFE | best of the host | best plain of ours | calibrated | best AMED | goals |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from bench import cells, distances
-from bench.cells import ROOT, Entry, Pair, Schedule, chunks
-from bench.errors import Bench, Cell, levels_of
+from bench.cells import Entry, Pair, Schedule, chunks
+from bench.errors import Bench, Cell
 from bench.jobs import Job, Outcome, describe_error, digest
 from bench.runner import OutOfTime
-from bench.settings import MANY_STEPS, MANY_STEPS_ODE, PROMPTS
+from bench.settings import Way
+from bench.subjects import ROOT
 
 AXES, DIRECTIONS = 16, 256  # of the Fréchet and of the sliced Wasserstein distance
 
@@ -101,9 +102,10 @@ class Sampling:
 
     def __init__(self, bench: Bench):
         self.bench, self.size, self.runner = bench, bench.size, bench.runner
+        self.subject = bench.subject
         data = load_data()
-        self.prompts = data[1] if data else list(PROMPTS)
-        many = self._many_steps(*MANY_STEPS, first=10**6)
+        self.prompts = data[1] if data else list(self.subject.prompts)
+        many = self._many_steps(bench.limits.many_steps, first=10**6)
         found = self.runner.run("many-step samples", many)
         latents = torch.cat([found[job.key].values for job in many]).flatten(1)
         self.basis = digest([job.key for job in many], AXES, DIRECTIONS)
@@ -115,19 +117,20 @@ class Sampling:
         pictures = split(data[0].flatten(1) @ columns) if data else None
         self.result = Distribution(split(latents @ columns), pictures, len(self.prompts))
 
-    def _many_steps(self, entry: Entry, schedule: Schedule, first: int, **more: Any) -> list[Job]:
-        levels = cells.make_levels(entry, schedule, self.size.many_steps)
-        return self._batches(entry, levels, first, self.size.samples, **more)
+    def _many_steps(self, way: Way, first: int, **more: Any) -> list[Job]:
+        levels = cells.make_levels(self.subject, *way, self.size.many_steps)
+        return self._batches(way[0], levels, first, self.size.samples, **more)
 
     def _batches(self, entry: Entry, levels: tuple[float, ...], first: int, count: int, **more: Any) -> list[Job]:
         pairs = [Pair(self.prompts[i % len(self.prompts)], first + i) for i in range(count)]
-        return [Job(entry, levels, tuple(chunk), **more) for chunk in chunks(pairs, self.size.batch)]
+        batches = chunks(self.subject, pairs, self.size.batch)
+        return [Job(self.subject, entry, levels, batch, **more) for batch in batches]
 
     def run(self, stage: str, cell: Cell, first: int, count: int) -> Outcome:
         """Features of `count` samples, whose seeds begin with `first`."""
         try:
             budget = cell.budget or sys.maxsize
-            jobs = self._batches(cell.entry, levels_of(cell), first, count, budget=budget, basis=self.basis)
+            jobs = self._batches(cell.entry, self.bench.levels_of(cell), first, count, budget=budget, basis=self.basis)
             outcome = self._collect(stage, jobs)
         except OutOfTime:
             raise
@@ -167,5 +170,6 @@ class Sampling:
             outcome = self.run("stochastic samplers", cell, 3 * 10**6, self.size.samples)
             if not outcome.failed:
                 self.result.add(cell, outcome)
-        ode = self._many_steps(*MANY_STEPS_ODE, first=4 * 10**6, basis=self.basis)
-        self.result.add(Cell(*MANY_STEPS_ODE, self.size.many_steps), self._collect("many-step samples", ode))
+        limit = self.bench.limits.reference
+        ode = self._many_steps(limit, first=4 * 10**6, basis=self.basis)
+        self.result.add(Cell(*limit, self.size.many_steps), self._collect("many-step samples", ode))

@@ -18,7 +18,8 @@ from bench import cells
 from bench.cells import Entry, Pair, Schedule, chunks, root_mean_square
 from bench.jobs import Job, describe_error
 from bench.runner import Runner
-from bench.settings import CHECK, REFERENCE, Size
+from bench.settings import LIMITS, Limits, Size, Way
+from bench.subjects import Subject
 
 CONTENDER = 2.0  # cells whose error is this many times the least are not measured on all pairs
 
@@ -63,6 +64,7 @@ class Score:
 class Bench:
     """The measurements of deterministic samplers, stage by stage."""
 
+    subject: Subject
     size: Size
     runner: Runner
     scores: dict[Cell, Score] = field(default_factory=dict)
@@ -70,23 +72,32 @@ class Bench:
 
     failures: dict[Cell, str] = field(default_factory=dict)
 
-    def references(self, which: tuple[Entry, Schedule], pairs: Sequence[Pair], batch: int) -> list[Job]:
-        levels = cells.make_levels(*which, self.size.reference_steps)
-        return [Job(which[0], levels, tuple(chunk)) for chunk in chunks(pairs, batch)]
+    @property
+    def limits(self) -> Limits:
+        return LIMITS[self.subject.levels.flow]
+
+    def levels_of(self, cell: Cell) -> tuple[float, ...]:
+        if cell.budget is None:  # it uses the first and the last level
+            return cells.make_levels(self.subject, cell.entry, cell.schedule, 10)
+        return cells.fit_levels(self.subject, cell.entry, cell.schedule, cell.budget)
+
+    def references(self, which: Way, pairs: Sequence[Pair], batch: int) -> list[Job]:
+        levels = cells.make_levels(self.subject, *which, self.size.reference_steps)
+        return [Job(self.subject, which[0], levels, chunk) for chunk in chunks(self.subject, pairs, batch)]
 
     def score(self, stage: str, wanted: Iterable[Cell], pairs: Sequence[Pair], batch: int) -> dict[Cell, Score]:
         """Errors of the final latents against the reference, for each cell."""
-        references = self.references(REFERENCE, pairs, batch)
+        references = self.references(self.limits.reference, pairs, batch)
         self.runner.run("references", references)
         jobs, scores = {}, {}
         for cell in dict.fromkeys(wanted):
             try:
-                levels = levels_of(cell)
+                levels = self.levels_of(cell)
             except Exception as error:
                 scores[cell] = Score(torch.empty(0), failed=describe_error(error))
                 continue
             budget = cell.budget or sys.maxsize
-            jobs[cell] = [Job(cell.entry, levels, r.pairs, budget, reference=r.key) for r in references]
+            jobs[cell] = [Job(self.subject, cell.entry, levels, r.pairs, budget, reference=r.key) for r in references]
         found = self.runner.run(stage, [job for chunk in jobs.values() for job in chunk])
         for cell, parts in jobs.items():
             outcomes = [found[job.key] for job in parts]
@@ -101,22 +112,22 @@ class Bench:
 
     def floor(self) -> tuple[float, float]:
         """Median and 90th percentile of the distance between two references of 200 steps."""
-        pairs = self.size.reported_on[: self.size.batch]
-        jobs = [self.references(which, pairs, self.size.batch) for which in (REFERENCE, CHECK)]
+        pairs = self.size.reported_on(self.subject)[: self.size.batch]
+        jobs = [self.references(which, pairs, self.size.batch) for which in self.limits[:2]]
         found = self.runner.run("references", itertools.chain(*jobs))
         first, second = (torch.cat([found[job.key].values for job in part]) for part in jobs)
-        errors = root_mean_square(first - second)
+        errors = root_mean_square(self.subject.scaled(first) - self.subject.scaled(second))
         return float(errors.quantile(0.5)), float(errors.quantile(0.9))
 
     def rank(self, stage: str, choices: Choices, pairs: int) -> Choices:
         """The schedules that did not fail, best first; of those with the same levels one."""
         wanted = [Cell(entry, s, budget) for (entry, budget), schedules in choices.items() for s in schedules]
-        scores = self.score(stage, wanted, self.size.chosen_on[:pairs], self.size.choosing[0])
+        scores = self.score(stage, wanted, self.size.chosen_on(self.subject)[:pairs], self.size.choosing[0])
         good = sorted((cell for cell in wanted if not scores[cell].failed), key=lambda cell: scores[cell].size)
         ranks: dict[tuple[Entry, int], dict[tuple[float, ...], Schedule]] = {choice: {} for choice in choices}
         for cell in good:
             assert cell.budget
-            ranks[cell.entry, cell.budget].setdefault(levels_of(cell), cell.schedule)
+            ranks[cell.entry, cell.budget].setdefault(self.levels_of(cell), cell.schedule)
         return {choice: list(by_levels.values()) for choice, by_levels in ranks.items()}
 
     def choose(self, schedules: dict[Entry, list[Schedule]]) -> list[Cell]:
@@ -136,7 +147,7 @@ class Bench:
 
     def report(self, wanted: list[Cell], which: str) -> None:
         """Errors on the pairs for the report; on the first batch alone where a cell cannot win. Fills `scores`."""
-        pairs, batch = self.size.reported_on, self.size.batch
+        pairs, batch = self.size.reported_on(self.subject), self.size.batch
         first = self.score(f"report, {which}", wanted, pairs[:batch], batch)
         self.scores |= first
         least: dict[int | None, float] = defaultdict(lambda: math.inf)
@@ -166,12 +177,6 @@ class Bench:
                 "schedules, stochastic": tries * size.first_look,
                 "stochastic samplers": size.samples * sum(size.sample_budgets) * (stochastic + 2),
             }
-
-
-def levels_of(cell: Cell) -> tuple[float, ...]:
-    if cell.budget is None:
-        return cells.make_levels(cell.entry, cell.schedule, 10)  # it uses the first and the last of them
-    return cells.fit_levels(cell.entry, cell.schedule, cell.budget)
 
 
 def near(budget: int, ranks: dict[int, list[Schedule]], keep: int) -> list[Schedule]:

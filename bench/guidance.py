@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import torch  # noqa: E402
 from bench import cells, distances  # noqa: E402
 from bench.distributions import AXES, load_data  # noqa: E402
-from bench.settings import REFERENCE, Size  # noqa: E402
-from host import import_pack  # noqa: E402
+from bench.settings import LIMITS, Size  # noqa: E402
+from bench.subjects import Demo, pack  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import comfy.samplers  # noqa: E402
@@ -33,7 +33,9 @@ import comfy.samplers  # noqa: E402
 MANY_STEPS = 60
 SAMPLER = cells.Entry("ours", "ipndm_v")
 SCHEDULE = cells.Schedule("ours", "karras", discard=True)
-W = cells.GUIDANCE
+DEMO = Demo()
+W = DEMO.guidance
+REFERENCE = LIMITS[False].reference
 
 ROWS: dict[str, dict[str, Any]] = {
     "constant": {"cfg": W},
@@ -61,22 +63,21 @@ def sample(
     fields: dict[str, Any], sampler: cells.Entry, sigmas: Sequence[float], pairs: Sequence[cells.Pair]
 ) -> Passes:
     """Final latents under a schedule of guidance."""
-    pack = import_pack()
     passes = []
 
     def counted(apply: Any, given: dict[str, Any]) -> Tensor:
         passes.append(len(given["input"]))
         return apply(given["input"], given["timestep"], **given["c"])
 
-    patched = pack.nodes.guidance.guide(cells.model()[0], pack.samplers.guidance.Guidance(**fields))
+    patched = pack().nodes.guidance.guide(DEMO.patcher, pack().samplers.guidance.Guidance(**fields))
     patched.set_model_unet_function_wrapper(counted)
     function = comfy.samplers.KSAMPLER(cells.SAMPLERS[sampler.name].function, dict(sampler.options))
-    latents = cells.run(comfy.samplers.CFGGuider(patched), function, sigmas, pairs)
+    latents = cells.run(DEMO, comfy.samplers.CFGGuider(patched), function, sigmas, pairs)
     return Passes(latents, sum(passes) / len(pairs))
 
 
 def in_batches(fields: dict[str, Any], sigmas: Sequence[float], pairs: Sequence[cells.Pair]) -> Tensor:
-    batches = cells.chunks(pairs, 16)
+    batches = cells.chunks(DEMO, pairs, 16)
     return torch.cat([sample(fields, SAMPLER, sigmas, batch).latents for batch in batches])
 
 
@@ -85,9 +86,9 @@ class Table:
 
     def __init__(self, evaluations: int, images: int):
         self.evaluations = evaluations
-        self.pairs = Size().reported_on
-        self._few = cells.make_levels(SAMPLER, SCHEDULE, evaluations)
-        self._many = cells.make_levels(*REFERENCE, MANY_STEPS)
+        self.pairs = Size().reported_on(DEMO)
+        self._few = cells.make_levels(DEMO, SAMPLER, SCHEDULE, evaluations)
+        self._many = cells.make_levels(DEMO, *REFERENCE, MANY_STEPS)
         self._plain = self._limit(ROWS["constant"])
         latents, words = load_data() or (torch.empty(0), [])
         self._shown = [cells.Pair(prompt, 5 * 10**6 + k) for k, prompt in enumerate(words[:images])]

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import cells
-from bench.cells import GUIDANCE, HOST, SAMPLERS, WEIGHTS, Entry, Pair, calibrated, plan_path, root_mean_square
+from bench.cells import HOST, SAMPLERS, Entry, Pair, calibrated, root_mean_square
+from bench.subjects import Subject
 
 VERSION = 1  # raise it when a cell comes to hold something else in a way that its key does not show
 
@@ -35,6 +36,7 @@ class Outcome(NamedTuple):
 class Job:
     """A sampler run on some pairs, and what is kept of it: latents, errors against a reference, or features."""
 
+    subject: Subject
     entry: Entry
     levels: tuple[float, ...]
     pairs: tuple[Pair, ...]
@@ -48,13 +50,16 @@ class Job:
     @functools.cached_property
     def key(self) -> str:
         """Changes with all that the outcome depends on, and with nothing else."""
-        parts = (VERSION, GUIDANCE, _weights(), _identity(self.entry, self.levels), self.pairs)
+        does = _identity(self.entry, self.levels, self.subject.levels.flow)
+        parts = (VERSION, *self.subject.identity, does, self.pairs)
         return digest(parts, self.reference, self.basis)
 
     @property
     def cost(self) -> int:
         """Evaluations of single images."""
-        return len(self.pairs) * (50 if self.entry.adaptive else cells.count_evaluations(self.entry, self.levels))
+        return len(self.pairs) * (
+            50 if self.entry.adaptive else cells.count_evaluations(self.subject, self.entry, self.levels)
+        )
 
 
 class Cache:
@@ -90,12 +95,7 @@ def digest(*parts: Any) -> str:
 
 
 @functools.cache
-def _weights() -> str:
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-
-
-@functools.cache
-def _identity(entry: Entry, levels: tuple[float, ...]) -> tuple[Any, ...]:
+def _identity(entry: Entry, levels: tuple[float, ...], flow: bool) -> tuple[Any, ...]:
     """What the sampler does on these levels. Samplers that do the same share it, and so their cells.
 
     Of ours it is what comes out on a model that costs nothing: it changes with their behaviour, not with their code.
@@ -104,10 +104,12 @@ def _identity(entry: Entry, levels: tuple[float, ...]) -> tuple[Any, ...]:
         function = cells.comfy.samplers.sampler_object(entry.name).sampler_function
         return HOST, function.__module__, function.__qualname__, levels
     if entry.source == "calibrated":
-        file = digest(plan_path(entry).read_bytes())
+        assert entry.file
+        file = digest(entry.file.read_bytes())
         function = functools.partial(calibrated(entry).function, set_guidance=lambda factor: None)
         return "calibrated", file, *_behaviour(function, levels)
-    return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **dict(entry.options)), levels)
+    options = dict(entry.options) | ({"flow": True} if flow else {})
+    return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **options), levels)
 
 
 def _behaviour(function: Callable[..., Tensor], levels: tuple[float, ...]) -> tuple[Any, ...]:
@@ -130,7 +132,7 @@ def _behaviour(function: Callable[..., Tensor], levels: tuple[float, ...]) -> tu
 def perform(job: Job, cache: Cache) -> Outcome:
     """Run a job and keep its outcome. A sampler that fails is an outcome, too."""
     try:
-        latents, nfe = cells.sample(job.entry, job.levels, job.pairs)
+        latents, nfe = cells.sample(job.subject, job.entry, job.levels, job.pairs)
         outcome = Outcome(_measure(latents, job, cache), nfe, _complaint(latents, nfe, job.budget))
     except Exception as error:
         outcome = Outcome(torch.full((len(job.pairs),), math.nan), failed=describe_error(error))
@@ -140,7 +142,8 @@ def perform(job: Job, cache: Cache) -> Outcome:
 
 def _measure(latents: Tensor, job: Job, cache: Cache) -> Tensor:
     if job.reference:
-        return root_mean_square(latents - cache.load(job.reference).values)
+        first, second = (job.subject.scaled(x) for x in (latents, cache.load(job.reference).values))
+        return root_mean_square(first - second)
     if job.basis:
         return latents.flatten(1) @ cache.load(job.basis).values
     return latents

@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 # isort: off
 import torch  # noqa: E402
 from bench import cells  # noqa: E402
-from bench.settings import PROMPTS, REFERENCE, Size  # noqa: E402
+from bench.settings import LIMITS, Size  # noqa: E402
+from bench.subjects import Demo  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import comfy.samplers  # noqa: E402
@@ -33,6 +34,9 @@ from samplers.calibrated.fit import calibrate, plain_recipes  # noqa: E402
 from samplers.calibrated.objective import Goal, rmse  # noqa: E402
 from samplers.calibrated.recipe import Recipe  # noqa: E402
 # isort: on
+
+DEMO = Demo()
+REFERENCE = LIMITS[False].reference
 
 
 class Both:
@@ -57,12 +61,12 @@ class Both:
 
 def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozenset[int]) -> Tensor:
     """Latents of a recipe that leaves out the unconditional pass at these evaluations."""
-    guider = comfy.samplers.CFGGuider(cells.model()[0])
+    guider = comfy.samplers.CFGGuider(DEMO.patcher)
     unguided = replace(recipe, tunings=tuple(t._replace(guidance=1.0) for t in recipe.tunings))
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
         both, last = Both(guider, model, extra_args), list[Tensor]()
-        scales = enumerate(cells.GUIDANCE * tuning.guidance for tuning in recipe.tunings)
+        scales = enumerate(DEMO.guidance * tuning.guidance for tuning in recipe.tunings)
 
         def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
             k, scale = next(scales)
@@ -74,7 +78,7 @@ def final_samples(recipe: Recipe, pairs: Sequence[cells.Pair], left_out: frozens
 
         return unguided.function(evaluate, x, disable=True)
 
-    return cells.run(guider, comfy.samplers.KSAMPLER(sample), recipe.sigmas, pairs)
+    return cells.run(DEMO, guider, comfy.samplers.KSAMPLER(sample), recipe.sigmas, pairs)
 
 
 def main() -> None:
@@ -85,18 +89,18 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     left_out = frozenset(o.leave_out)
-    prompts = PROMPTS[:8]
+    prompts = DEMO.prompts[:8]
 
     def goal(pairs: Sequence[cells.Pair]) -> Goal:
-        levels = cells.make_levels(*REFERENCE, 100)
-        exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), levels, tuple(pairs))
+        levels = cells.make_levels(DEMO, *REFERENCE, 100)
+        exact, _ = cells.sample(DEMO, REFERENCE[0], levels, tuple(pairs))
         return Goal(lambda recipe: final_samples(recipe, pairs, left_out), exact)
 
     training, validation = (goal([cells.Pair(prompts[k % 8], seed + k) for k in range(16)]) for seed in (1000, 2000))
-    report = goal(Size().reported_on)
+    report = goal(Size().reported_on(DEMO))
     few = [cells.Pair(prompts[k], 1000 + k) for k in range(4)]
     screening = Goal(lambda recipe: final_samples(recipe, few, left_out), training.target[:4])
-    sampling = cells.model()[0].get_model_object("model_sampling")
+    sampling = DEMO.patcher.get_model_object("model_sampling")
     starts = plain_recipes(("ipndm_v",), o.evaluations, float(sampling.sigma_min), float(sampling.sigma_max))
     for progress in calibrate(starts, screening, training, validation, rounds=o.rounds):
         last = progress

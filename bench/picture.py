@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bench.cells import ROOT
+from bench.calibrated import kind
 from bench.errors import Cell, Score
 from bench.results import best_line, leaders
+from bench.subjects import ROOT
 
 os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib"))  # nothing is written outside
 
 
-def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
+def draw(scores: dict[Cell, Score], floor: float, unit: str, path: Path) -> None:
     """Error against evaluations of the best few samplers, of calibrated plans and of AMED."""
     import matplotlib
 
@@ -30,16 +31,16 @@ def draw(scores: dict[Cell, Score], floor: float, path: Path) -> None:
             colour = matplotlib.colormaps[colours](0.8 * i / max(len(entries), 1))
             axes.plot(*zip(*line, strict=True), style, marker="o", color=colour, label=f"{source}: {entry}")
     budgets = sorted({c.budget for c in scores if c.budget})
-    for name, style, label in (
-        ("calibrated-", "-sk", "ours: calibrated plans"),
-        ("amed-", ":^k", "ours: AMED, the best at each"),
-        ("", "xr", "host: the best on our schedules"),
+    for wanted, style, label in (
+        (lambda cell: kind(cell.entry) == "plan", "-sk", "ours: calibrated plans"),
+        (lambda cell: kind(cell.entry) == "amed", ":^k", "ours: AMED, the best at each"),
+        (lambda cell: cell.source == "borrowed", "xr", "host: the best on our schedules"),
     ):
-        line = best_line(scores, budgets, "calibrated" if name else "borrowed", name)
+        line = best_line(scores, budgets, wanted)
         if line:
             axes.plot(*zip(*line, strict=True), style, label=label)
     axes.axhline(floor, color="grey", linewidth=1, label="distance between two references")
-    axes.set(xscale="log", yscale="log", xlabel="model evaluations", ylabel="median RMSE of the image (range 0 to 1)")
+    axes.set(xscale="log", yscale="log", xlabel="model evaluations", ylabel=f"median error, {unit}")
     axes.set_xticks(budgets, map(str, budgets))
     axes.minorticks_off()
     axes.grid(alpha=0.3)

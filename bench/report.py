@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from bench import calibrated, cells, distributions
+from bench import calibrated, distributions
 from bench.distributions import Distribution
-from bench.errors import CONTENDER, Cell, Score
+from bench.errors import CONTENDER, Bench, Cell, Score
 from bench.results import ALIKE, Duel, Results, best_line, duels, interval, verdict
-from bench.settings import CHECK, MANY_STEPS, REFERENCE, Size
+from bench.subjects import Checkpoint, Demo, Subject
 
 
-def describe(results: Results, size: Size) -> str:
+def describe(results: Results, bench: Bench) -> str:
     """docs/QUALITY.md."""
-    parts = [_INTRODUCTION.format(size=size, guidance=cells.GUIDANCE)]
+    subject = bench.subject
+    parts = [_INTRODUCTION.format(subject=subject, command=_command(subject))]
     if results.floor:
-        parts.append(_describe_errors(results, results.floor, size))
+        parts.append(_describe_errors(results, results.floor, bench))
     if any(cell.entry.source == "calibrated" for cell in results.scores):
         found = results.distribution.rows if results.distribution else []
-        parts.append(calibrated.describe(results.scores, {cell: data.frechet for cell, _, _, data in found if data}))
+        frechet = {cell: data.frechet for cell, _, _, data in found if data}
+        parts.append(calibrated.describe(subject, results.scores, frechet))
     if results.distribution:
-        parts.append(_describe_distribution(results.distribution, size))
+        parts.append(_describe_distribution(results.distribution, bench))
     if results.failures:
         failed = sorted({f"{cell.entry} ({cell.entry.source})" for cell in results.failures})
         parts.append(f"Failed on some schedule or number of steps (see the CSV): {', '.join(failed)}.\n")
@@ -27,12 +29,20 @@ def describe(results: Results, size: Size) -> str:
     return "\n".join(parts)
 
 
+def _command(subject: Subject) -> str:
+    if subject == Demo():
+        return "make bench-quality"
+    if isinstance(subject, Demo):
+        return f'make bench-quality FORM="{subject.form}"'
+    return f"bench/quality.py --checkpoint {subject.file.name}" if isinstance(subject, Checkpoint) else ""
+
+
 _INTRODUCTION = """# Quality against evaluations
 
-Written by `make bench-quality`; all numbers are in [quality.csv](quality.csv). *Ours* are the samplers of Few-Step, and
-*the host's* are those of ComfyUI. All were measured on the demo model at guidance {guidance:g}, with their default
-options (some of ours also with others, which are named), each on the schedule that was best for it on other prompts
-and seeds. `*` marks a schedule without its last level above 0.
+Written by `{command}`; all numbers are in [{subject.stem}.csv]({subject.stem}.csv). *Ours* are the samplers of
+Few-Step, and *the host's* are those of ComfyUI. All were measured on {subject.title}, at guidance
+{subject.guidance:g}, with their default options (some of ours also with others, which are named), each on the schedule
+that was best for it on other prompts and seeds. `*` marks a schedule without its last level above 0.
 
 An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several
 evaluations a step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on
@@ -41,22 +51,25 @@ little.
 """
 
 
-def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -> str:
-    (entry, schedule), (check, check_schedule) = REFERENCE, CHECK
+_ROUNDED = ", because the model rounds each level to one of 1000, and other levels have another limit"
+
+
+def _describe_errors(results: Results, floor: tuple[float, float], bench: Bench) -> str:
+    size, (entry, schedule), (check, check_schedule) = bench.size, *bench.limits[:2]
     found = duels(results.scores, size.budgets)
     lines = [
         "## Deterministic samplers",
         "",
-        "The error is that of the final latent: root mean square over an image, in units of the pixel range, against "
+        f"The error is that of the final latent: root mean square over an image, in {bench.subject.unit}, against "
         f"{entry} ({entry.source}) with {size.reference_steps} steps on {schedule} from the same noise. The table "
         f"gives the median over {size.pairs} images, [5%, 95%] of bootstrap draws, and the 90th percentile. Cells with "
         f"more than {CONTENDER:g} times the least error were measured on {min(size.batch, size.pairs)} images.",
         "",
         f"A second reference, {check} ({check.source}) with as many steps on {check_schedule}, differs from the first "
-        f"by {floor[0]:.2g} (90th percentile: {floor[1]:.2g}), because the model rounds each level to one of 1000, and "
-        "other levels have another limit. Differences that are smaller than this mean nothing.",
+        f"by {floor[0]:.2g} (90th percentile: {floor[1]:.2g}){'' if bench.subject.levels.flow else _ROUNDED}. "
+        "Differences that are smaller than this mean nothing.",
         "",
-        "![Error against evaluations](quality.png)",
+        f"![Error against evaluations]({bench.subject.stem}.png)",
         "",
         "| NFE | best of ours | error, 90% | best of the host | error, 90% | ours / host |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -91,7 +104,7 @@ def _gained_by_schedule(scores: dict[Cell, Score], found: list[Duel]) -> str:
     alike = [
         str(duel.budget)
         for duel in found
-        for _, median in best_line(scores, [duel.budget], "borrowed")
+        for _, median in best_line(scores, [duel.budget], lambda cell: cell.source == "borrowed")
         if median <= ALIKE * scores[duel.ours].median
     ]
     return (
@@ -100,9 +113,10 @@ def _gained_by_schedule(scores: dict[Cell, Score], found: list[Duel]) -> str:
     )
 
 
-def _describe_distribution(distribution: Distribution, size: Size) -> str:
+def _describe_distribution(distribution: Distribution, bench: Bench) -> str:
     wasserstein, frechet = distribution.halves()
-    (entry, schedule), axes, directions = MANY_STEPS, distributions.AXES, distributions.DIRECTIONS
+    size, (entry, schedule) = bench.size, bench.limits.many_steps
+    axes, directions = distributions.AXES, distributions.DIRECTIONS
     lines = [
         "## Stochastic samplers",
         "",

@@ -132,16 +132,12 @@ def _describe_worse(duel: Duel) -> str:
 
 
 def best_line(
-    scores: dict[Cell, Score], budgets: Sequence[int], source: str, name: str = ""
+    scores: dict[Cell, Score], budgets: Sequence[int], wanted: Callable[[Cell], bool]
 ) -> list[tuple[float, float]]:
-    """Evaluations and median error of the best at each budget, of those of a source whose names begin so."""
+    """Evaluations and median error of the best at each budget, of the cells that are wanted."""
     found = []
     for budget in budgets:
-        line = [
-            (s.median, s.nfe)
-            for c, s in scores.items()
-            if c.budget == budget and c.source == source and c.entry.name.startswith(name) and not s.failed
-        ]
+        line = [(s.median, s.nfe) for c, s in scores.items() if c.budget == budget and wanted(c) and not s.failed]
         if line:
             found.append(min(line)[::-1])
     return found

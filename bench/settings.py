@@ -5,18 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.cells import Entry, Pair, Schedule
-
-PROMPTS = (
-    "cat face", "red apple", "penguin", "hamburger", "grinning face", "tulip", "octopus", "slice of pizza",
-    "dog face", "strawberry", "frog face", "banana", "sparkling heart", "turtle", "angry face", "sushi",
-    "black cat", "lemon", "smiling face with sunglasses", "mushroom", "whale", "birthday cake", "ghost", "rose",
-    "pig face", "hot dog", "clown face", "watermelon", "koala", "cactus", "crying face", "doughnut",
-    "unicorn face", "cherries", "sleeping face", "honeybee", "lady beetle", "ice cream", "skull", "maple leaf",
-)  # fmt: skip
-"""The first 8 belong to the choice of schedules, the rest to the report, as long as there are enough."""
+from bench.subjects import Subject
 
 VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
     "dpmpp_2m": [{"corrected_start": True}],
@@ -28,14 +20,36 @@ VARIANTS: dict[str, Sequence[dict[str, Any]]] = {
 }
 """Options worth a row of their own."""
 
-REFERENCE = Entry("ours", "dpmpp_2m"), Schedule("ours", "exponential")
-"""Its 200 steps are 0.00012 from 1000 of Heun's method, and within 0.00002 of 200 of any method on its levels."""
+Way = tuple[Entry, Schedule]
+"""A sampler on a schedule, for any number of steps."""
 
-CHECK = Entry("host", "dpmpp_2m"), Schedule("host", "karras")
-"""Another way to the same limit: the distance of the two is the floor of all errors."""
 
-MANY_STEPS = Entry("ours", "dpmpp_2m_sde"), Schedule("ours", "exponential")
-MANY_STEPS_ODE = REFERENCE  # the limit without noise, which under guidance is another one
+class Limits(NamedTuple):
+    """What samplers are held against: runs of many steps."""
+
+    reference: Way
+    check: Way
+    """Another way to the same limit: the distance of the two is the floor of all errors."""
+
+    many_steps: Way
+    """Of the stochastic samplers. Their limit, under guidance, is another one than that without noise."""
+
+
+LIMITS = {
+    False: Limits(
+        # 200 steps are 0.00012 from 1000 of Heun's method, and within 0.00002 of 200 of any method on these levels
+        (Entry("ours", "dpmpp_2m"), Schedule("ours", "exponential")),
+        (Entry("host", "dpmpp_2m"), Schedule("host", "karras")),
+        (Entry("ours", "dpmpp_2m_sde"), Schedule("ours", "exponential")),
+    ),
+    True: Limits(
+        # with 200 steps 0.00017 from the check and from Heun's method on `simple`; third order on `time_uniform`: 0.0006
+        (Entry("ours", "dpmpp_2m"), Schedule("ours", "beta")),
+        (Entry("host", "heun"), Schedule("host", "beta")),
+        (Entry("ours", "dpmpp_2m_sde"), Schedule("ours", "time_uniform")),
+    ),
+}
+"""By whether the model is a rectified flow."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +89,41 @@ class Size:
     batch: int = 16
     minutes: float = 37.0
 
-    @property
-    def chosen_on(self) -> list[Pair]:
-        """The pairs on which schedules are chosen."""
-        return _pairs(0, self.choosing[1])
+    def chosen_on(self, subject: Subject) -> list[Pair]:
+        """The pairs on which schedules are chosen: with the first 8 prompts, if there are more."""
+        return _pairs(subject, 0, self.choosing[1])
 
-    @property
-    def reported_on(self) -> list[Pair]:
-        return _pairs(max(8, self.choosing[1]), self.pairs)
+    def reported_on(self, subject: Subject) -> list[Pair]:
+        """The pairs of the report, with the other prompts as long as there are enough."""
+        return _pairs(subject, max(8, self.choosing[1]), self.pairs)
 
 
-def _pairs(first: int, count: int) -> list[Pair]:
-    return [Pair(PROMPTS[i % len(PROMPTS)], i) for i in range(first, first + count)]
+def _pairs(subject: Subject, first: int, count: int) -> list[Pair]:
+    return [Pair(subject.prompts[i % len(subject.prompts)], i) for i in range(first, first + count)]
 
 
 FULL = Size(
     choosing=(16, 32), pairs=1000, samples=10000, sample_budgets=(8, 15, 30), sample_choosing=500, sample_schedules=6,
     batch=500, minutes=math.inf,
 )  # fmt: skip
+OWN = Size(
+    budgets=(5, 6, 8, 10, 15, 20), choosing=(1, 2), pairs=8, first_look=6, second_look=(6, 15), schedules=(3, 2),
+    reference_steps=100, samples=0, batch=4, minutes=math.inf,
+)  # fmt: skip
+"""For a checkpoint of one's own."""
+
+OWN_SAMPLERS = (
+    "euler", "ddim", "heun", "dpm_2", "lms", "dpmpp_2m", "dpmpp_3m", "dpm_2m", "dpm_3m", "ipndm", "ipndm_v", "deis",
+    "uni_pc", "unipc", "res_multistep", "gradient_estimation",
+)  # fmt: skip
+"""Those that are measured on it unless others are named, of ours and of the host."""
+
+OWN_SCHEDULES = (
+    "karras", "exponential", "simple", "normal", "sgm_uniform", "beta", "kl_optimal", "linear_quadratic", "cosine",
+    "time_uniform", "polyexponential", "align_your_steps", "flux",
+)  # fmt: skip
+"""Likewise."""
+
 QUICK = Size(
     budgets=(4, 6), choosing=(1, 2), pairs=2, first_look=4, second_look=(4, 6), schedules=(2, 1), reference_steps=20,
     samples=0, sample_budgets=(4,), many_steps=6, sample_choosing=4, sample_schedules=1, borrowers=1, batch=4,

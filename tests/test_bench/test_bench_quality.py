@@ -19,11 +19,11 @@ SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4"]
 @pytest.fixture(scope="module")
 def bench(comfy_process) -> SimpleNamespace:
     """The modules of the benchmark, which need the host."""
-    from bench import cells, distributions, errors, jobs, quality, results, settings
+    from bench import cells, distributions, errors, jobs, quality, results, settings, subjects
 
     return SimpleNamespace(
         cells=cells, distributions=distributions, errors=errors, jobs=jobs, quality=quality, results=results,
-        settings=settings,
+        settings=settings, subjects=subjects, demo=subjects.Demo(),
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_calibrated_plans_stand_beside_the_plain_samplers(bench, finished: Path)
     row = next(r for r in read(finished) if r["source"] == "calibrated")
     assert (row["sampler"], row["nfe"], row["images"]) == ("calibrated-4", "4", "2") and 0 < float(row["median"]) < 0.2
     fitted = range(SEED, SEED + 2 * SAMPLES)
-    reported = bench.settings.Size().reported_on
+    reported = bench.settings.Size().reported_on(bench.demo)
     assert not {pair.prompt for pair in reported} & set(PROMPTS)
     assert not {pair.seed for pair in reported} & set(fitted)
     text = (finished / "out" / "QUALITY.md").read_text()
@@ -82,12 +82,13 @@ def test_calibrated_plans_stand_beside_the_plain_samplers(bench, finished: Path)
 
 def test_errors_are_those_of_samples(bench, finished: Path):
     """A cell of the table, sampled again beside a finer reference."""
-    cells, settings = bench.cells, bench.settings
+    cells, demo = bench.cells, bench.demo
     row = next(r for r in read(finished) if (r["source"], r["sampler"], r["budget"]) == ("host", "ipndm_v", "6"))
-    entry, pairs = cells.Entry("host", "ipndm_v"), tuple(cells.Pair(settings.PROMPTS[i], i) for i in (8, 9))
-    levels = cells.make_levels(entry, cells.Schedule("host", row["schedule"]), int(row["steps"]))
-    x, nfe = cells.sample(entry, levels, pairs)
-    exact, _ = cells.sample(cells.Entry("ours", "dpmpp_2m"), cells.make_levels(*settings.REFERENCE, 60), pairs)
+    entry, pairs = cells.Entry("host", "ipndm_v"), tuple(cells.Pair(demo.prompts[i], i) for i in (8, 9))
+    levels = cells.make_levels(demo, entry, cells.Schedule("host", row["schedule"]), int(row["steps"]))
+    x, nfe = cells.sample(demo, entry, levels, pairs)
+    reference = bench.settings.LIMITS[False].reference
+    exact, _ = cells.sample(demo, reference[0], cells.make_levels(demo, *reference, 60), pairs)
     assert nfe == float(row["nfe"]) == 6
     assert (x - exact).square().mean((1, 2, 3)).sqrt().mean() == pytest.approx(float(row["median"]), rel=0.1)
 
@@ -135,7 +136,7 @@ def test_time_limit_leaves_what_is_known(bench, finished: Path, tmp_path: Path, 
 def test_choice_and_report_share_no_pair(bench, size: str):
     size = getattr(bench.settings, size)
     size = size() if isinstance(size, type) else size
-    chosen, reported = size.chosen_on, size.reported_on
+    chosen, reported = size.chosen_on(bench.demo), size.reported_on(bench.demo)
     assert not {pair.seed for pair in chosen} & {pair.seed for pair in reported}
     assert len(set(reported)) == len(reported) == size.pairs
     if len(chosen) + len(reported) <= 40:
@@ -150,17 +151,17 @@ def test_no_sampler_gets_more_evaluations_than_the_budget(bench):
             continue
         schedule = cells.Schedule(entry.source, "karras")
         for budget in (4, 9):
-            levels = cells.fit_levels(entry, schedule, budget)
-            _, made = cells.sample(entry, levels, (bench.cells.Pair("", 0),), network=False)
+            levels = cells.fit_levels(bench.demo, entry, schedule, budget)
+            _, made = cells.sample(bench.demo, entry, levels, (bench.cells.Pair("", 0),), network=False)
             assert made <= budget, (entry, budget)
-            more = cells.make_levels(entry, schedule, len(levels))
-            assert cells.count_evaluations(entry, more) > budget, (entry, budget)
+            more = cells.make_levels(bench.demo, entry, schedule, len(levels))
+            assert cells.count_evaluations(bench.demo, entry, more) > budget, (entry, budget)
 
 
 def test_stochastic_samplers_are_told_from_the_others(bench):
     found = defaultdict(set)
     for entry in bench.cells.our_entries({}) + bench.cells.host_entries():
-        found[entry.source, bench.cells.is_stochastic(entry)].add(entry.name)
+        found[entry.source, bench.cells.is_stochastic(bench.demo, entry)].add(entry.name)
     assert {"dpmpp_2m_sde", "euler_ancestral", "ddpm"} <= found["ours", True] & found["host", True]
     assert {"dpmpp_2m", "euler", "ddim", "deis"} <= found["ours", False] & found["host", False]
 
@@ -170,9 +171,9 @@ def test_failing_sampler_is_recorded(bench, tmp_path: Path):
     cells, jobs = bench.cells, bench.jobs
     cache = jobs.Cache(tmp_path)
     entry = cells.Entry("host", "dpmpp_2m")
-    job = jobs.Job(entry, (14.6, 1.0, 1.0, 1.0, 0.0), (bench.cells.Pair("", 0),))
+    job = jobs.Job(bench.demo, entry, (14.6, 1.0, 1.0, 1.0, 0.0), (bench.cells.Pair("", 0),))
     assert jobs.perform(job, cache).failed == cache.load(job.key).failed == "not finite"
-    greedy = jobs.Job(entry, (14.6, 1.0, 0.5, 0.0), (bench.cells.Pair("", 0),), budget=2)
+    greedy = jobs.Job(bench.demo, entry, (14.6, 1.0, 0.5, 0.0), (bench.cells.Pair("", 0),), budget=2)
     assert jobs.perform(greedy, cache).failed == "made 3 evaluations, 2 were allowed"
 
 
@@ -181,7 +182,7 @@ def test_key_changes_with_what_counts(bench):
     levels = (14.6, 1.0, 0.3, 0.0)
 
     def key(entry, levels=levels, pair=pair, **more):
-        return jobs.Job(entry, levels, (pair,), **more).key
+        return jobs.Job(bench.demo, entry, levels, (pair,), **more).key
 
     ours, host = cells.Entry("ours", "dpmpp_2m"), cells.Entry("host", "dpmpp_2m")
     others = [
@@ -211,8 +212,8 @@ def test_verdict_says_where_ours_is_worse(bench):
 def test_stochastic_stages(bench, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Few samples: the distances are there, with their spread, and the next run finds them."""
     take(sorted((finished / "cache").iterdir()), tmp_path)
-    images = torch.rand(30, *bench.cells.SHAPE, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(bench.distributions, "load_data", lambda: (images, list(bench.settings.PROMPTS)))
+    images = torch.rand(30, *bench.demo.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(bench.distributions, "load_data", lambda: (images, list(bench.demo.prompts)))
     monkeypatch.setattr(bench.distributions, "AXES", 4)
     arguments = ["--quick", "--samplers", "ipndm_v heun ddpm", "--samples", "12"]
     arguments += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
