@@ -43,7 +43,7 @@ LIMITS = {
         (Entry("ours", "dpmpp_2m_sde"), Schedule("ours", "exponential")),
     ),
     True: Limits(
-        # with 200 steps 0.00017 from the check and from Heun's method on `simple`; third order on `time_uniform`: 0.0006
+        # 200 steps are 0.00017 from the check and from Heun's method on `simple`; third order on `time_uniform`: 0.0006
         (Entry("ours", "dpmpp_2m"), Schedule("ours", "beta")),
         (Entry("host", "heun"), Schedule("host", "beta")),
         (Entry("ours", "dpmpp_2m_sde"), Schedule("ours", "time_uniform")),
