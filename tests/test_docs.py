@@ -76,14 +76,19 @@ def test_code_runs():
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = {"prompt": torch.ones(1, 7, 4), "negative": torch.zeros(1, 7, 4)}
 
-    def network(x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        assert len(x_t) == len(t) == len(context) and t.max() <= 999
-        return x_t * context.mean()
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(4, 4, 1)
+
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            assert len(x_t) == len(t) == len(context) and t.max() <= 999
+            return self.layer(x_t) * context.mean()
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "LIBRARY.md").read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        names = {"noise": noise, "network": network, "model": lambda x, sigma: x / 2, **text}
+        names = {"noise": noise, "network": Network(), "model": lambda x, sigma: x / 2, **text}
         exec(block, names)
         assert names["image"].shape == noise.shape and names["image"].isfinite().all()
 

@@ -15,7 +15,7 @@ FLOORS = [  # of samplers/, from below; an entry is a module or a folder
     {"integrate"},
     {"processes", "sampler", "schedule", "denoisers", "guidance", "trajectory", "inversion"},
     {"solvers", "schedules"},
-    {"calibrated"},
+    {"calibrated", "distill"},
 ]
 
 
