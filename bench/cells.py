@@ -71,7 +71,8 @@ class Schedule:
 
 def our_entries(variants: Mapping[str, Sequence[dict[str, Any]]]) -> list[Entry]:
     """Our samplers with their default options, and the variants: options by sampler."""
-    given = [(name, options) for name in SAMPLERS for options in ({}, *variants.get(name, ()))]
+    single = [name for name, spec in SAMPLERS.items() if not spec.takes_apart]  # CFG++ leads to another image
+    given = [(name, options) for name in single for options in ({}, *variants.get(name, ()))]
     return [Entry("ours", name, tuple(sorted(options.items()))) for name, options in given]
 
 

@@ -42,7 +42,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy_api.latest.io.Sampler.Output(tooltip)",
         "comfy_api.latest.io.Schema(category, description, display_name, inputs, is_output_node, node_id, outputs)",
         "comfy_api.latest.io.Sigmas.Input(tooltip)",
-        "comfy_api.latest.io.Sigmas.Output(tooltip)",
+        "comfy_api.latest.io.Sigmas.Output(display_name, tooltip)",
         "comfy_api.latest.io.String.Input(default, multiline, optional, tooltip)",
         "comfy_api.latest.io.String.Output(display_name, tooltip)",
         "comfy_api.latest.io.Vae.Input(optional, tooltip)",
@@ -84,11 +84,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "folder_paths.get_user_directory",
         "folder_paths.models_dir",
     ),
-    "Few-Step Guider, Few-Step Guidance Patch": (
+    "Few-Step Guider, Few-Step Guidance Patch, the samplers with CFG++": (
         "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
         "comfy.model_patcher.ModelPatcher.clone",
         "comfy.model_patcher.ModelPatcher.remove_wrappers_with_key",
-        "comfy.model_patcher.set_model_options_post_cfg_function",
+        "comfy.model_patcher.set_model_options_post_cfg_function(disable_cfg1_optimization)",
         "comfy.patcher_extension.WrapperExecutor",
         "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     ),

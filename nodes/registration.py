@@ -14,6 +14,7 @@ import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
 
 from ..samplers import SAMPLERS, SCHEDULES
+from .host.chain import sample_fewstep_chain
 from .host.sampling import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
 
 
@@ -24,7 +25,7 @@ def register_samplers() -> None:
         AttributeError: naming the lists that did not take the names.
     """
     # Newer hosts make a SAMPLER again from the name of its function: every one is to be found.
-    for function in (sample_fewstep_plan, *map(sampler_function, SAMPLERS.values())):
+    for function in (sample_fewstep_plan, sample_fewstep_chain, *map(sampler_function, SAMPLERS.values())):
         if not hasattr(k_diffusion, function.__name__):
             setattr(k_diffusion, function.__name__, function)
     names = [PREFIX + spec.id for spec in SAMPLERS.values() if spec.curated]

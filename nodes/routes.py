@@ -169,9 +169,10 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     `sigmas` is the schedule node it is used with, if that is known; `guidance` a scale, a FewStepGuidance node, or a
     list of scales, one for each step.
 
-    Each evaluation has its `step`, its `sigma`, the `order` of the update after it, which is the number of predictions
+    Each evaluation has its `step`, the `sigma` that the model is told of and the `level` that the sample is at (the two
+    differ by the option `detail`), the `order` of the update after it, which is the number of predictions
     in it, whether `noise` is added, and its `guidance` if that is known. `passes` counts runs of the network:
-    two with guidance, one at scale 1; `at_most` so many where guidance may end before.
+    two with guidance and with CFG++, one at scale 1; `at_most` so many where guidance may end before.
 
     `published`: the published plan of the sampler is followed, whatever the schedule. `unknown`: a plan may be followed
     instead, by what the model is, which is not known.
@@ -188,11 +189,19 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         "label": _label(run),
         "order": order,
         "evaluations": [
-            {"step": stage.step, "sigma": sigma, "order": min(made, order), "noise": stage.noise is not None}
-            for stage, sigma, made in zip(stages, run.model_sigmas().tolist(), orders, strict=True)
+            {
+                "step": stage.step,
+                "sigma": sigma,
+                "level": level,
+                "order": min(made, order),
+                "noise": stage.noise is not None,
+            }
+            for stage, sigma, level, made in zip(
+                stages, run.model_sigmas().tolist(), run.levels.tolist(), orders, strict=True
+            )
         ],
         "guidance": scales,
-        "passes": None if scales is None else passes(scales),
+        "passes": None if scales is None else 2 * len(scales) if run.spec.takes_apart else passes(scales),
         "at_most": _may_end(request.get("guidance")),
         "assumed": node["type"] == "FewStepSampler" and not request.get("sigmas"),
         "published": run.published,

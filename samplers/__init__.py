@@ -9,11 +9,11 @@
 """
 
 from .denoisers import Denoiser, classifier_free, classifier_guided
-from .integrate import NonFiniteError, State, integrate
+from .integrate import Guided, NonFiniteError, State, integrate
 from .levels import Level, Levels, read_levels
 from .noise import BrownianNoise
 from .options import Option
-from .plan import DENOISED, START, Combination, Noise, P, Plan, Stage, X
+from .plan import DENOISED, START, UNCONDITIONAL, Combination, Noise, P, Plan, Stage, X
 from .processes import CosineVP, DiscreteVP, LinearVP, RectifiedFlow
 from .sampler import SamplerSpec
 from .schedule import ScheduleSpec
@@ -26,11 +26,13 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "START",
+    "UNCONDITIONAL",
     "BrownianNoise",
     "Combination",
     "CosineVP",
     "Denoiser",
     "DiscreteVP",
+    "Guided",
     "Level",
     "Levels",
     "LinearVP",

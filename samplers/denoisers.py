@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .checks import shortened
-from .integrate import Model, check_like
+from .integrate import Guided, Model, check_like
 from .processes import VP, Process, check_sigma, exact, wide_per_image
 
 TO_DATA: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -81,6 +81,8 @@ def classifier_free(
     condition: Mapping[str, Tensor],
     unconditional: Mapping[str, Tensor],
     scale: float | Callable[[float], float],
+    *,
+    apart: bool = False,
 ) -> Model:
     """Classifier-free guidance: denoised = D(unconditional) + scale (D(condition) - D(unconditional)).
 
@@ -93,6 +95,7 @@ def classifier_free(
         unconditional: the same for no condition, or for a negative one.
         scale: 1 is no guidance. Or a function of the level, such as `Guidance.over` gives; that reads the level from
             the device once an evaluation, the same for all images of a batch.
+        apart: answer with `Guided`, which samplers with CFG++ need. The unconditional one is then always evaluated.
 
     Raises:
         ValueError: naming what does not fit, here or when called.
@@ -105,15 +108,17 @@ def classifier_free(
             f"{sorted(unconditional)}"
         )
 
-    def guided(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+    def guided(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor | Guided:
         w = _finite_scale(scale(float(sigma[0]))) if callable(scale) else scale
-        if w in (0, 1):
-            return model(x, sigma, **extra_args, **_for_each_image(condition if w else unconditional, x))
+        if w == 0 or (w == 1 and not apart):
+            one = model(x, sigma, **extra_args, **_for_each_image(condition if w else unconditional, x))
+            return Guided(one, one) if apart else one
         pair = [_for_each_image(unconditional, x), _for_each_image(condition, x)]
         both = {name: _joined(name, *(entries[name] for entries in pair)) for name in condition}
         repeated = {name: torch.cat([v, v]) if _is_batch(v, x) else v for name, v in extra_args.items()}
         without, given = model(torch.cat([x, x]), torch.cat([sigma, sigma]), **repeated, **both).chunk(2)
-        return without.lerp(given, w)
+        denoised = without.lerp(given, w)
+        return Guided(denoised, without) if apart else denoised
 
     return guided
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .noise import BrownianNoise
 from .phi import Scalar, value
-from .plan import DENOISED, Combination, Noise, P, Stage
+from .plan import DENOISED, UNCONDITIONAL, Combination, Noise, P, Stage
 
-Model = Callable[..., Tensor]
-"""A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]."""
+Model = Callable[..., Any]
+"""A k-diffusion denoiser: model(x, sigma, **extra_args) -> denoised; x [B, C, ...], sigma [B]. One that is guided may
+answer with `Guided`."""
+
+
+class Guided(NamedTuple):
+    """The answer of a guided model to samplers that take its predictions apart (CFG++)."""
+
+    denoised: Tensor
+    """The guided prediction of the clean sample."""
+
+    unconditional: Tensor
+    """That without the prompt."""
+
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> unit noise shaped like x. The levels are tensors without dimensions on the device
@@ -128,7 +140,10 @@ def evaluated(stage: Stage, operands: Operands, evaluate: Evaluations, keep: int
     predictions, (denoised, start, x) = operands[:-3][: keep - 1], operands[-3:]
     if stage.sigma is not None:
         denoised = evaluate(x, stage.sigma, stage.step, predictions)
-    newest = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
+    if stage.prediction is UNCONDITIONAL:
+        newest = evaluate.unconditional
+    else:
+        newest = denoised if stage.prediction is DENOISED else combine(stage.prediction, (denoised, start, x))
     return (newest, *predictions, denoised, start, x)
 
 
@@ -169,14 +184,29 @@ class Evaluations:
         self._shape, self._dtype, self._device = x.shape, x.dtype, x.device
         self._wide = torch.promote_types(x.dtype, torch.float32)
         self._sums = [x.sum(dtype=self._wide)]  # finite only if all terms are: the cheapest check
-        self._levels: list[tuple[int, Scalar]] = []
+        self._levels: list[tuple[int, Scalar]] = []  # of each answer; `Guided` is two
         self._places: dict[int, int] = {}  # the last answer in each memory
         self._over: list[tuple[int, int]] = []
+        self._answer: Tensor = x
+        self._unconditional: Tensor | None = None
+
+        self.count = 0
+        """How many there were (NFE)."""
 
     @property
-    def count(self) -> int:
-        """How many there were (NFE)."""
-        return len(self._levels)
+    def unconditional(self) -> Tensor:
+        """What the last one predicted without the prompt.
+
+        Raises:
+            ValueError: if the model gave one prediction alone.
+        """
+        if self._unconditional is None:
+            raise ValueError(
+                "this sampler (CFG++) needs two predictions of the model, the guided one and the one without the "
+                "prompt, and the model gave one: let it answer with Guided(denoised, unconditional), as "
+                "classifier_free does with apart=True, or choose a sampler without CFG++"
+            )
+        return self._unconditional
 
     def __call__(self, x: Tensor, sigma: Scalar, step: int, needed: Sequence[Tensor] = ()) -> Tensor:
         """The denoised sample, in the dtype of x.
@@ -191,23 +221,32 @@ class Evaluations:
         """
         self._sigma = self._level(sigma)
         written = None if x.is_inference() else x._version
-        self._answer = answer = self._model(x, self._sigma, **self._extra_args)
-        check_like(answer, self._shape, "model must return the denoised sample")
+        answer = self._model(x, self._sigma, **self._extra_args)
+        self._answer, *rest = answer if isinstance(answer, Guided) else (answer,)
+        for part in (self._answer, *rest):
+            check_like(part, self._shape, "model must return the denoised sample")
         if written is not None and x._version != written:
             raise ValueError(
                 "the model wrote into the sample x that it was given, from which the sampler goes on: look for an "
                 "operation in place in the model or in what wraps it, and let it work on a copy"
             )
-        denoised = answer if answer.dtype == self._dtype else answer.to(self._dtype)
+        self.count += 1
+        denoised, *apart = (self._kept(part, sigma, step, needed) for part in (self._answer, *rest))
+        self._unconditional = apart[0] if apart else None
+        return denoised
+
+    def _kept(self, answer: Tensor, sigma: Scalar, step: int, needed: Sequence[Tensor]) -> Tensor:
+        """An answer in the dtype of x, and what is left to check of it."""
+        kept = answer if answer.dtype == self._dtype else answer.to(self._dtype)
         self._levels.append((step, sigma))
-        self._sums.append(denoised.sum(dtype=self._wide))
-        place, now = denoised.data_ptr(), len(self._levels)
+        self._sums.append(kept.sum(dtype=self._wide))
+        place, now = kept.data_ptr(), len(self._levels)
         for prediction in needed:
             if prediction.data_ptr() == place and place in self._places:
                 self._over.append((self._places[place], now))
         if place:
             self._places[place] = now
-        return denoised
+        return kept
 
     def seen(self, x: Tensor, step: int, start: Scalar | None = None) -> dict[str, Any]:
         """What a callback is given of the evaluation that was just made, at x.

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import detail
 from .integrate import Evaluations, Model, NonFiniteError, check_sample, combine, evaluated, per_image, progress_bar
 from .levels import REPEATS, GivenLevels, Level, Levels, read_run
 from .phi import Scalar, value
@@ -326,6 +327,8 @@ def _single_steps(sampler: SamplerSpec, levels: Levels, options: Mapping[str, An
     arguments = sampler.solver_arguments(options)
     if sampler.adaptive:
         return ()
+    if sampler.takes_apart:
+        raise ValueError(f"{sampler.id} (CFG++) cannot be inverted: its steps have two predictions; take ddim or euler")
     stages = tuple(sampler.solver(levels, **arguments))  # as the papers have them: all remember the same kind
     if any(stage.noise for stage in stages):
         amount = sampler.noise_option
@@ -334,7 +337,10 @@ def _single_steps(sampler: SamplerSpec, levels: Levels, options: Mapping[str, An
             + (f"set {amount.name} to 0" if amount else "take ddim or another sampler without")
         )
     single = [stage.sigma for stage in stages] == [levels[i].sigma for i in range(len(levels) - 1)]
-    return stages if single and all(stage.completes for stage in stages) else ()
+    if not single or not all(stage.completes for stage in stages):
+        return ()
+    of_detail = {option.name: options[option.name] for option in detail.OPTIONS if option.name in options}
+    return tuple(detail.with_detail(stages, levels, **of_detail))
 
 
 def _reach(stage: Stage) -> int:

@@ -61,6 +61,13 @@ class Levels(Sequence[Level]):
         return self.at_lambda(s.lam + r * (t.lam - s.lam))
 
 
+def first_below(sigmas: Sequence[float], boundary: float) -> int:
+    """The number of the first of some descending levels below a boundary, or of the last if none is: the steps that
+    begin at the boundary or above come before it. A level that is the boundary but for rounding is at it."""
+    below = (i for i, sigma in enumerate(sigmas) if sigma < boundary * (1 - SAME_LEVEL))
+    return next(below, max(0, len(sigmas) - 1))
+
+
 def read_sigmas(sigmas: torch.Tensor | Sequence[float]) -> tuple[float, ...]:
     """The sigmas as floats on the host: the only read from the device before a run.
 

@@ -19,7 +19,8 @@ import torch
 from .levels import GivenLevels, Levels
 from .phi import Scalar, value
 
-_X, _START, _DENOISED = -1, -2, -3  # keys of a Combination; a key k >= 0 is the k-th last prediction
+# Keys of a Combination; a key k >= 0 is the k-th last prediction. No operand has the key of the last one: it is P[0].
+_X, _START, _DENOISED, _UNCONDITIONAL = -1, -2, -3, -4
 
 
 class Combination:
@@ -46,7 +47,7 @@ class Combination:
         return Combination({key: c / scale for key, c in self.terms.items()})
 
     def __repr__(self) -> str:
-        names = {_X: "x", _START: "start", _DENOISED: "denoised"}
+        names = {_X: "x", _START: "start", _DENOISED: "denoised", _UNCONDITIONAL: "unconditional"}
         return " + ".join(f"{float(c):.6g} {names.get(k, f'P[{k}]')}" for k, c in self.terms.items())
 
     def replace(self, key: int, other: Combination) -> Combination:
@@ -97,6 +98,10 @@ START = Combination({_START: 1.0})
 DENOISED = Combination({_DENOISED: 1.0})
 """What the model returned for the current sample: its prediction of the clean one."""
 
+UNCONDITIONAL = Combination({_UNCONDITIONAL: 1.0})
+"""The model's prediction of the clean sample without the prompt, where DENOISED is the guided one. A stage that takes
+both apart remembers it, as its `prediction`, and then finds it as P[0]."""
+
 P = tuple(Combination({k: 1.0}) for k in range(4))
 """The last predictions that were remembered, newest first: P[0] is of this stage."""
 
@@ -122,7 +127,8 @@ class Stage(NamedTuple):
     """The next sample."""
 
     prediction: Combination = DENOISED
-    """What is remembered of the evaluation, as P[0]: the denoised sample, or the noise in terms of it and X."""
+    """What is remembered of the evaluation, as P[0]: the denoised sample, the noise in terms of it and X, or
+    UNCONDITIONAL."""
 
     completes: bool = True
     """Whether `update` is the START of the stages that follow; within a step START stays where it was."""
@@ -158,7 +164,7 @@ def economical(stages: Iterable[Stage]) -> Plan:
         wanted |= {made[key] for key in stage.update.terms if 0 <= key < len(made) and made[key] != i}
     return tuple(
         stage
-        if i in wanted or not stage.remembers
+        if i in wanted or not stage.remembers or stage.prediction is UNCONDITIONAL
         else stage._replace(update=stage.update.replace(0, stage.prediction), prediction=DENOISED)
         for i, stage in enumerate(plan)
     )
@@ -183,6 +189,11 @@ def analytical_first_step(stages: Iterable[Stage], levels: Levels) -> Iterator[S
                 prediction=stage.prediction.replace(denoised, guess),
             )
         yield stage
+
+
+def takes_apart(stages: Iterable[Stage]) -> bool:
+    """Whether a run needs the unconditional prediction beside the guided one."""
+    return any(stage.prediction is UNCONDITIONAL for stage in stages)
 
 
 def model_sigmas(plan: Iterable[Stage]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
+from . import detail
 from .integrate import AdaptiveSolver, Model, NoiseSampler, check_sample, integrate
 from .levels import REPEATS, GivenLevels, Levels, check_run, read_run, read_sigmas
 from .noise import BrownianNoise, noise_for, random_seed
 from .options import Option, options_of
-from .phi import value
-from .plan import Plan, Solver, Stage, as_given, economical
+from .phi import Scalar, value
+from .plan import Plan, Solver, Stage, as_given, economical, takes_apart
 from .spec import Spec, declare
 
 S_NOISE = Option("s_noise", 1.0, "Multiplies the added noise. Slightly above 1 gives more detail.", 0.0, 10.0)
@@ -34,7 +35,7 @@ NOISE_DEVICE = Option(
 class SamplerSpec(Spec):
     """A sampler: its solver, what it is called, what it costs.
 
-    A stochastic one has the options `s_noise` and `noise_device` beside its own.
+    Each that has a plan has the options of `detail` beside its own, a stochastic one also `s_noise` and `noise_device`.
     """
 
     solver: Solver
@@ -56,7 +57,8 @@ class SamplerSpec(Spec):
 
     @property
     def common(self) -> tuple[Option, ...]:
-        return (S_NOISE, NOISE_DEVICE) if self.stochastic else ()
+        noise = (S_NOISE, NOISE_DEVICE) if self.stochastic else ()
+        return noise if self.adaptive else (*noise, *detail.OPTIONS)
 
     @cached_property
     def adaptive(self) -> bool:
@@ -102,19 +104,32 @@ class SamplerSpec(Spec):
         return True
 
     @cached_property
+    def takes_apart(self) -> bool:
+        """Whether it needs a model that gives the prediction without the prompt beside the guided one (`Guided`)."""
+        return not self.adaptive and takes_apart(self.solver(_SOME_LEVELS))
+
+    @cached_property
     def at_given_levels(self) -> Mapping[str, str]:
-        """The choices by which it evaluates at the levels that it is given, where it moves some of them by default."""
+        """The choices by which it evaluates at the levels that it is given, where it evaluates as often by default, but
+        moves some of them."""
 
-        def moved(**choice: str) -> bool:
-            return [stage.sigma for stage in self.solver(_UNEVEN_LEVELS, **choice)] != [*_UNEVEN_LEVELS.sigmas[:-1]]
+        def evaluated(**choice: str) -> list[Scalar | None]:
+            return [stage.sigma for stage in self.solver(_UNEVEN_LEVELS, **choice)]
 
+        given = [*_UNEVEN_LEVELS.sigmas[:-1]]
+        if self.adaptive or len(default := evaluated()) != len(given) or default == given:
+            return {}
         choices = ({option.name: choice} for option in self.solver_options for choice in option.choices)
-        return {} if self.adaptive else next((c for c in choices if moved() and not moved(**c)), {})
+        return next((choice for choice in choices if evaluated(**choice) == given), {})
 
     def solver_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of the solver alone, defaults filled in; raises ValueError as `check_options`."""
         checked = self.check_options(given)
         return {option.name: checked[option.name] for option in self.solver_options}
+
+    def stages(self, levels: Levels, options: Mapping[str, Any]) -> Iterator[Stage]:
+        """Those of the solver under all of the options, checked: its noise times `s_noise`, with `detail`."""
+        return _stages(self.solver, levels, options)
 
     def _adds_noise(self, options: Mapping[str, Any]) -> bool:
         return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **options))
@@ -172,7 +187,8 @@ class SamplerSpec(Spec):
         """Sample, with the signature of k-diffusion.
 
         Args:
-            model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B].
+            model: a k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B]; for
+                a sampler that `takes_apart` one that answers with `Guided`.
             x: noise of the first level, [B, C, ...], 3-D to 5-D: sigmas[0] times unit noise (plus alpha x_0).
             sigmas: 1-D, descending, n + 1 levels for n steps, ending in 0 for a clean image; ascending inverts. A level
                 that repeats the one before is no step, which the log says. Without a step x is returned as it is.
@@ -259,7 +275,7 @@ class PreparedRun(NamedTuple):
             assert isinstance(decides, Generator)
             plan = _decided(decides, self.run)
         else:
-            plan = stages = _noise_times(noise_scale, self.stages)
+            plan = stages = tuple(_noise_times(noise_scale, self.stages))
             if noise_sampler is None and any(stage.noise for stage in stages):
                 device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
                 seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
@@ -288,17 +304,27 @@ def _noise_seed(seed: int | Sequence[int] | None, extra_args: Mapping[str, Any])
     return random_seed() if seed is None else seed
 
 
+_NOT_OF_SOLVERS = {option.name for option in (S_NOISE, NOISE_DEVICE, *detail.OPTIONS)}
+
+
+def _stages(solver: Solver, levels: Levels, options: Mapping[str, Any]) -> Iterator[Stage]:
+    """The stages of a solver, their noise times `s_noise`, with `detail`."""
+    of_solver = {name: given for name, given in options.items() if name not in _NOT_OF_SOLVERS}
+    of_detail = {option.name: options[option.name] for option in detail.OPTIONS if option.name in options}
+    stages = _noise_times(options.get(S_NOISE.name, 1.0), solver(levels, **of_solver))
+    return detail.with_detail(stages, levels, **of_detail)
+
+
 def _make_plan(solver: Solver, run: GivenLevels, options: Mapping[str, Any]) -> Plan:
-    """The stages of a solver, their noise times s_noise.
+    """The stages of a run.
 
     Raises:
         ValueError: if float64 cannot hold a coefficient.
     """
     if len(run.levels) < 2:
         return ()
-    of_solver = {name: given for name, given in options.items() if name != S_NOISE.name}
     try:
-        stages = _noise_times(options.get(S_NOISE.name, 1.0), economical(solver(run.levels, **of_solver)))
+        stages = economical(_stages(solver, run.levels, options))
     except ArithmeticError as error:
         first, last = (value(run.levels[k].sigma) for k in (0, len(run.levels) - 1))
         raise ValueError(
@@ -318,11 +344,9 @@ def _decided(stages: AdaptiveSolver, run: GivenLevels) -> AdaptiveSolver:
         return end.value
 
 
-def _noise_times(factor: float, plan: Plan) -> Plan:
-    """The plan with its noise multiplied."""
-    if factor == 1:
-        return plan
-    return tuple(_scaled(stage, factor) if stage.noise else stage for stage in plan)
+def _noise_times(factor: float, stages: Iterable[Stage]) -> Iterator[Stage]:
+    """The stages with their noise multiplied."""
+    return (_scaled(stage, factor) if stage.noise and factor != 1 else stage for stage in stages)
 
 
 def _scaled(stage: Stage, factor: float) -> Stage:

@@ -24,14 +24,17 @@ def _each(specs: list[SamplerSpec]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("spec", specs, ids=[spec.id for spec in specs])
 
 
-each_sampler = _each(list(SAMPLERS.values()))
-each_planned = _each([spec for spec in SAMPLERS.values() if not spec.adaptive])
-each_ode = _each([spec for spec in SAMPLERS.values() if not spec.adaptive and spec.id != "ddpm"])
+ONE_PREDICTION = [spec for spec in SAMPLERS.values() if not spec.takes_apart]
+"""Those that are content with the denoised sample; for the others see test_cfg_pp.py."""
+
+each_sampler = _each(ONE_PREDICTION)
+each_planned = _each([spec for spec in ONE_PREDICTION if not spec.adaptive])
+each_ode = _each([spec for spec in ONE_PREDICTION if not spec.adaptive and spec.id != "ddpm"])
 """Those with a plan that follows the probability-flow ODE, under the options `without_noise`."""
 
 
 def each_ode_but(*ids: str) -> pytest.MarkDecorator:
-    return _each([spec for spec in SAMPLERS.values() if not spec.adaptive and spec.id not in ("ddpm", *ids)])
+    return _each([spec for spec in ONE_PREDICTION if not spec.adaptive and spec.id not in ("ddpm", *ids)])
 
 
 each_stochastic = _each([spec for spec in SAMPLERS.values() if spec.stochastic])

@@ -21,8 +21,11 @@ export function drawSigmas(pen, area, { sigmas, karras, levels }, log) {
 export function drawPlan(pen, area, answer, log) {
   const { label, order, evaluations, guidance, passes, at_most } = answer;
   const levelsSeen = evaluations.map(({ sigma }) => sigma);
-  const axes = new Axes(pen, area, [0, Math.max(1, evaluations.length - 1)], levelsSeen, log, guidance ? 34 : 0);
+  const levels = evaluations.map(({ level }) => level); // higher where the option `detail` lowers what the model is told
+  const both = [...levelsSeen, ...levels];
+  const axes = new Axes(pen, area, [0, Math.max(1, evaluations.length - 1)], both, log, guidance ? 34 : 0);
   axes.grid();
+  if (levels.some((level, i) => level !== levelsSeen[i])) axes.line(levels, faint(), 2);
   if (guidance) axes.steps(guidance, ORANGE);
   axes.line(levelsSeen, BLUE, 1.5);
   evaluations.forEach(({ sigma, order, noise }, i) => {

@@ -6,6 +6,8 @@
 const WORDS = {
   FewStepSampler: "dpm++ 2m, amed",
   FewStepScheduler: "karras, ays",
+  FewStepChain: "two samplers",
+  FewStepSplitAtSigma: "wan 2.2",
   FewStepLoadPlan: "amed",
   FewStepPlanSampler: "amed",
   FewStepCalibrate: "plan, amed",

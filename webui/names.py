@@ -25,8 +25,11 @@ def _name(label: str) -> str:
 
 
 SAMPLER_NAMES: Mapping[str, SamplerSpec] = {
-    _name(spec.label): spec for spec in SAMPLERS.values() if spec.curated and spec.id not in PUBLISHED
+    _name(spec.label): spec
+    for spec in SAMPLERS.values()
+    if spec.curated and spec.id not in PUBLISHED and not spec.takes_apart
 }
-"""Without those that follow published numbers: these are plans, for one kind of model."""
+"""Without those that follow published numbers, which are plans for one kind of model, and those with CFG++: the hosts
+have no common way to the prediction without the prompt."""
 
 SCHEDULE_NAMES: Mapping[str, ScheduleSpec] = {_name(spec.label): spec for spec in SCHEDULES.values() if spec.curated}

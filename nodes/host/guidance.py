@@ -66,6 +66,11 @@ class _Schedule:
         self._scale = self._over(self._steps)
         self._agreed = 0.0  # the level at and below which the predictions agree
 
+    @property
+    def cfg_pp(self) -> bool:
+        """Whether the scale is that of CFG++."""
+        return self._guidance.cfg_pp
+
     def _over(self, steps: list[float]) -> Callable[[float], float]:
         return self._guidance.over(steps, flow=self._flow, elapsed=self._percent)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...samplers import Guided
 from ...samplers.calibrated import CalibratedPlan
 from ...samplers.guidance import NONE
 from .protocols import AnyGuider, Patcher
@@ -38,6 +40,42 @@ def guider_of(model: Any) -> AnyGuider:
 def patcher_of(model: Any) -> Patcher:
     """The MODEL that is being sampled; raises ValueError as `guider_of`."""
     return guider_of(model).model_patcher
+
+
+def taken_apart(
+    model: Callable[..., Tensor], extra_args: Mapping[str, Any] | None
+) -> tuple[Callable[..., Guided], dict[str, Any]]:
+    """The model, and the arguments of its calls, so that it answers with the unconditional prediction as well.
+
+    The host mixes the two and hands both to `sampler_post_cfg_function`. At scale 1 it would leave the unconditional
+    one out, which it is told not to. The caller's dicts are not written to.
+
+    Raises:
+        ValueError: when called, if there is no such prediction.
+    """
+    extra_args = dict(extra_args or {})
+    seen: list[Tensor] = []
+
+    def keep(given: Mapping[str, Any]) -> Tensor:
+        seen[:] = [given["uncond_denoised"]] if given["uncond"] is not None else []
+        denoised: Tensor = given["denoised"]
+        return denoised
+
+    extra_args["model_options"] = comfy.model_patcher.set_model_options_post_cfg_function(
+        {**extra_args.get("model_options", {})}, keep, disable_cfg1_optimization=True
+    )
+
+    def evaluate(x: Tensor, sigma: Tensor, **arguments: Any) -> Guided:
+        denoised = model(x, sigma, **arguments)
+        if not seen:
+            raise ValueError(
+                "a sampler with CFG++ needs the prediction without the prompt, and this run has none: sample with a "
+                "negative prompt (KSampler, SamplerCustom or CFGGuider, no BasicGuider) and without a cache that skips "
+                "the guidance of whole steps (LazyCache), or choose a sampler without CFG++"
+            )
+        return Guided(denoised, seen.pop())
+
+    return evaluate, extra_args
 
 
 # The scale of guidance in a run

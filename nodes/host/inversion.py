@@ -20,11 +20,12 @@ from .session import Guider, Inside, fitting, inside
 
 
 def invertible() -> dict[str, SamplerSpec]:
-    """The samplers that add no noise as they come and keep to the levels that they are given; `edm` is then `heun`."""
+    """The samplers that add no noise as they come, keep to the levels that they are given and look at one prediction;
+    `edm` is then `heun`."""
     return {
         id: spec
         for id, spec in SAMPLERS.items()
-        if not (spec.adaptive or spec.adds_noise or spec.at_given_levels or id == "edm")
+        if not (spec.adaptive or spec.adds_noise or spec.takes_apart or spec.at_given_levels or id == "edm")
     }
 
 

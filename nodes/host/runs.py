@@ -15,6 +15,7 @@ from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.calibrated.recipe import Recipe
+from ...samplers.detail import DETAIL
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas
 from ...samplers.sampler import PreparedRun
@@ -79,6 +80,15 @@ class Run:
     def model_sigmas(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The levels passed to the model, one for each evaluation, rounded as `integrate` does; on the CPU."""
         return torch.tensor(model_sigmas(self.plan), dtype=dtype)
+
+    @property
+    def levels(self) -> Tensor:
+        """The levels of the evaluations: those passed to the model, without the option `detail`, which lowers them."""
+        if self.prepared is None or not self.prepared.options[DETAIL.name]:
+            return self.model_sigmas()
+        options = {**self.prepared.options, DETAIL.name: 0.0}
+        plain = self.spec.prepare(self.given, flow=self.prepared.run.levels.flow, **options)
+        return torch.tensor(model_sigmas(plain.plan))
 
     @property
     def steps(self) -> list[float]:

@@ -15,7 +15,7 @@ from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from .bottleneck import Bottleneck
 from .display import say
-from .guider import guidance_of_run, guider_of, patcher_of, same_guidance
+from .guider import guidance_of_run, guider_of, patcher_of, run_guidance, same_guidance, taken_apart
 from .model import LevelRange, fingerprint, is_flow, level_range, noise_scale
 from .protocols import ModelSampling, SamplerFunction
 from .runs import Run, announce, follow, resolve
@@ -68,6 +68,14 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         if spec.stochastic:
             seed = (extra_args or {}).get("seed") if seed is None else seed
             seed = image_seeds(model, x, seed) or seed
+        if spec.takes_apart:
+            guidance = run_guidance(guider_of(model))
+            if guidance is not None and guidance.schedule is not None and guidance.schedule.cfg_pp:
+                raise ValueError(
+                    f"cfg_pp: the guidance is that of CFG++, and so is the sampler {spec.id}: turn cfg_pp off in "
+                    "Few-Step Guidance, or sample with euler or dpmpp_2m"
+                )
+            model, extra_args = taken_apart(model, extra_args)
         info: dict[str, int] = {}
         model, extra_args = announce(run, model, x, sigmas, extra_args)
         samples = run.prepared.sample(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from ...samplers import Option
 
 DEFAULT = "default"
-UNSET = -1  # "default" for a number: no option of any sampler is negative
+UNSET = -1  # "default" for a number: no option of any sampler can be -1
 _SWITCH = {"on": True, "off": False}
 
 ORDER = (
@@ -31,6 +31,7 @@ ORDER = (
     "noise_scaler", "predictor_order", "corrector_order", "pece", "sde_start", "sde_end", "restarts", "restart_max",
     "restart_min", "base",
     "width", "height", "base_shift", "max_shift", "distilled", "sigmas",
+    "inner_points", "detail", "detail_start", "detail_end",
 )  # fmt: skip
 """The names of all options, in the order of their widgets. Workflows save the values of widgets by position: a new name
 goes to the end, and none is ever taken away."""
@@ -39,6 +40,7 @@ RARE = frozenset({
     "r", "r1", "r2", "corrected_start", "prediction", "ancestral_step", "s_tmin", "s_tmax", "start", "gamma_of",
     "middle", "rtol", "atol", "h_init", "accept_safety", "pcoeff", "icoeff", "dcoeff", "noise_device", "beta_d",
     "beta_min", "threshold_noise", "linear_steps", "c2", "c3", "sde_start", "sde_end", "base_shift", "max_shift",
+    "inner_points", "detail_start", "detail_end",
 })  # fmt: skip
 """Options that few will ever change. New hosts show them when asked for advanced inputs."""
 
@@ -51,15 +53,16 @@ def option_inputs(specs: Iterable[Any]) -> list[io.Input]:
         for option in spec.options:
             uses.setdefault(option.name, {})[spec.id] = option
     names = sorted(uses, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-    return [_input(name, uses[name], for_all=len(uses[name]) == len(specs)) for name in names]
+    ids = [spec.id for spec in specs]
+    return [_input(name, uses[name], ids) for name in names]
 
 
-def _input(name: str, used: Mapping[str, Option], for_all: bool) -> io.Input:
-    """The widget of an option, from those of its name by the sampler that has it."""
+def _input(name: str, used: Mapping[str, Option], ids: Sequence[str]) -> io.Input:
+    """The widget of an option, from those of its name by the sampler that has it, of all."""
     options = list(used.values())
     first = options[0]
     default = first.default if all(o.default == first.default for o in options) else None
-    common = {"id": name, "tooltip": _tooltip(used, for_all), "optional": True}
+    common = {"id": name, "tooltip": _tooltip(used, ids), "optional": True}
     if name in RARE:
         common |= advanced(io.Float.Input)
     if isinstance(first.default, bool):
@@ -86,7 +89,7 @@ def advanced(widget: type) -> dict[str, bool]:
     return {"advanced": True} if "advanced" in inspect.signature(widget).parameters else {}
 
 
-def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
+def _tooltip(used: Mapping[str, Option], all_ids: Sequence[str]) -> str:
     """The help of the option, once for those that share it, and the defaults that the widget does not show."""
     helps: dict[str, list[str]] = {}
     defaults: dict[Any, list[str]] = {}
@@ -94,16 +97,20 @@ def _tooltip(used: Mapping[str, Option], for_all: bool) -> str:
         choices = f"{' or '.join(option.choices)}. " if option.choices else ""
         helps.setdefault(choices + option.help, []).append(id)
         defaults.setdefault(option.default, []).append(id)
-    lines = [help + _owners(ids, for_all and len(helps) == 1) for help, ids in helps.items()]
+    lines = [help + _owners(ids, all_ids) for help, ids in helps.items()]
     if len(defaults) > 1 or any(option.choices for option in used.values()):
         unset = "default" if isinstance(next(iter(defaults)), (str, bool)) else f"{UNSET}, the default"
-        each = (f"{_written(default)}{_owners(ids, len(defaults) == 1)}" for default, ids in defaults.items())
+        each = (f"{_written(default)}{_owners(ids, list(used))}" for default, ids in defaults.items())
         lines.append(f"{unset}: {', '.join(each)}.")
     return "\n".join(lines)
 
 
-def _owners(ids: list[str], everyone: bool) -> str:
-    return "" if everyone else f" ({', '.join(ids)})"
+def _owners(ids: Sequence[str], all_ids: Sequence[str]) -> str:
+    """Who has it, in brackets; nothing if all have."""
+    others = [id for id in all_ids if id not in ids]
+    if not others:
+        return ""
+    return f" (all but {', '.join(others)})" if len(others) < 4 < len(ids) else f" ({', '.join(ids)})"
 
 
 def _written(default: Any) -> str:

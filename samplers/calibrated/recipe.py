@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checks import shortened
+from ..detail import DETAIL
 from ..integrate import Model, integrate
 from ..levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
 from ..phi import value
@@ -82,6 +83,10 @@ class Recipe:
             )
         options = {**self.options, **SAMPLERS[self.base].at_given_levels}
         _reading("options", lambda: SAMPLERS[self.base].check_options(options))
+        if options.get(DETAIL.name):
+            raise ValueError(
+                "options: detail is none of a plan, which has scale_time: what the model is told of each level"
+            )
         object.__setattr__(self, "options", MappingProxyType(options))
         tunings = tuple(Tuning(*t) for t in self.tunings) or (PLAIN,) * (len(levels) - 1)
         object.__setattr__(self, "tunings", tunings)
@@ -123,7 +128,9 @@ class Recipe:
             ValueError: at the first stage by which it is none that can follow a recipe.
         """
         spec, expected = SAMPLERS[self.base], iter(levels.sigmas[:-1])
-        for stage in () if spec.adaptive else spec.solver(levels, **spec.solver_arguments(self.options)):
+        for stage in (
+            () if spec.adaptive or spec.takes_apart else spec.solver(levels, **spec.solver_arguments(self.options))
+        ):
             sigma = next(expected, None)
             if stage.noise or stage.sigma is None or sigma is None or value(stage.sigma) != value(sigma):
                 break
@@ -132,8 +139,8 @@ class Recipe:
             if next(expected, None) is None:
                 return
         raise ValueError(
-            f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level and add no "
-            "noise, as dpmpp_2m or ipndm_v"
+            f"base = {self.base!r} cannot follow a recipe: it must evaluate the model once at each level, add no "
+            "noise, and not take guidance apart (CFG++), as dpmpp_2m or ipndm_v"
         )
 
     @property
@@ -166,7 +173,7 @@ class Recipe:
             )
         if (first, last) == (0, len(self.sigmas)):
             return self
-        if last - first > 1 and first % 2 and (in_pairs or SAMPLERS[self.base].paired):
+        if last - first > 1 and ((in_pairs and first % 2) or self._within_step(first)):
             raise ValueError(
                 f"sigmas: this part of the plan begins at its level {first}, in the middle of a step: begin one level "
                 "earlier or later"
@@ -176,6 +183,10 @@ class Recipe:
             for k, t in enumerate(self.tunings[first : last - 1])
         ]
         return replace(self, sigmas=self.sigmas[first:last], tunings=tuple(kept), afs=self.afs and first == 0)
+
+    def _within_step(self, k: int) -> bool:
+        """Whether a step of a singlestep solver goes over level k."""
+        return k > 0 and SAMPLERS[self.base].singlestep and not self.plan()[k - 1].completes
 
     @property
     def guides(self) -> bool:

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  # they declare
     adaptive,
     amed,
     ancestral,
+    cfg_pp,
     dpm_solver,
     er_sde,
     exponential,
@@ -71,6 +72,8 @@ SAMPLERS: Mapping[str, SamplerSpec] = Registry(
         "er_sde",
         "sa_solver",
         "restart",
+        "euler_cfg_pp",
+        "dpmpp_2m_cfg_pp",
     ),
     DECLARED,
 )

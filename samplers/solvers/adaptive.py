@@ -118,11 +118,11 @@ def distance(s: Level, t: Level) -> float:
 
 def _try(levels: Levels, step: int, s: Level, t: Level, order: int) -> Iterator[Stage]:
     """The step from s to t with the higher order, not yet completed."""
-    higher = (
-        step_2s(levels, step, s, t, NOISE, 0.5, "midpoint")
-        if order == 2
-        else step_3s(levels, step, s, t, NOISE, 1 / 3, 2 / 3, "midpoint")
-    )
+    if order == 2:
+        higher = step_2s(step, (s, levels.between(s, t, 0.5), t), NOISE, "midpoint", 0.5)
+    else:
+        u, v = levels.between(s, t, 1 / 3), levels.between(s, t, 2 / 3)
+        higher = step_3s(step, (s, u, v, t), NOISE, "midpoint", 1 / 3, 2 / 3)
     for stage in higher:
         yield stage._replace(completes=False)
 

@@ -177,7 +177,9 @@ def dpmpp_2s_ancestral(
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
         d = sigma_down(s, t)
-        step = step_2s(levels, i, s, d, DATA, r, solver_type) if finite_step(s, d) else step_1s(i, s, d, DATA)
+        step = step_1s(i, s, d, DATA)
+        if finite_step(s, d):
+            step = step_2s(i, (s, levels.between(s, d, r), d), DATA, solver_type, r)
         for stage in step:
             yield ancestral(stage, s, d, t) if stage.completes else stage
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from ..levels import Level, Levels
 from ..options import Bounds
-from ..phi import exp, expm1, phi, value
+from ..phi import Scalar, exp, expm1, phi, value
 from ..plan import DENOISED, START, Combination, P, Stage, X
 from ..sampler import sampler
 
@@ -33,6 +33,12 @@ from ..sampler import sampler
 R = Annotated[float, Bounds(0.05, 1.0), "Where in the step (in log-SNR) the second evaluation lies."]
 R1 = Annotated[float, Bounds(0.05, 0.95), "Where in the step the second evaluation lies; smaller than r2."]
 R2 = Annotated[float, Bounds(0.1, 1.0), "Where in the step the third evaluation lies. Order 3 needs 2/3."]
+InnerPoints = Annotated[
+    Literal["r", "schedule"],
+    "Where a step is evaluated between its ends. r: at r (r1 and r2) of the step, so that n steps cost 2n or 3n "
+    "evaluations. schedule: at the schedule's own levels, two or three of which are one step, so that n steps cost n "
+    "evaluations; the levels that are left at the end are a step of lower order.",
+]
 Form = Annotated[Literal["midpoint", "heun"], "Form of the update; midpoint is the paper's."]
 Curvature = Annotated[
     Literal["published", "exact"],
@@ -174,10 +180,11 @@ def step_1s(i: int, s: Level, t: Level, kind: Prediction) -> Iterator[Stage]:
 
 
 def step_2s(
-    levels: Levels, i: int, s: Level, t: Level, kind: Prediction, r: float, solver_type: str
+    i: int, points: Sequence[Level], kind: Prediction, solver_type: str, r: Scalar | None = None
 ) -> Iterator[Stage]:
-    """Step i, from s to t, of `dpm_2s` or `dpmpp_2s`."""
-    u = levels.between(s, t, r)
+    """Step i, from s over u to t, of `dpm_2s` or `dpmpp_2s`. `r`, where u lies, follows from them if not given."""
+    s, u, t = points
+    r = place(s, u, t) if r is None else r
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
 
     p_u, p_s = P[0], P[1]
@@ -187,10 +194,17 @@ def step_2s(
 
 
 def step_3s(
-    levels: Levels, i: int, s: Level, t: Level, kind: Prediction, r1: float, r2: float, solver_type: str
+    i: int,
+    points: Sequence[Level],
+    kind: Prediction,
+    solver_type: str,
+    r1: Scalar | None = None,
+    r2: Scalar | None = None,
 ) -> Iterator[Stage]:
-    """Step i, from s to t, of `dpm_3s` or `dpmpp_3s`."""
-    u, v = levels.between(s, t, r1), levels.between(s, t, r2)
+    """Step i, from s over u and v to t, of `dpm_3s` or `dpmpp_3s`; `r1` and `r2` as `r` in `step_2s`."""
+    s, u, v, t = points
+    r1 = place(s, u, t) if r1 is None else r1
+    r2 = place(s, v, t) if r2 is None else r2
     yield Stage(i, s.sigma, kind.taylor(X, s, u, P[0]), kind.of(s), completes=False)
 
     p_u, p_s = P[0], P[1]
@@ -205,6 +219,60 @@ def step_3s(
     yield Stage(i, v.sigma, kind.taylor(START, s, t, p_s, *derivatives), kind.of(v))
 
 
+def place(s: Level, u: Level, t: Level) -> Scalar:
+    """Where u lies on the way from s to t in lambda, 0 to 1."""
+    return (u.lam - s.lam) / (t.lam - s.lam)
+
+
+def steps_of_order(
+    levels: Levels, first: int, orders: Sequence[int], kind: Prediction, solver_type: str
+) -> Iterator[Stage]:
+    """Steps of orders 1 to 3 from levels[first] on, each over as many levels as its order, which it is evaluated at.
+
+    A step that is too long for the prediction is as many of order 1. Each evaluation has the number of its level.
+    """
+    i = first
+    for order in orders:
+        points = [levels[k] for k in range(i, i + order + 1)]
+        stages: Iterator[Stage]
+        if order > 1 and not kind.corrects(points[0], points[-2], points[-1]):
+            substeps = itertools.pairwise(points)
+            stages = itertools.chain.from_iterable(step_1s(0, a, b, DATA) for a, b in substeps)
+        elif order == 3:
+            stages = step_3s(i, points, kind, solver_type)
+        elif order == 2:
+            stages = step_2s(i, points, kind, solver_type)
+        else:
+            stages = step_1s(i, points[0], points[1], kind)
+        for stage in stages:
+            yield stage._replace(step=i)
+            i += 1
+
+
+def at_levels_of_schedule(
+    levels: Levels, order: int, kind: Prediction, solver_type: str, lower_order_final: bool
+) -> Iterator[Stage]:
+    """Steps of the order that are evaluated at the schedule's own levels: n evaluations for n + 1 levels.
+
+    What is left at the end is a step of lower order. With `lower_order_final` the last step is of order 1 or 2 in any
+    case, as those of the official code's `singlestep`; without it those of `singlestep_fixed`, where n is a multiple.
+    A step of infinite length in lambda (to sigma = 0, out of pure noise) has order 1 and an evaluation of its own.
+    """
+    n, first = len(levels) - 1, 0
+    if not finite_step(levels[0], levels[1]):
+        yield from step_1s(0, levels[0], levels[1], DATA)
+        first = 1
+    last = n if finite_step(levels[n - 1], levels[n]) else n - 1
+    if last > first:
+        count, left = divmod(last - first, order)
+        orders = [order] * count + [left] * (left > 0)
+        if lower_order_final and not left:
+            orders[-1:] = [2, 1] if order == 3 else [1, 1]
+        yield from steps_of_order(levels, first, orders, kind, solver_type)
+    if first <= last < n:
+        yield from step_1s(last, levels[last], levels[n], DATA)
+
+
 @sampler(
     "DPM-Solver++ 2S",
     paper="Lu et al. 2022, arXiv 2211.01095",
@@ -213,7 +281,12 @@ def step_3s(
     curated=True,
 )
 def dpmpp_2s(
-    levels: Levels, *, r: R = 0.5, solver_type: Form = "midpoint", lower_order_final: LowerOrderFinal = False
+    levels: Levels,
+    *,
+    r: R = 0.5,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = False,
+    inner_points: InnerPoints = "r",
 ) -> Iterator[Stage]:
     """DPM-Solver++(2S): two evaluations a step, at s and at lambda_u = lambda_s + r h.
 
@@ -221,9 +294,9 @@ def dpmpp_2s(
         x_t = (sigma_t / sigma_s) x_s + alpha_t h (phi_1(-h) D_s + phi_2(-h) (D_u - D_s) / r)   (heun)
 
     Lu et al. 2022, arXiv 2211.01095, Algorithm 1 (midpoint). The official code calls the forms `dpmsolver` and
-    `taylor`. With `lower_order_final` the last step has order 1.
+    `taylor`. With `lower_order_final` the last step has order 1. `inner_points`: see `at_levels_of_schedule`.
     """
-    return _singlestep_2(levels, DATA, r, solver_type, lower_order_final)
+    return _singlestep_2(levels, DATA, r, solver_type, lower_order_final, inner_points)
 
 
 @sampler(
@@ -233,7 +306,12 @@ def dpmpp_2s(
     order=2,
 )
 def dpm_2s(
-    levels: Levels, *, r: R = 0.5, solver_type: Form = "midpoint", lower_order_final: LowerOrderFinal = False
+    levels: Levels,
+    *,
+    r: R = 0.5,
+    solver_type: Form = "midpoint",
+    lower_order_final: LowerOrderFinal = False,
+    inner_points: InnerPoints = "r",
 ) -> Iterator[Stage]:
     """DPM-Solver-2: two evaluations a step, at s and at lambda_u = lambda_s + r h.
 
@@ -242,16 +320,19 @@ def dpm_2s(
 
     Lu et al. 2022, arXiv 2206.00927, Algorithm 1 (midpoint, r = 1/2), and Algorithm 4 for other r.
     """
-    return _singlestep_2(levels, NOISE, r, solver_type, lower_order_final)
+    return _singlestep_2(levels, NOISE, r, solver_type, lower_order_final, inner_points)
 
 
 def _singlestep_2(
-    levels: Levels, kind: Prediction, r: float, solver_type: str, lower_order_final: bool
+    levels: Levels, kind: Prediction, r: float, solver_type: str, lower_order_final: bool, inner_points: str
 ) -> Iterator[Stage]:
+    if inner_points == "schedule":
+        yield from at_levels_of_schedule(levels, 2, kind, solver_type, lower_order_final)
+        return
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
         if singlestep_order(levels, i, 2, lower_order_final, kind, {2: r}) == 2:
-            yield from step_2s(levels, i, s, t, kind, r, solver_type)
+            yield from step_2s(i, (s, levels.between(s, t, r), t), kind, solver_type, r)
         else:
             yield from step_1s(i, s, t, kind)
 
@@ -269,6 +350,7 @@ def dpmpp_3s(
     r2: R2 = 2 / 3,
     solver_type: Form = "midpoint",
     lower_order_final: LowerOrderFinal = False,
+    inner_points: InnerPoints = "r",
 ) -> Iterator[Stage]:
     """DPM-Solver++(3S): three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
 
@@ -278,12 +360,13 @@ def dpmpp_3s(
     `heun` puts the parabola through all three predictions into the last line. Both forms have order 3 for
     r2 = 2/3 only, where the prediction at u, whose sample has the largest error, drops out in the limit. Lu et al.
     2022, arXiv 2211.01095, appendix; the official code calls the forms `dpmsolver` and `taylor`. With
-    `lower_order_final` the last two steps have order 2 (at r = 1/2) and 1, as there.
+    `lower_order_final` the last two steps have order 2 (at r = 1/2) and 1, as there. `inner_points` = `schedule` puts
+    u and v at levels of the schedule (`at_levels_of_schedule`); it has order 3 where these are uniform in lambda.
 
     Raises:
         ValueError: if r1 is not smaller than r2.
     """
-    return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final)
+    return _singlestep_3(levels, DATA, r1, r2, solver_type, lower_order_final, inner_points)
 
 
 @sampler(
@@ -299,6 +382,7 @@ def dpm_3s(
     r2: R2 = 2 / 3,
     solver_type: Form = "midpoint",
     lower_order_final: LowerOrderFinal = False,
+    inner_points: InnerPoints = "r",
 ) -> Iterator[Stage]:
     """DPM-Solver-3: three evaluations a step, at s, at lambda_s + r1 h (u) and at lambda_s + r2 h (v).
 
@@ -307,21 +391,25 @@ def dpm_3s(
 
     Forms and options as in `dpmpp_3s`. Lu et al. 2022, arXiv 2206.00927, Algorithm 2 (midpoint).
     """
-    return _singlestep_3(levels, NOISE, r1, r2, solver_type, lower_order_final)
+    return _singlestep_3(levels, NOISE, r1, r2, solver_type, lower_order_final, inner_points)
 
 
 def _singlestep_3(
-    levels: Levels, kind: Prediction, r1: float, r2: float, solver_type: str, lower_order_final: bool
+    levels: Levels, kind: Prediction, r1: float, r2: float, solver_type: str, lower_order_final: bool, inner_points: str
 ) -> Iterator[Stage]:
+    if inner_points == "schedule":
+        yield from at_levels_of_schedule(levels, 3, kind, solver_type, lower_order_final)
+        return
     if r1 >= r2:
         raise ValueError(f"r1 = {r1:g} must be smaller than r2 = {r2:g}")
     for i in range(len(levels) - 1):
         order = singlestep_order(levels, i, 3, lower_order_final, kind, {2: 0.5, 3: r2})
         s, t = levels[i], levels[i + 1]
         if order == 3:
-            yield from step_3s(levels, i, s, t, kind, r1, r2, solver_type)
+            u, v = levels.between(s, t, r1), levels.between(s, t, r2)
+            yield from step_3s(i, (s, u, v, t), kind, solver_type, r1, r2)
         elif order == 2:
-            yield from step_2s(levels, i, s, t, kind, 0.5, solver_type)
+            yield from step_2s(i, (s, levels.between(s, t, 0.5), t), kind, solver_type, 0.5)
         else:
             yield from step_1s(i, s, t, kind)
 
@@ -361,9 +449,9 @@ def dpm_fast(levels: Levels) -> Iterator[Stage]:
                 substeps = itertools.pairwise([s, *inner, t])
                 stages = itertools.chain.from_iterable(step_1s(0, a, b, DATA) for a, b in substeps)
             elif order == 3:
-                stages = step_3s(levels, 0, s, t, NOISE, 1 / 3, 2 / 3, "midpoint")
+                stages = step_3s(0, (s, *inner, t), NOISE, "midpoint", 1 / 3, 2 / 3)
             elif order == 2:
-                stages = step_2s(levels, 0, s, t, NOISE, 0.5, "midpoint")
+                stages = step_2s(0, (s, *inner, t), NOISE, "midpoint", 0.5)
             else:
                 stages = step_1s(0, s, t, DATA)
             for stage in stages:

@@ -26,6 +26,24 @@ const SCENES = {
     show: [1],
   },
   FewStepScheduler: { nodes: [["FewStepScheduler", { schedule: "ays", steps: 8 }]] },
+  FewStepChain: {
+    nodes: [
+      ["FewStepSampler", { sampler: "ipndm_v" }],
+      ["FewStepChain", { step: 6 }, { first: [0, "SAMPLER"], second: [2, "SAMPLER"] }],
+      ["KSamplerSelect", { sampler_name: "fewstep_dpmpp_2m_sde" }],
+      ["SamplerCustom", {}, { sampler: [1, "SAMPLER"] }],
+    ],
+    show: [2, 1],
+  },
+  FewStepSplitAtSigma: {
+    nodes: [
+      ["FewStepScheduler", { schedule: "simple", steps: 20 }],
+      ["FewStepSplitAtSigma", {}, { sigmas: [0, "SIGMAS"] }],
+      ["SamplerCustom", {}, { sigmas: [1, "high"] }],
+      ["SamplerCustom", { add_noise: false }, { sigmas: [1, "low"], latent_image: [2, "output"] }],
+    ],
+    show: [1],
+  },
   FewStepGuidance: {
     nodes: [
       ["FewStepGuidance", { cfg: 6 }],

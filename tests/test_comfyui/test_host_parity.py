@@ -14,9 +14,9 @@ import pytest
 import torch
 from host import GIVEN
 from k_diffusion_package import INSTALLED, k_diffusion
-from mixture import NOISE, X1, denoiser, flow_denoiser, relative_error
+from mixture import NOISE, ONE_PREDICTION, X1, denoiser, flow_denoiser, relative_error
 
-from samplers import SAMPLERS
+from samplers import SAMPLERS, Guided
 
 EDM = [14.6146, 8.0, 4.1, 2.2, 1.1, 0.55, 0.2, 0.0292]
 FLOW = [0.97, 0.9, 0.78, 0.6, 0.41, 0.2, 0.05]
@@ -277,6 +277,68 @@ def test_sa_solver_from_pure_noise(hosts, pece):
     assert relative_error(mine[1], theirs) < 0.03
 
 
+# CFG++: the model of the host tells of its unconditional prediction beside the guided one
+
+
+def guided_model(flow):
+    """Both predictions, as the host's model hands them on."""
+    denoise = flow_denoiser if flow else denoiser
+
+    def model(x, sigma):
+        unconditional = denoise(x, sigma)
+        return Guided(unconditional + 0.18 * torch.sin(unconditional), unconditional)
+
+    return model
+
+
+class GuidedModel(Model):
+    def __call__(self, x, sigma, model_options, **extra_args):
+        assert model_options["disable_cfg1_optimization"]
+        denoised, unconditional = self.denoise(x, sigma)
+        (tell,) = model_options["sampler_post_cfg_function"]
+        return tell({"denoised": denoised, "uncond_denoised": unconditional})
+
+
+def run_cfg_pp(name, flow, sigmas, model):
+    from comfy.k_diffusion import sampling
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        return getattr(sampling, f"sample_{name}")(
+            GuidedModel(flow, model), X1 * sigmas[0], levels, extra_args={}, disable=True
+        )
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "flow", "sigmas"),
+    [
+        ("euler_cfg_pp", False, EDM),
+        ("euler_cfg_pp", False, TO_ZERO),
+        ("euler_cfg_pp", True, FLOW),
+        ("euler_cfg_pp", True, FLOW_TO_ZERO),
+        ("dpmpp_2m_cfg_pp", False, EDM),
+        ("dpmpp_2m_cfg_pp", False, TO_ZERO),
+    ],
+)
+def test_cfg_pp(comfy_process, name, flow, sigmas):
+    model = guided_model(flow)
+    mine = SAMPLERS[name].function(model, X1 * sigmas[0], sigmas, disable=True, flow=flow)
+    assert relative_error(mine, run_cfg_pp(name, flow, sigmas, model)) < 1e-6
+
+
+def test_2m_cfg_pp_of_the_host_has_no_flow_branch(comfy_process):
+    """It takes flow levels for those of alpha = 1. What is right is in tests/test_samplers/test_cfg_pp.py."""
+    model = guided_model(True)
+    theirs = [run_cfg_pp("dpmpp_2m_cfg_pp", flow, FLOW, model) for flow in (True, False)]
+    assert torch.equal(*theirs)
+    mine = SAMPLERS["dpmpp_2m_cfg_pp"].function(model, X1 * FLOW[0], FLOW, disable=True, flow=True)
+    assert relative_error(mine, theirs[0]) > 0.1
+
+
 @pytest.mark.parametrize("n", [4, 5, 6, 9])
 def test_dpm_fast(hosts, n):
     from comfy.k_diffusion import sampling
@@ -310,7 +372,7 @@ def test_dpm_adaptive(hosts, order):
 def test_nothing_that_both_have_is_left_out(comfy_process):
     """Every sampler is compared with the host's, but for those that the host does not have."""
     compared = {case[0] for cases in (EDM_CASES, MORE_STEPS, FLOW_CASES) for case in cases.values()}
-    compared |= {"deis", "dpm_fast", "dpm_adaptive", "sa_solver"}
+    compared |= {"deis", "dpm_fast", "dpm_adaptive", "sa_solver", "euler_cfg_pp", "dpmpp_2m_cfg_pp"}
     not_in_host = {"dpmpp_3m", "dpm_3s", "dpm_2m", "dpm_3m", "rk4", "plms"}
     not_in_host |= {"res_2s", "res_3s", "res_5s", "res_6s"}
     not_in_host |= {"restart"}
@@ -337,7 +399,7 @@ def test_the_hosts_faults_are_still_there(hosts):
 
 def test_one_step_works_in_every_sampler():
     one = torch.full((3,), 9.0, dtype=torch.float64)
-    for spec in SAMPLERS.values():
+    for spec in ONE_PREDICTION:
         x = spec.function(denoiser, X1 * 9, [9.0, 0.0], disable=True, seed=0)
         assert torch.equal(x, denoiser(X1 * 9, one)), spec.id
         short = spec.function(denoiser, X1 * 9, [9.0, 5.0], disable=True, seed=0)

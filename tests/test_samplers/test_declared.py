@@ -113,6 +113,7 @@ def test_which_samplers_step_by_pairs_or_look_back_and_which_move_levels():
     assert [id for id, spec in SAMPLERS.items() if spec.paired] == ["amed", "amed_dpm_2s"]
     multistep = {"unipc", "ipndm", "ipndm_v", "deis", "plms", "dpmpp_2m_sde", "dpmpp_3m_sde", "amed_dpm_2m"}
     multistep |= {"lms", "gradient_estimation", "res_multistep", "res_multistep_ancestral", "er_sde", "sa_solver"}
+    multistep |= {"dpmpp_2m_cfg_pp"}
     multistep |= {f"{family}_{order}m" for family in ("dpm", "dpmpp") for order in (2, 3)}
     assert {id for id, spec in SAMPLERS.items() if not spec.singlestep} == multistep
     moving = {id: dict(spec.at_given_levels) for id, spec in SAMPLERS.items() if spec.at_given_levels}

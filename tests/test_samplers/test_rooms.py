@@ -12,9 +12,9 @@ FLOORS = [  # of samplers/, from below; an entry is a module or a folder
     {"phi", "checks"},
     {"levels", "options"},
     {"plan", "noise", "spec"},
-    {"integrate"},
+    {"integrate", "detail"},
     {"processes", "sampler", "schedule", "denoisers", "guidance", "trajectory", "inversion"},
-    {"solvers", "schedules"},
+    {"solvers", "schedules", "chain"},
     {"calibrated", "distill"},
 ]
 

@@ -17,6 +17,7 @@ from hypothesis import given as over
 from hypothesis import settings
 from mixture import (
     NOISE,
+    ONE_PREDICTION,
     X1,
     denoiser,
     each_stochastic,
@@ -757,7 +758,7 @@ def test_without_noise_no_number_is_drawn(monkeypatch):
 
     monkeypatch.delattr(specs, "noise_for")
     state = torch.get_rng_state()
-    for spec in SAMPLERS.values():
+    for spec in ONE_PREDICTION:
         options = {"s_noise": 0.0} if spec.id == "ddpm" else without_noise(spec)
         spec.function(pointwise, X1, [9.0, 3.0, 1.0, 0.0], disable=True, **options)
     assert torch.equal(torch.get_rng_state(), state)
