@@ -50,6 +50,14 @@ def find(file: str) -> Path:
     return Path(path)
 
 
+def entry_of(path: Path) -> str:
+    """The entry of the list that a file has; all of its path where it lies elsewhere."""
+    for folder in map(Path, map(os.path.abspath, folder_paths.get_folder_paths(FOLDER))):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return str(path)
+
+
 def check_filename(filename: str) -> PurePosixPath:
     """The name of a plan without its extension, with subfolders or without.
 
