@@ -18,7 +18,6 @@ import importlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_up_host(options)
         if processes > 1:
             join_processes()
-        work, save = begin(options, prompts)
+        work, save = begin(options, prompts, quiet=rank > 0)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -235,16 +234,16 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Callable[[str], Any]]:
     return getattr(importlib.import_module(module), function)()
 
 
-def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Callable[[Any], Path]]:
+def begin(options: argparse.Namespace, prompts: list[str], *, quiet: bool = False) -> tuple[Any, Callable[[Any], Path]]:
     """The work that is asked for, and what saves its plan and says where."""
     import torch
 
     package = __package__ or _import_package()
-    calibration, training, session_, files, read = (
+    calibration, training, session_, progress_, files, read = (
         importlib.import_module(f"{package}.{name}")
         for name in (
-            "nodes.host.calibration", "nodes.host.training", "nodes.host.session", "nodes.host.plan_files",
-            "samplers.calibrated",
+            "nodes.host.calibration", "nodes.host.training", "nodes.host.session", "nodes.host.progress",
+            "nodes.host.plan_files", "samplers.calibrated",
         )
     )  # fmt: skip
     files.register_folder()
@@ -267,7 +266,10 @@ def begin(options: argparse.Namespace, prompts: list[str]) -> tuple[Any, Callabl
             raise ValueError(f"--width {options.width} and --height {options.height} are too small")
         batch = options.batch if options.command == "calibrate" else 0
         latent = {"samples": torch.zeros(shape)}
-        session = session_.Session(patcher, positive, negative, options.cfg, latent, batch=batch, texts=prompts)
+        progress = progress_.Progress(None if quiet else print_line, every=EVERY)
+        session = session_.Session(
+            patcher, positive, negative, options.cfg, latent, batch=batch, texts=prompts, progress=progress
+        )
         common = {name: getattr(options, name) for name in ("evaluations", "seed", "samples", "teacher_steps")}
         if options.command == "calibrate":
             bases = calibration.DEFAULT_BASES if options.base == "auto" else (options.base,)
@@ -308,14 +310,11 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
     texts, shared = (importlib.import_module(f"{nodes}.{name}") for name in ("ui.plans", "host.work"))
     for stop in (signal.SIGINT, signal.SIGTERM):  # a scheduler's stop keeps the best, too, and so in the background
         signal.signal(stop, _stop)
-    code, started, last = 0, time.monotonic(), 0.0
+    code = 0
     with torch.inference_mode():
         try:
             for progress in work:
-                now = time.monotonic()
-                if not quiet and now - last >= EVERY:
-                    last = now
-                    print(describe(progress, now - started, texts.error_text), flush=True)
+                work.session.progress.note(texts.so_far(progress))
         except Stopped:
             code = 130
         except Exception as error:
@@ -327,10 +326,10 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
             plan = None if quiet else work.plan
             if plan is not None:
                 path = save(shared.unfinished(plan) if code else plan)
-                print(f"{'stopped; the best so far is' if code else 'saved as'} {path}", flush=True)
+                print(shared.stopped(path) if code else f"saved as {path}", flush=True)
                 print(texts.outcome(plan), flush=True)
             elif code == 130 and not quiet:
-                print("stopped; there is nothing to keep yet")
+                print(shared.stopped(None))
         except Exception as error:
             print(f"error: {error}", file=sys.stderr)
             code = code or 1
@@ -339,19 +338,9 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
     return code
 
 
-def describe(progress: Any, seconds: float, error_text: Callable[[float, float], str]) -> str:
-    """A line: how far it is, how good, and how long it will take."""
-    if hasattr(progress, "loss"):
-        done, total, what = progress.iteration, progress.iterations, f"loss {progress.loss:.4g}"
-    else:
-        done, total, what = progress.runs, progress.expected, progress.stage
-    left = seconds / max(done, 1) * (total - done)
-    parts = (f"{done} of {total}", what, error_text(progress.before, progress.after), f"{duration(left)} left")
-    return ", ".join(part for part in parts if part)
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def print_line(done: float, total: float, text: str, denoised: Any = None) -> None:
+    """How far it is, how good, and how long it will take."""
+    print(text.replace("\n", ", "), flush=True)
 
 
 if __name__ == "__main__":

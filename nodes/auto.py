@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.samplers
@@ -22,7 +22,7 @@ from ..samplers.checks import shortened
 from .host.display import say
 from .host.guider import same_guidance
 from .host.model import LevelRange, fingerprint, level_range, levels_ui
-from .host.plan_files import BUILT_IN, FOLDER, INTERRUPTED, find
+from .host.plan_files import BUILT_IN, FOLDER, find, is_unfinished
 from .host.sampling import plan_sampler, sampler_function, sigmas_over
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
@@ -130,17 +130,12 @@ def best_plan(model: Mapping[str, Any], budget: int, cfg: float | None = None) -
         for name, plan in saved_plans()
         if plan.about.model
         and plan.about.improved is not False
-        and not _unfinished(name, plan)
+        and not is_unfinished(name, plan)
         and (plan.gain < 1 or plan.about.error_after is None)
         and plan.recipe.nfe >= budget - 1
         and why_not(plan, model, budget, cfg) is None
     ]
     return min(fitting, key=lambda found: (-found[1].recipe.nfe, found[1].gain), default=None)
-
-
-def _unfinished(name: str, plan: CalibratedPlan) -> bool:
-    """Files from before the field was written are known by their name."""
-    return plan.about.interrupted or PurePath(name).name.startswith(f"{INTERRUPTED}_")
 
 
 # The choice

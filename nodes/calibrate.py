@@ -12,13 +12,14 @@ from ..samplers.calibrated.fit import DEFAULT_BASES
 from ..samplers.calibrated.recipe import usable_bases
 from .host.calibration import DERIVATIVES, Calibration
 from .host.display import Display
+from .host.progress import Progress
 from .host.protocols import Conditioning
 from .host.session import Session
 from .host.training import AMED_BASES, AMED_SCHEDULES, GOALS, Training
 from .host.work import finished, kept
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
-from .ui.plans import error_text, outcome
+from .ui.plans import outcome, so_far
 from .ui.plots import Panel, line_plot
 
 
@@ -147,7 +148,8 @@ class FewStepCalibrate(io.ComfyNode):
         batch: int,
         derivatives: str = DERIVATIVES[0],
     ) -> io.NodeOutput:
-        session = Session(model, positive, negative, cfg, latent_image, batch=batch)
+        progress = Progress(Display().show)
+        session = Session(model, positive, negative, cfg, latent_image, batch=batch, progress=progress)
         work = Calibration(
             session,
             evaluations=evaluations,
@@ -158,17 +160,18 @@ class FewStepCalibrate(io.ComfyNode):
             rounds=rounds,
             derivatives=derivatives,
         )
-        display, seen = Display(), []
+        seen = []
         with kept(work):
-            for progress in work:
-                seen.append(progress)
-                display.show(progress.runs, progress.expected, error_text(progress.before, progress.after))
+            for found in work:
+                seen.append(found)
+                progress.note(so_far(found))
             plan = finished(work)
             series = {
                 "training": _points([(p.runs, p.error) for p in seen]),
                 "validation, best": _points([(p.runs, p.after) for p in seen]),
             }
             plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
+            progress.end(outcome(plan))
             return io.NodeOutput(plan, plot, outcome(plan))
 
 
@@ -280,14 +283,13 @@ class FewStepTrainAMED(io.ComfyNode):
         cfg: float,
         **options: Any,
     ) -> io.NodeOutput:
-        work = Training(Session(model, positive, negative, cfg, latent_image), **options)
-        display, seen = Display(), []
+        progress = Progress(Display().show)
+        work = Training(Session(model, positive, negative, cfg, latent_image, progress=progress), **options)
+        seen = []
         with kept(work):
             for step in work:
                 seen.append(step)
-                display.show(
-                    step.iteration, step.iterations, f"loss {step.loss:.4g}; {error_text(step.before, step.after)}"
-                )
+                progress.note(so_far(step))
             plan = finished(work)
             panels = [
                 Panel(
@@ -308,6 +310,7 @@ class FewStepTrainAMED(io.ComfyNode):
                     log_y=True,
                 ),
             ]
+            progress.end(outcome(plan))
             return io.NodeOutput(plan, line_plot(panels), outcome(plan))
 
 

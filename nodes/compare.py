@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..samplers.checks import shortened
 from .host.comparison import Cell, Comparison
 from .host.display import Display, preview_image, show, telling
+from .host.progress import Progress
 from .host.protocols import Conditioning
 from .host.reference import MANY_STEPS
 from .ui.menu import CATEGORY, search_words
@@ -212,13 +212,15 @@ class FewStepCompare(io.ComfyNode):
             denoise=denoise,
             reference_steps=reference_steps,
         )
-        try:
-            work.run(Display(model).show)
-        except comfy.model_management.InterruptProcessingException:
-            with telling("the images that are finished cannot be shown"):
-                show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
-            logging.info("Few-Step Compare was stopped: queue it again with the same inputs and it goes on from there")
-            raise
+        with Progress(Display(model).show) as progress:
+            try:
+                work.run(progress)
+            except comfy.model_management.InterruptProcessingException:
+                with telling("the images that are finished cannot be shown"):
+                    show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
+                there = sum(work.outcome(cell) is not None for cell in work.cells)
+                progress.end(f"Stopped: {there} of {len(work.cells)} images are finished. Queue it again to go on")
+                raise
         sheet = grid(work, tile, vae)
         images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]
         latents = [found.latents for cell in images if (found := work.outcome(cell)) is not None]

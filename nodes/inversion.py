@@ -10,6 +10,7 @@ from ..samplers import SAMPLERS
 from ..samplers.inversion import Inversion
 from .host.display import Display
 from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
+from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.session import fitting
 from .ui.menu import CATEGORY, search_words
@@ -100,13 +101,15 @@ class FewStepInvert(io.ComfyNode):
         check: bool,
     ) -> io.NodeOutput:
         fitted = fitting(model, latent_image)
-        display = Display(model)
-        inversion, samples, noise = invert_image(
-            model, positive, negative, fitted["samples"], cfg, SAMPLERS[sampler], sigmas, refinements=refinements,
-            check=check, show=lambda done, total, denoised: display.show(done, total, denoised=denoised),
-        )  # fmt: skip
+        with Progress(Display(model).show) as progress:
+            inversion, samples, noise = invert_image(
+                model, positive, negative, fitted["samples"], cfg, SAMPLERS[sampler], sigmas, refinements=refinements,
+                check=check, progress=progress,
+            )  # fmt: skip
+            report = round_trip(sampler, len(sigmas) - 1, inversion)
+            progress.end(report.strip())
         latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": samples}
-        return io.NodeOutput(latent, InvertedNoise(noise), round_trip(sampler, len(sigmas) - 1, inversion))
+        return io.NodeOutput(latent, InvertedNoise(noise), report)
 
 
 def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
@@ -200,8 +203,10 @@ class FewStepDiffEditMask(io.ComfyNode):
         outliers: float,
         seed: int,
     ) -> io.NodeOutput:
-        show = Display(model).show
-        difference = prediction_difference(model, source, target, latent_image, noise_level, noises, batch, seed, show)
+        with Progress(Display(model).show) as progress:
+            difference = prediction_difference(
+                model, source, target, latent_image, noise_level, noises, batch, seed, progress
+            )
         flat = difference.flatten(1)
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)

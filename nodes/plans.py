@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
 from ..samplers.calibrated import CalibratedPlan, FileError, load, parse
 from .host.display import say
 from .host.model import fingerprint
-from .host.plan_files import BUILT_IN, FOLDER, check_filename, find, keep, save
+from .host.plan_files import BUILT_IN, FOLDER, check_filename, entries, find, keep, save
 from .host.sampling import plan_sampler
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
@@ -32,7 +31,7 @@ class FewStepLoadPlan(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[*BUILT_IN, *folder_paths.get_filename_list(FOLDER)],
+                    options=entries(),
                     default=next(iter(BUILT_IN)),
                     tooltip=f"A file in models/{FOLDER}, or a published plan that comes with Few-Step.",
                 ),
@@ -40,6 +39,7 @@ class FewStepLoadPlan(io.ComfyNode):
                     "text",
                     multiline=True,
                     default="",
+                    placeholder="or paste a plan here",
                     optional=True,
                     tooltip="A plan as text, as Few-Step Save Plan gives it. If there is a text, it is used instead "
                     "of the file, so that a workflow carries its own plan.",

@@ -45,13 +45,18 @@ class RequestError(ValueError):
 # From the body to the answer
 
 
-def answer(draw: Callable[[Any], Mapping[str, Any]]) -> Callable[[web.Request], Any]:
+def answer(draw: Callable[[Any], Mapping[str, Any]], *, changes: bool = False) -> Callable[[web.Request], Any]:
     """A handler of the host's server: `draw` makes the answer of what the body holds, in a thread of its own.
 
     Its ValueErrors are what is wrong with the widgets, which the node shows in place of its plot.
+
+    Args:
+        changes: whether it changes files. Such a request must say that it is JSON, which a page of another site cannot.
     """
 
     async def handler(request: web.Request) -> web.Response:
+        if changes and request.content_type != "application/json":
+            return _response(415, {"error": "the request must be of the type application/json"})
         try:
             body = await _body(request)
         except Exception as error:  # of a body that is compressed wrongly, or cut off
@@ -183,6 +188,19 @@ def read_request(given: Any) -> dict[str, Any]:
         "sigmas": None if fields.get("sigmas") is None else _node("sigmas", fields["sigmas"]),
         "guidance": guidance,
     }
+
+
+def read_texts(given: Any, *names: str) -> list[str]:
+    """Fields of a request that are texts.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    fields = _object("the request", given)
+    for name in names:
+        if not isinstance(fields.get(name), str):
+            raise RequestError(f"{name} = {shortened(fields.get(name))} must be a text")
+    return [fields[name] for name in names]
 
 
 def _levels(given: Any) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
     GET  /fewstep/options   which widgets belong to which choice, with their defaults
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
+    GET  /fewstep/plans     the plans that can be loaded: what each says of itself
+    POST /fewstep/plans/rename, /fewstep/plans/delete    {file, name}, {file}: of the plans in models/fewstep
 
 `levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
@@ -11,7 +13,8 @@ answered with {"error": text}, which the node shows in place of its plot. `reque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.model_sampling
@@ -19,18 +22,19 @@ from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
 from ..samplers import SAMPLERS, SCHEDULES
-from ..samplers.calibrated import CalibratedPlan
+from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.plan import DENOISED, Plan
 from .auto import Choice, choose
 from .guidance import read_values
+from .host import plan_files
 from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
 from .plans import FewStepLoadPlan
-from .requests import RequestError, read_request
+from .requests import RequestError, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.menu import host_node
@@ -55,6 +59,9 @@ def register_routes() -> None:
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))
     server.routes.post("/fewstep/plan")(_answer(plan))
+    server.routes.get("/fewstep/plans")(_answer(lambda _: plans()))
+    server.routes.post("/fewstep/plans/rename")(_answer(rename_plan, changes=True))
+    server.routes.post("/fewstep/plans/delete")(_answer(delete_plan, changes=True))
 
 
 # Widgets
@@ -290,3 +297,56 @@ def _guidance(given: Any) -> Guidance:
 def _may_end(given: Any) -> bool:
     """Whether guidance may end before its time, so that fewer passes are made."""
     return isinstance(given, Mapping) and _guidance(given).agreement < 1
+
+
+# Files of plans
+
+
+def plans() -> dict[str, Any]:
+    """What each plan that can be loaded says of itself: `fault` alone where it cannot be read."""
+    return {"plans": [*map(_described, plan_files.entries())]}
+
+
+def _described(file: str) -> dict[str, Any]:
+    built_in = file in plan_files.BUILT_IN
+    try:
+        plan = plan_files.BUILT_IN[file] if built_in else load(plan_files.find(file))
+    except FileError as error:
+        return {"file": file, "fault": str(error)}
+    about = plan.about
+    return {
+        "file": file,
+        "built_in": built_in,
+        "sampler": plan.recipe.base,
+        "predictor": plan.predictor is not None,
+        "evaluations": plan.recipe.nfe,
+        "model": str(about.model.get("family", "")),
+        "guidance": about.guidance,
+        "before": about.error_before,
+        "after": about.error_after,
+        "unfinished": plan_files.is_unfinished(file, plan),
+    }
+
+
+def rename_plan(request: Any) -> dict[str, Any]:
+    """Give a plan another name."""
+    file, name = read_texts(request, "file", "name")
+    with _files():
+        return {"file": plan_files.rename(file, name)}
+
+
+def delete_plan(request: Any) -> dict[str, Any]:
+    """Remove a plan."""
+    (file,) = read_texts(request, "file")
+    with _files():
+        plan_files.delete(file)
+    return {}
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    """What the system refuses is told as what is wrong, without its path."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"the system refuses it: {error.strerror or type(error).__name__}") from None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import comfy.samplers
-import latent_preview
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.trajectory import principal
-from .host.display import preview_image
+from .host.display import Display, preview_image
+from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
@@ -97,14 +97,16 @@ def trajectories(
     empty = torch.zeros_like(like[:1]).repeat(batch, *[1] * (like.ndim - 1))
     sigmas = schedule_sigmas(SCHEDULES["exponential"], model.get_model_object("model_sampling"), steps)
     solver = comfy.samplers.KSAMPLER(sampler_function(SAMPLERS["dpmpp_2m"]))
-    preview = latent_preview.prepare_callback(model, steps)
     seen: list[Tensor] = []
+    with Progress(Display(model).show) as progress:
 
-    def record(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
-        seen.append(x.float().cpu())
-        preview(step, denoised, x, total)
+        def record(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            seen.append(x.float().cpu())
+            progress.done(1, denoised)
 
-    last = sample(Guider(model, positive, negative, cfg), seed, solver, sigmas, {"samples": empty}, record)
+        progress.stage("Sampling, step", steps, cost=steps)
+        guider = Guider(model, positive, negative, cfg, progress=progress)
+        last = sample(guider, seed, solver, sigmas, {"samples": empty}, record)
     return torch.stack([*seen, model.model.process_latent_in(last).float().cpu()])
 
 
@@ -209,11 +211,15 @@ class FewStepFilmStrip(io.ComfyNode):
         def watch(sigma: Tensor, denoised: Tensor) -> None:
             seen.append(Seen(sigma[0], denoised[:1].float()))
 
-        preview = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        guider = Guider(model, positive, negative, cfg, watch)
-        result = sample(guider, seed, sampler, sigmas, latent_image, preview)
-        latents = torch.cat([model.model.process_latent_out(denoised.cpu()) for _, denoised in seen])
-        frames = decode(model, latents, vae)
+        with Progress(Display(model).show) as progress:
+            progress.stage("Sampling, step", len(sigmas) - 1, cost=len(sigmas) - 1)
+            guider = Guider(model, positive, negative, cfg, watch, progress)
+            result = sample(
+                guider, seed, sampler, sigmas, latent_image, lambda step, denoised, x, total: progress.done(1, denoised)
+            )
+            progress.stage(f"Decoding {len(seen)} pictures")
+            latents = torch.cat([model.model.process_latent_out(denoised.cpu()) for _, denoised in seen])
+            frames = decode(model, latents, vae)
         tiles = [
             Tile(frame, f"{k}: sigma {float(sigma):.3g}")
             for k, (frame, (sigma, _)) in enumerate(zip(frames, seen, strict=True), 1)

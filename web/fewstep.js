@@ -2,10 +2,12 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
+import { showTexts } from "./status.js";
 import { translateDefinitions, translateNode } from "./translate.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
@@ -18,15 +20,19 @@ const PLOTS = {
 };
 
 const WIDTH = 320; // of a new node: names and values in full
-const [LETTER, LINE] = [6.5, 16]; // sizes of the text below the widgets
 
 let options; // of GET /fewstep/options, by node
 
 app.registerExtension({
   name: "FewStep",
 
+  commands: [{ id: "FewStep.Plans", label: "Few-Step: calibrated plans", icon: "pi pi-list", function: () => browse() }],
+  menuCommands: [{ path: ["Extensions", "Few-Step"], commands: ["FewStep.Plans"] }],
+
   async init() {
     options = await (await api.fetchApi("/fewstep/options")).json();
+    followPlans();
+    showTexts();
   },
 
   addCustomNodeDefs(definitions) {
@@ -48,6 +54,7 @@ app.registerExtension({
     }
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
+    if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
     if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
     after(node, "onConfigure", () => own && fitWidgets(node, own));
     after(node, "onConnectionsChange", refreshAll);
@@ -55,7 +62,6 @@ app.registerExtension({
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
-      if (output?.text) makeRoom(node, output.text[0]);
       refreshAll();
     });
     for (const widget of node.widgets ?? []) {
@@ -67,14 +73,6 @@ app.registerExtension({
     }
   },
 });
-
-/** Makes a node high enough for the text below its widgets, which the host shows two lines of. */
-function makeRoom(node, text) {
-  const letters = (node.size[0] - 60) / LETTER;
-  const lines = text.split("\n").reduce((sum, line) => sum + Math.ceil(line.length / letters), 0);
-  const height = node.computeSize()[1] + Math.max(0, lines - 2) * LINE;
-  if (height > node.size[1]) node.setSize([node.size[0], height]);
-}
 
 /** Calls `then` after a method, which need not exist. */
 function after(object, name, then) {

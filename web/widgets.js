@@ -23,7 +23,7 @@ function show(widget, visible) {
 }
 
 /** Vue nodes draw a copy of the widgets, which is made when a node is added: announces it to the graph once more. */
-function lookAgain(node) {
+export function lookAgain(node) {
   const callbacks = node.widgets.map(({ callback }) => callback);
   node.graph.onNodeAdded?.(node);
   node.widgets.forEach((widget, i) => (widget.callback = callbacks[i])); // each time they are wrapped anew

@@ -10,7 +10,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...samplers.calibrated import CalibratedPlan, Goal
-from ...samplers.calibrated.fit import DEFAULT_BASES, DEFAULT_PARAMETERS, Progress, calibrate, plain_recipes
+from ...samplers.calibrated.fit import (
+    DEFAULT_BASES,
+    DEFAULT_PARAMETERS,
+    Progress,
+    calibrate,
+    expected_runs,
+    plain_recipes,
+)
 from ...samplers.calibrated.recipe import Recipe
 from .gradients import Gradients
 from .model import level_range
@@ -67,7 +74,8 @@ class Calibration:
         self.session = session
         self.progress: Progress | None = None
         self.training, self.validation = split(session.prompts, seed, samples, samples)
-        self._teacher = Teacher(session, teacher_steps, evaluations)
+        self._few = self.training[: max(2, samples // 4)]
+        self._teacher, self._evaluations = Teacher(session, teacher_steps, evaluations), evaluations
         self._starts = _plain_recipes(session, bases, evaluations, afs)
         self._parameters = [name for name in parameters if name != "guidance" or session.guidance not in (0, 1)]
         self._rounds, self._inserted = rounds, inserted
@@ -75,9 +83,11 @@ class Calibration:
         self._baseline: Recipe | None = next(iter(self._starts), None)
 
     def __iter__(self) -> Iterator[Progress]:
+        if self._starts:  # else `calibrate` tells of the error
+            self._begin()
         training, validation = (Goal(self._runs_on(s), self._teacher(s)) for s in (self.training, self.validation))
-        few = self.training[: max(2, len(self.training) // 4)]
-        screening = Goal(self._runs_on(few), training.target[: len(few)])
+        screening = Goal(self._runs_on(self._few), training.target[: len(self._few)])
+        self._show("starts", 0)
         for progress in calibrate(
             self._starts,
             screening,
@@ -91,9 +101,34 @@ class Calibration:
             if progress.stage == "starts":
                 self._baseline = progress.best
             self.progress = progress
+            self._show(progress.stage, progress.runs, progress.expected)
             yield progress
         if not self.improved:
             logging.warning("nothing was better than the plain sampler in validation: the plan is that sampler")
+
+    def _begin(self) -> None:
+        """Say what there is to do, and begin with the images that are to be matched."""
+        self._plain, fitting = expected_runs([*self._starts], self._parameters, self._rounds, inserted=self._inserted)
+        self._expected, images = self._plain + fitting, len(self.training)
+        self.session.progress.estimate(f"about {self._expected} runs of {images} images")
+        cost, after = 2 * images * self._teacher.steps, self._cost(0, self._expected)
+        self.session.progress.stage("Reference images", 2 * images, cost, after=after)
+
+    def _show(self, stage: str, runs: int, expected: int = 0) -> None:
+        """Say what the next run is for, from the stage of the last."""
+        show, expected = self.session.progress.stage, expected or self._expected
+        if runs < self._plain:
+            after = self._cost(self._plain, expected)
+            show("Plain samplers", self._plain, self._cost(runs, self._plain), done=runs, after=after)
+        elif stage != "done":
+            round_ = f"round 1 of {self._rounds}" if stage == "starts" else stage
+            show(f"Fitting, {round_}", cost=self._cost(runs, expected))
+
+    def _cost(self, first: int, last: int) -> int:
+        """Of the runs from one number up to another, in evaluations for one image: the first are of a few images."""
+        screening = len(self._starts)
+        short = max(0, min(last, screening) - first)
+        return self._evaluations * (short * len(self._few) + (last - first - short) * len(self.training))
 
     def _runs_on(self, samples: Sequence[Sample]) -> Callable[[Recipe], Tensor]:
         """Final latents of a recipe, from these samples."""

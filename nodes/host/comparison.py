@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -17,6 +17,7 @@ from ...samplers.levels import SAME_LEVEL
 from .content import Content
 from .model import fingerprint, is_flow, level_range
 from .named import Named, make_sampler, make_sigmas
+from .progress import Progress
 from .protocols import Conditioning, Latent, Patcher
 from .reference import MANY_STEPS, many_steps_schedule
 from .runs import resolve
@@ -137,11 +138,11 @@ class Comparison:
             return None
         return float(rmse((outcome.latents - reference.latents).flatten(1)).mean())
 
-    def run(self, show: Callable[[float, float, str, Tensor], None]) -> None:
+    def run(self, progress: Progress) -> None:
         """Do what is not done yet.
 
         Args:
-            show: called after each step with how much is done, of how much, what it is, and the prediction.
+            progress: each step counts.
 
         Raises:
             InterruptProcessingException: as the host does. What is finished is kept, also for the next comparison.
@@ -149,18 +150,18 @@ class Comparison:
         waiting: dict[CellRun, str] = {}
         for number, cell in enumerate(self.cells, 1):
             if cell in self._references:
-                waiting.setdefault(self._references[cell], f"reference, {self.reference_steps} steps")
+                waiting.setdefault(self._references[cell], f"Reference of {self.reference_steps} steps")
             if cell in self._runs:
                 waiting.setdefault(self._runs[cell], f"{number} of {len(self.cells)}: {cell}")
         waiting = {run: text for run, text in waiting.items() if run not in self._done}
-        total, past = sum(len(run.sigmas) - 1 for run in waiting), 0
+        left = sum(len(run.sigmas) - 1 for run in waiting)
+        progress.estimate(f"{len(waiting)} runs")
         for run, text in waiting.items():
-
-            def step(number: int, denoised: Tensor, past: int = past, text: str = text) -> None:
-                show(past + number, total, text, denoised)
-
+            steps = len(run.sigmas) - 1
+            left -= steps
+            progress.stage(text, cost=steps, after=left)
             try:
-                self._done[run] = self._sample(run, step)
+                self._done[run] = self._sample(run, progress)
             except STOPPING:
                 raise
             except Exception as error:  # of one sampler: the others go on
@@ -168,7 +169,6 @@ class Comparison:
                 for cell, its in (*self._runs.items(), *self._references.items()):
                     if its == run:
                         self.faults[cell] = str(error) or type(error).__name__
-            past += len(run.sigmas) - 1
 
     def _plan(self, denoise: float) -> None:
         """Which runs the cells are, and which their references."""
@@ -197,7 +197,7 @@ class Comparison:
                 return run
         return CellRun(sampler, (given[0], *resolved.recipe.sigmas[1:]), published=True)
 
-    def _sample(self, run: CellRun, step: Callable[[int, Tensor], None]) -> Outcome:
+    def _sample(self, run: CellRun, progress: Progress) -> Outcome:
         positive, negative, cfg, seed, latent = self._inputs
         evaluations = 0
 
@@ -206,8 +206,8 @@ class Comparison:
             evaluations += 1
 
         latents = sample(
-            Guider(self.patcher, positive, negative, cfg, count), seed, make_sampler(run.sampler),
-            torch.tensor(run.sigmas), latent, lambda i, denoised, x, total: step(i + 1, denoised),
+            Guider(self.patcher, positive, negative, cfg, count, progress), seed, make_sampler(run.sampler),
+            torch.tensor(run.sigmas), latent, lambda i, denoised, x, total: progress.done(1, denoised),
         ).cpu()  # fmt: skip
         if not latents.isfinite().all():
             raise ValueError("the image holds NaN or infinity")

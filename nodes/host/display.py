@@ -53,6 +53,12 @@ def show(output: Mapping[str, Any]) -> None:
         host.send_sync("executed", {**about, "output": output}, host.client_id)
 
 
+def tell(event: str, content: Mapping[str, Any]) -> None:
+    """A message for all front ends, whatever runs."""
+    if (host := _server()) is not None:
+        host.send_sync(event, dict(content))
+
+
 @contextlib.contextmanager
 def telling(fault: str) -> Iterator[None]:
     """An error in what only shows is a line in the log: the work itself must not be lost by it."""

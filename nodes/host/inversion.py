@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -14,6 +14,7 @@ from torch import Tensor
 from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.inversion import Inversion, invert
 from .model import is_flow
+from .progress import Progress
 from .protocols import Conditioning, Latent, Patcher
 from .runs import announce_each, partial_options
 from .session import Guider, Inside, fitting, inside
@@ -74,13 +75,13 @@ def invert_image(
     *,
     refinements: int,
     check: bool,
-    show: Callable[[int, int, Tensor], None],
+    progress: Progress,
 ) -> Inverted:
     """The noise from which a sampler makes an image.
 
     Args:
         check: whether the round-trip error is measured.
-        show: called after each step with its number, the number of steps, and the prediction.
+        progress: each step counts, of all the ways up and down.
 
     Raises:
         ValueError: naming the input at fault.
@@ -90,15 +91,18 @@ def invert_image(
     if not image.any():
         raise ValueError("latent_image is empty: connect the image to invert, from VAE Encode")
 
+    def step(step: Mapping[str, Any]) -> None:
+        if step["i"] == 0:  # how many there are is known now
+            progress.stage("Inverting, step", step["steps"], cost=step["steps"])
+        progress.done(1, step["denoised"])
+
     def work(run: Inside) -> Inverted:
         guider, sigmas, clean = run.guider, run.sigmas, run.model.latent_image
         sampling = guider.inner_model.model_sampling
         evaluate, arguments = announce_each(run.model, sigmas, run.extra_args)
         inversion = invert(
-            spec, evaluate, clean, sigmas, arguments,
-            lambda step: show(step["i"] + 1, step["steps"], step["denoised"]),
-            run.disable, flow=is_flow(sampling), refinements=refinements, measure=check,
-            **partial_options(spec, sigmas, {}),
+            spec, evaluate, clean, sigmas, arguments, step, run.disable,
+            flow=is_flow(sampling), refinements=refinements, measure=check, **partial_options(spec, sigmas, {}),
         )  # fmt: skip
         begins_in_noise = comfy.samplers.Sampler().max_denoise(guider, sigmas)
 
@@ -114,7 +118,8 @@ def invert_image(
             noisy = sampling.inverse_noise_scaling(sigmas[0], noisy)
         return Inverted(inversion, guider.inner_model.process_latent_out(noisy), noise)
 
-    guider = Guider(patcher, positive, negative, cfg)
+    progress.stage("Inverting")
+    guider = Guider(patcher, positive, negative, cfg, progress=progress)
     inversion, noisy, noise = inside(guider, work, sigmas, torch.zeros_like(image), image, progress_bar=True)
     return Inverted(inversion, noisy.float().to(comfy.model_management.intermediate_device()), noise.float().cpu())
 
@@ -123,7 +128,7 @@ class _Difference(Guider):
     """Predicts the difference that the positive prompt makes against the negative one."""
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._begin()
         conds = [self.conds["positive"], self.conds["negative"]]
         target, source = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
         return target - source
@@ -138,12 +143,12 @@ def prediction_difference(
     noises: int,
     batch: int,
     seed: int,
-    show: Callable[[int, int], None],
+    progress: Progress,
 ) -> Tensor:
     """|D_target - D_source|, the mean over channels and noises, [B, H, W]; a video gives a map for each frame.
 
     Args:
-        show: called with how many noises are done, of how many.
+        progress: each noise counts.
 
     Raises:
         ValueError: if the latent has no height and width, or is not one of this model.
@@ -157,12 +162,13 @@ def prediction_difference(
     sampling = patcher.get_model_object("model_sampling")
     sigma = float(sampling.percent_to_sigma(1 - noise_level)) if noise_level < 1 else float(sampling.sigma_max)
     generator = torch.Generator().manual_seed(seed)
-    guider = _Difference(patcher, target, source, 1.0)
+    guider = _Difference(patcher, target, source, 1.0, progress=progress)
     total = torch.zeros(())
 
     def evaluate(run: Inside) -> Tensor:
         return run.model(run.x, run.sigmas[:1].expand(len(run.x)), **run.extra_args).float().cpu()
 
+    progress.stage("Comparing predictions, noise", noises, cost=noises)
     for first in range(0, noises, batch):
         count = min(batch, noises - first)
         many = image.repeat(count, *[1] * (image.ndim - 1))
@@ -170,5 +176,5 @@ def prediction_difference(
         difference = inside(guider, evaluate, torch.tensor([sigma, 0.0]), noise, many, seed=seed)
         difference = reduce(difference.abs(), "b c ... -> b ...", "mean")
         total = total + reduce(difference, "(noise b) ... -> b ...", "sum", noise=count)
-        show(first + count, noises)
+        progress.done(count)
     return (total / noises).reshape(-1, *image.shape[-2:])

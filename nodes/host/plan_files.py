@@ -10,13 +10,16 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import replace
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...samplers.calibrated import CalibratedPlan, FileError
+from ...samplers.calibrated import CalibratedPlan, FileError, load
+from ...samplers.calibrated.file import moved
 from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.checks import shortened
+from .display import tell
 
 FOLDER, EXTENSION = "fewstep", ".safetensors"
 
@@ -48,6 +51,30 @@ def find(file: str) -> Path:
             "`text`"
         )
     return Path(path)
+
+
+def entry_of(path: Path) -> str:
+    """The entry of the list that a file has; all of its path where it lies elsewhere."""
+    for folder in map(Path, map(os.path.abspath, folder_paths.get_folder_paths(FOLDER))):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return str(path)
+
+
+def entries() -> list[str]:
+    """The list that Few-Step Load Plan offers: published plans, then files."""
+    return [*BUILT_IN, *folder_paths.get_filename_list(FOLDER)]
+
+
+def tell_of_change() -> None:
+    """Send the list to the front ends: their Load Plan nodes offer it."""
+    with contextlib.suppress(Exception):  # what was saved is saved
+        tell("fewstep.plans", {"files": entries()})
+
+
+def is_unfinished(file: str, plan: CalibratedPlan) -> bool:
+    """Whether the work on a plan was stopped. Files from before the field was written are known by their name."""
+    return plan.about.interrupted or PurePath(file).name.startswith(f"{INTERRUPTED}_")
 
 
 def check_filename(filename: str) -> PurePosixPath:
@@ -116,7 +143,9 @@ def save(plan: CalibratedPlan, filename: str, folder: str | None = None) -> Path
         OSError: if it cannot be written.
     """
     with _naming(filename):
-        return plan.save_new(free_paths(filename, folder))
+        path = plan.save_new(free_paths(filename, folder))
+    tell_of_change()
+    return path
 
 
 def keep(plan: CalibratedPlan, save_it: Callable[[], Path], filename: str = "rescued") -> Path:
@@ -158,4 +187,68 @@ def keep_newest(plan: CalibratedPlan, filename: str) -> Path:
             if old is not None and old[1] == new[1] and int(old[2]) < int(new[2]):
                 with contextlib.suppress(OSError):
                     other.unlink()
+        tell_of_change()
     return path
+
+
+# Files of the user's that are renamed and deleted
+
+
+def rename(file: str, name: str) -> str:
+    """Give a plan another name in its folder of plans; gives its new entry of the list. No file is replaced.
+
+    One that is known to be unfinished by its name alone gets the mark for it.
+
+    Raises:
+        ValueError: if it is no plan of ours, or `name` is no name inside that folder, or taken.
+        OSError: if it cannot be renamed.
+    """
+    path, root, plan = _own(file)
+    new = Path(root, f"{check_filename(name)}{EXTENSION}")
+    with _naming(name):
+        if not _inside(new.parent, root):
+            raise ValueError(f"filename = {shortened(name)} leads out of models/{FOLDER}: choose another folder")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        if is_unfinished(file, plan) and not plan.about.interrupted:
+            marked = replace(plan, about=replace(plan.about, interrupted=True))
+            _refuse_taken(name, new)
+            marked.save_new(iter([new]))
+        elif not moved(path, new):
+            _refuse_taken(name, new)
+    path.unlink(missing_ok=True)
+    tell_of_change()
+    return entry_of(new)
+
+
+def delete(file: str) -> None:
+    """Remove a plan of the user's.
+
+    Raises:
+        ValueError: if it is no plan of ours.
+        OSError: if it cannot be removed.
+    """
+    path, *_ = _own(file)
+    path.unlink()
+    tell_of_change()
+
+
+def _own(file: str) -> tuple[Path, Path, CalibratedPlan]:
+    """The file of an entry, the folder of plans that it lies in, and what it holds. Nothing else may be changed: what
+    is no plan, or lies behind a link that leads out of that folder, is the user's to care for."""
+    if file in BUILT_IN:
+        raise FileError(f"file: {file} comes with Few-Step and stays as it is")
+    path = Path(os.path.abspath(find(file)))
+    for root in map(Path, map(os.path.abspath, folder_paths.get_folder_paths(FOLDER))):
+        if path.is_relative_to(root) and _inside(path.parent, root):
+            return path, root, load(path)
+    raise FileError(f"file: {shortened(file)} lies outside of models/{FOLDER}, behind a link: change it there")
+
+
+def _inside(folder: Path, root: Path) -> bool:
+    """Whether a folder, which need not be there yet, is one of plans, or in it, also where links lead somewhere."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root))
+
+
+def _refuse_taken(name: str, path: Path) -> None:
+    if os.path.lexists(path):
+        raise ValueError(f"filename = {shortened(name)} is taken: choose another name")

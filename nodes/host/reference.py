@@ -29,7 +29,7 @@ class Teacher:
     def __init__(self, session: Session, steps: int, evaluations: int):
         if steps <= evaluations:
             raise ValueError(f"teacher_steps = {steps} must be more than evaluations = {evaluations}")
-        self._session = session
+        self._session, self.steps = session, steps
         schedule = many_steps_schedule(session.sampling)
         self.about: dict[str, Any] = {"sampler": MANY_STEPS, "schedule": schedule.id, "steps": steps}
         self.function = sampler_function(SAMPLERS[MANY_STEPS])

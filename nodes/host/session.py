@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...samplers.checks import read_number
 from .guider import guider_of
+from .progress import Progress
 from .protocols import AnyGuider, Conditioning, Latent, ModelSampling, Patcher, SamplerFunction
 
 ResultT = TypeVar("ResultT")
@@ -27,7 +28,11 @@ Watch = Callable[[Tensor, Tensor], None]
 
 
 class Guider(comfy.samplers.CFGGuider):
-    """The host's own, which stops at any evaluation, whatever the sampler does, and can be watched."""
+    """The host's own, which stops at any evaluation, whatever the sampler does, and can be watched.
+
+    Args:
+        progress: hears of when evaluations begin.
+    """
 
     def __init__(
         self,
@@ -36,18 +41,24 @@ class Guider(comfy.samplers.CFGGuider):
         negative: Conditioning,
         guidance: float,
         watch: Watch | None = None,
+        progress: Progress | None = None,
     ):
         super().__init__(patcher)
         self.set_conds(positive, negative)
         self.set_cfg(guidance)
-        self._watch = watch
+        self._watch, self._progress = watch, progress
 
     def predict_noise(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._begin()
         denoised = super().predict_noise(x, timestep, *args, **kwargs)
         if self._watch is not None:
             self._watch(timestep, denoised)
         return denoised
+
+    def _begin(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self._progress is not None:
+            self._progress.begins()
 
 
 def sample(
@@ -176,6 +187,7 @@ class Session:
         latent: its shape is that of one image; what it holds is not looked at.
         batch: at most so many images at once; 0 leaves it to the memory there is.
         texts: the prompts as they were written, where that is known: a conditioning does not say.
+        progress: of the work that is done here; each evaluation counts for its images.
 
     Raises:
         ValueError: naming the input at fault.
@@ -191,6 +203,7 @@ class Session:
         *,
         batch: int = 0,
         texts: Sequence[str] = (),
+        progress: Progress | None = None,
     ):
         if not positive:
             raise ValueError("positive holds no prompt: connect a text, or several with Conditioning (Combine)")
@@ -200,6 +213,7 @@ class Session:
         self.shape = tuple(fitting(patcher, latent)["samples"].shape[1:])
         self._positive, self._negative = list(positive), list(negative)
         self._batch, self.texts = batch, tuple(texts)
+        self.progress = progress or Progress()
         self.alike = _alike(self._positive)
         """Whether different prompts can share a batch."""
 
@@ -284,17 +298,22 @@ class Session:
         samples: Sequence[Sample],
         callback: Callable[[int], None] | None,
     ) -> Tensor:
-        watch = None if callback is None else lambda _, denoised: callback(len(denoised))
         noise, sampler = self.noise(samples), comfy.samplers.KSAMPLER(function)
-        latents = self._guider(samples, watch).sample(
+        latents = self._guider(samples, callback).sample(
             noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=samples[0].seed
         )
         return latents.cpu()
 
-    def _guider(self, samples: Sequence[Sample], watch: Watch | None = None) -> Guider:
+    def _guider(self, samples: Sequence[Sample], callback: Callable[[int], None] | None = None) -> Guider:
         """Of one batch."""
+
+        def watch(_: Tensor, denoised: Tensor) -> None:
+            self.progress.done(len(denoised), denoised.detach())
+            if callback is not None:
+                callback(len(denoised))
+
         positive = self._conditioning([sample.prompt for sample in samples])
-        return Guider(self.patcher, positive, self._negative, self.guidance, watch)
+        return Guider(self.patcher, positive, self._negative, self.guidance, watch, self.progress)
 
     def _conditioning(self, prompts: Sequence[int]) -> Conditioning:
         """Of one batch: one entry, with a row for each image unless all have the same prompt."""

@@ -134,21 +134,26 @@ class Training:
             self._predictor = _beginning(start, scale_dir, scale_time)
             self._trainer = Trainer(self._predictor, recipe, extra=teacher_extra, learning_rate=learning_rate)
         self._pace = torch.optim.lr_scheduler.LinearLR(self._trainer.optimizer, 1.0, SLOWEST, iterations)
-        self._iterations, self._done = iterations, 0
+        self._iterations, self._done, self._every = iterations, 0, max(1, iterations // 8)
         self.before = self.after = math.inf
 
     def __iter__(self) -> Iterator[Step]:
-        first = self._rank == 0
+        first, progress = self._rank == 0, self.session.progress
         if first:
+            images = len(self.validation)
+            progress.estimate(f"about {self._iterations} batches of {self._batch} images")
+            cost, after = images * self._teacher.steps, images * self.start.recipe.nfe + self._cost(0)
+            progress.stage("Reference images", images, cost, after=after)
             target = self._teacher(self.validation)
             self.before = self._error(self.start, target)
             if self._best is not None:  # what it began with stays until something is better
                 self.after = self.before
         for k in range(self._iterations):
+            progress.stage("Training batches", self._iterations, self._cost(k), done=k)
             loss = self._learn(self._batch_of(k))
             self._pace.step()
             self._done = k + 1
-            if first and (self._done % max(1, self._iterations // 8) == 0 or self._done == self._iterations):
+            if first and (self._done % self._every == 0 or self._done == self._iterations):
                 current = self._current()
                 error = self._error(current, target)
                 if error < self.after:
@@ -158,6 +163,15 @@ class Training:
             logging.warning(
                 "the trained predictor is not better on other samples than %s: train it for longer", self._baseline
             )
+
+    def _cost(self, done: int) -> int:
+        """Of the batches that are left, in evaluations for one image by this process."""
+        each = self._trainer.evaluations
+        if self._goal == GOALS[0]:
+            each = self._teacher.steps + self._trainer.evaluations_to_end
+        images = (self._iterations - done) * self._batch // self._processes
+        validations = -(-self._iterations // self._every) - done // self._every if self._rank == 0 else 0
+        return images * each + validations * len(self.validation) * self.start.recipe.nfe
 
     @property
     def improved(self) -> bool:

@@ -7,16 +7,19 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from ...samplers.calibrated import About, CalibratedPlan
 from .model import fingerprint
-from .plan_files import INTERRUPTED, keep_newest
+from .plan_files import INTERRUPTED, entry_of, keep_newest
 from .session import Sample, Session
 
 
 class Work(Protocol):
     """What is going on, and can be stopped."""
+
+    session: Session
 
     @property
     def plan(self) -> CalibratedPlan | None:
@@ -25,19 +28,26 @@ class Work(Protocol):
 
 @contextlib.contextmanager
 def kept(work: Work) -> Iterator[None]:
-    """Whatever stops the work, the best plan so far is written to models/fewstep."""
+    """Whatever stops the work, the best plan so far is written to models/fewstep; the node says where."""
     try:
         yield
     except BaseException:
         try:
-            if (plan := work.plan) is not None:
-                path = keep_newest(unfinished(plan), INTERRUPTED)
-                logging.warning(
-                    "stopped; the best plan so far is in %s. Only the newest file of this name is kept", path
-                )
+            plan = work.plan
+            text = stopped(None if plan is None else keep_newest(unfinished(plan), INTERRUPTED))
         except Exception as error:  # what stopped the work is what the host must hear of
-            logging.warning("stopped; %s", error)
+            text = f"Stopped; {error}"
+        logging.warning("%s", text)
+        with contextlib.suppress(Exception):
+            work.session.progress.end(text)
         raise
+
+
+def stopped(path: Path | None) -> str:
+    """What is said when the work was stopped, of the file of its plan."""
+    if path is None:
+        return "Stopped before anything was fitted"
+    return f"Stopped. Best plan saved as {entry_of(path)}; choose it in Load Plan"
 
 
 def finished(work: Work) -> CalibratedPlan:

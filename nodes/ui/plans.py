@@ -26,7 +26,7 @@ def summary(plan: CalibratedPlan) -> str:
     if about.guidance is not None:
         parts.append(f"guidance {_written(about.guidance)}")
     if about.measured:
-        parts.append(f"error {_written(about.error_before)} before, {_written(about.error_after)} after")
+        parts.append(error_text(about.error_before, about.error_after))
     return "; ".join(parts)
 
 
@@ -86,7 +86,7 @@ def panels(plan: CalibratedPlan) -> list[Panel]:
     }
     gain = ""
     if about.measured:
-        gain = f", error {_written(about.error_before)} before, {_written(about.error_after)} after"
+        gain = f", {error_text(about.error_before, about.error_after)}"
     shown = [
         Panel(
             f"{recipe.base}: {recipe.nfe} evaluations{gain}",
@@ -164,7 +164,7 @@ def outcome(plan: CalibratedPlan) -> str:
     shape = " x ".join(map(str, about.latent))
     lines = [
         f"{plan.recipe.base}, {counted(plan.recipe.nfe, 'evaluation')}, guidance {about.guidance:g}",
-        error_text(*(math.inf if error is None else error for error in (about.error_before, about.error_after))),
+        error_text(about.error_before, about.error_after),
         f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about.baseline}",
         f"{counted(about.prompts or 0, 'prompt')}, seeds {about.seeds[0]} to {about.seeds[1]}, latents {shape}",
     ]
@@ -173,13 +173,25 @@ def outcome(plan: CalibratedPlan) -> str:
     return "\n".join(lines)
 
 
-def error_text(before: float, after: float) -> str:
-    """Errors in validation, in a few words."""
-    if not math.isfinite(before):
+def so_far(progress: Any) -> str:
+    """What a calibration or a training has come to, in a few words."""
+    loss = f"loss {progress.loss:.2g}" if hasattr(progress, "loss") else ""
+    return "; ".join(part for part in (loss, error_text(progress.before, progress.after)) if part)
+
+
+def error_text(before: float | None, after: float | None) -> str:
+    """Errors in validation, in a few words: 'error 0.030 -> 0.017 (43 % less)'."""
+    if before is None or not math.isfinite(before):
         return ""
-    if not math.isfinite(after):
-        return f"error {before:.4g} before"
-    return f"error {before:.4g} before, {after:.4g} now ({after / before:.0%})"
+    if after is None or not math.isfinite(after):
+        return f"error {_two_digits(before)} before"
+    change = 100 * (after / before - 1) if before else 0.0
+    by = f"{abs(change):.0f} % {'less' if change < 0 else 'more'}" if abs(change) >= 0.5 else "no less"
+    return f"error {_two_digits(before)} -> {_two_digits(after)} ({by})"
+
+
+def _two_digits(error: float) -> str:
+    return f"{error:#.2g}" if 1e-4 <= error < 10 else f"{error:.2g}"
 
 
 def counted(count: int, what: str) -> str:

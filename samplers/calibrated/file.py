@@ -178,7 +178,7 @@ def write_new(paths: Iterable[Path], fields: Mapping[str, Any], tensors: Mapping
     paths = iter(paths)
     path = next(paths)
     with _part(path.parent, fields, tensors) as part:
-        while not _moved(part, path):
+        while not moved(part, path):
             path = next(paths)
     return path
 
@@ -204,7 +204,7 @@ def _part(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
         part.unlink(missing_ok=True)
 
 
-def _moved(part: Path, path: Path) -> bool:
+def moved(part: Path, path: Path) -> bool:
     """Give a finished file its name; False, and nothing is done, if another file has it."""
     try:
         os.link(part, path)

@@ -35,6 +35,8 @@ class Progress(NamedTuple):
     """Where a calibration stands, after each run."""
 
     stage: str
+    """Of the run: "starts" (plain samplers), "round 2 of 4", or "done"."""
+
     runs: int
     expected: int
     """Runs in all, should no round end early."""
@@ -82,6 +84,14 @@ def plain_recipes(
                     continue  # of a schedule that has no such number of steps
                 recipes.setdefault(recipe, f"{base}, {spec.id}{' without its last level' * discard}")
     return recipes
+
+
+def expected_runs(
+    starts: Sequence[Recipe], parameters: Sequence[str], rounds: int, *, inserted: bool = False
+) -> tuple[int, int]:
+    """How many runs `calibrate` makes, should no round end early: of plain samplers, and of the fit."""
+    count = len(parameters_of(starts[0], parameters, inserted=inserted))
+    return len(starts) + 2 * min(FINALISTS, len(starts)), rounds * (count + 4)
 
 
 def calibrate(
@@ -144,8 +154,7 @@ class _Calibration:
         inserted: bool,
         backpropagate: Differentiable | None,
     ) -> Iterator[Progress]:
-        count = len(parameters_of(starts[0], parameters, inserted=inserted))
-        self._expected = len(starts) + 2 * min(FINALISTS, len(starts)) + rounds * (count + 4)
+        self._expected = sum(expected_runs(starts, parameters, rounds, inserted=inserted))
         ranks = []
         for start in starts:
             ranks.append(self._errors(self._screening, start)[1])

@@ -37,7 +37,7 @@ class GaussNewton:
         """At most so many rounds. Each begins with a new Jacobian and lasts as long as the updated one helps."""
         for round_ in range(rounds if self._space.parameters else 0):
             stage = f"round {round_ + 1} of {rounds}"
-            jacobian = yield from self._jacobian()
+            jacobian = yield from self._jacobian(stage)
             exact, gained = True, math.inf
             while gained >= 3 * ENOUGH:
                 gained = yield from self._step(jacobian, stage)
@@ -72,14 +72,14 @@ class GaussNewton:
         yield Trial(stage, recipe, error)
         return gained
 
-    def _jacobian(self) -> Generator[Trial, None, Tensor]:
+    def _jacobian(self, stage: str) -> Generator[Trial, None, Tensor]:
         """The derivatives of the residuals in u, [K, N, M]."""
         jacobian = torch.empty(len(self._u), *self._residuals.shape)
         for k in range(len(self._u)):
-            jacobian[k] = yield from self._derivative(k)
+            jacobian[k] = yield from self._derivative(k, stage)
         return jacobian
 
-    def _derivative(self, k: int) -> Generator[Trial, None, Tensor]:
+    def _derivative(self, k: int, stage: str) -> Generator[Trial, None, Tensor]:
         """That in u_k, by a run on one side."""
         space = self._space
         for sign in (1, -1):
@@ -90,7 +90,7 @@ class GaussNewton:
             if recipe is None:
                 continue
             residuals = self._goal.residuals(recipe)
-            yield Trial("slopes of the error")
+            yield Trial(stage)
             if residuals.isfinite().all():
                 return (residuals - self._residuals) / step
         return torch.zeros_like(self._residuals)  # neither side is possible: it stays where it is

@@ -103,6 +103,16 @@ class Trainer:
         steps = (calibrated if finite_step(self.levels[i], end_of_step(self.levels, i)) else 2 for i in self.starts)
         return teacher + sum(steps) - self.recipe.afs
 
+    @property
+    def evaluations_to_end(self) -> int:
+        """Of the model, for one batch of `learn_end`, beside those of its target: those of a run, and once more those
+        from each intermediate point on for each number of it; scale_dir is not seen before the end of its step."""
+        whole = len(self.levels) - 1
+        points = (i for i in self.starts if finite_step(self.levels[i], end_of_step(self.levels, i)))
+        after = [whole - i - 2 for i in points]  # evaluations after a step's own two
+        direction, time = (bound > 0 for bound in self.predictor.bounds)
+        return whole - self.recipe.afs + sum((1 + time) * (left + 1) + direction * left for left in after)
+
     @torch.no_grad()
     def learn(
         self,

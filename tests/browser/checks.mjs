@@ -177,8 +177,8 @@ check("widgets that the sampler does not have are hidden, and saved", async ({ p
 });
 
 /** Waits until an assertion holds: the front end lays nodes out when it draws them next. */
-async function eventually(page, holds) {
-  for (let left = 50; ; left--) {
+async function eventually(page, holds, tries = 50) {
+  for (let left = tries; ; left--) {
     try {
       return await holds();
     } catch (error) {
@@ -335,6 +335,87 @@ both("the demo renders from the Run button", async ({ page, vue }) => {
   await set(page, sampler, "sampler", "amed_dpm_2m");
   const { published, unknown } = await answer(page, sampler);
   assert.deepEqual([published, unknown], [false, false]); // it is no SD1.5
+});
+
+both("a node keeps what it said last, also when it was stopped", async ({ page, vue }) => {
+  await clear(page);
+  const [model, latent] = [await add(page, "FewStepDemoModel"), await add(page, "FewStepDemoLatent", [0, 300])];
+  const [fit, save] = [await add(page, "FewStepCalibrate", [400, 0]), await add(page, "FewStepSavePlan", [900, 0])];
+  for (const [output, input] of [[0, "model"], [1, "positive"], [2, "negative"]]) await connect(page, model, output, fit, input);
+  await connect(page, latent, 0, fit, "latent_image");
+  await connect(page, fit, 0, save, "plan");
+  await set(page, fit, "teacher_steps", 900);
+  await set(page, fit, "seed", vue ? 2 : 1);
+  await page.evaluate(() => void app.queuePrompt(0));
+  const texts = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.filter(({ name }) => /text/.test(name)).map(({ value }) => value), fit);
+  const seen = (text) => page.getByText(text).filter({ visible: true }).count();
+  await eventually(page, async () => assert.match((await texts()).join(), /^Reference images \d+\/32, about \d+ (s|min|h \d+ min) left/), 200).catch(async (error) => {
+    await page.evaluate(() => fetch("/interrupt", { method: "POST" }));
+    throw error;
+  });
+  assert.equal(await seen(/^Reference images \d+\/32/), 1);
+  if (given.out) await page.screenshot({ path: join(given.out, `working ${vue}.png`) });
+  await page.evaluate(() => fetch("/interrupt", { method: "POST" }));
+  const last = "Stopped before anything was fitted";
+  await eventually(page, async () => assert.deepEqual(await texts(), [last]), 200);
+  await page.waitForTimeout(1000); // newer front ends take it away when the run has ended
+  assert.deepEqual(await texts(), [last]);
+  assert.equal(await seen(last), 1);
+  if (given.out) await page.screenshot({ path: join(given.out, `stopped ${vue}.png`) });
+  const saved = await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, fit);
+  assert.ok(!saved.includes(last), "it is not saved with the workflow");
+});
+
+both("plans are shown, renamed and deleted, and Load Plan offers what there is", async ({ page, vue }) => {
+  await clear(page);
+  const [first, second] = ["of_a_check", "renamed"].map((name) => `${name}_${vue ? "vue" : "canvas"}`);
+  const node = await add(page, "FewStepLoadPlan");
+  const offered = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.find(({ name }) => name === "file").options.values, node);
+  const save = await add(page, "FewStepSavePlan", [500, 0]);
+  await connect(page, node, 0, save, "plan");
+  await set(page, save, "filename", first);
+  await page.evaluate(() => void app.queuePrompt(0));
+  const file = `${first}_00001_.safetensors`;
+  await eventually(page, async () => assert.ok((await offered()).includes(file)), 100);
+  const values = await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, node);
+  assert.deepEqual(values.slice(0, 2), [(await offered())[0], ""]);
+  await page.evaluate((id) => {
+    const node = app.graph.getNodeById(id);
+    node.widgets.find(({ name }) => name === "browse").callback();
+  }, node);
+  const dialog = page.locator("dialog.fewstep-plans");
+  const line = (name) => dialog.locator("tbody tr").filter({ hasText: name });
+  await line(file).waitFor({ timeout: 5000 });
+  assert.match(await line(file).innerText(), /SD15\s+7.5\s+10/);
+  assert.equal(await line("built-in").getByRole("button", { name: /Rename|Delete/ }).count(), 0);
+  await line(file).getByRole("button", { name: "Rename" }).click();
+  await dialog.locator("td input").fill("../out");
+  await page.keyboard.press("Enter");
+  await dialog.getByText(/must be a name/).waitFor({ timeout: 5000 });
+  await line(file).getByRole("button", { name: "Rename" }).click();
+  await dialog.locator("td input").fill(second);
+  if (given.out) await page.screenshot({ path: join(given.out, `plans ${vue}.png`) });
+  await page.keyboard.press("Enter");
+  const renamed = `${second}.safetensors`;
+  await line(renamed).waitFor({ timeout: 5000 });
+  await line(renamed).getByRole("button", { name: "Use" }).click();
+  await dialog.waitFor({ state: "detached", timeout: 5000 });
+  const chosen = await page.evaluate((id) => app.graph.getNodeById(id).widgets[0].value, node);
+  assert.equal(chosen, renamed);
+  await page.evaluate(() => app.extensionManager.command.execute("FewStep.Plans"));
+  await line(renamed).getByRole("button", { name: "Delete" }).click();
+  await line(renamed).getByRole("button", { name: "Delete" }).click();
+  await line(renamed).waitFor({ state: "detached", timeout: 5000 });
+  await eventually(page, async () => assert.ok(!(await offered()).some((name) => name.startsWith(first) || name === renamed)));
+  await page.keyboard.press("Escape");
+  await dialog.waitFor({ state: "detached", timeout: 5000 });
+  const fresh = await add(page, "FewStepLoadPlan", [0, 400]); // one that is added later offers the same
+  assert.deepEqual(
+    await page.evaluate((id) => app.graph.getNodeById(id).widgets[0].options.values, fresh),
+    await offered(),
+  );
 });
 
 check("a help page opens, with its picture", async ({ page }) => {

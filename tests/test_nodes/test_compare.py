@@ -411,7 +411,7 @@ def test_progress_goes_over_the_whole(comfyui, small, temp):
         compare(comfyui, small, samplers="euler\nheun", steps="2, 3", reference_steps=4)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    assert seen == [(k, 14) for k in range(1, 15)]
+    assert [*dict.fromkeys(seen)] == [(k, 14) for k in range(15)]
 
 
 # Film strip

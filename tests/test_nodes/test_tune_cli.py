@@ -134,7 +134,13 @@ def test_calibrate(folder, done):
     plan = load(folder / "plan.safetensors")
     assert plan.about.prompts == 4 and plan.about.texts == ("a", "bb", "ccc", "dddd")
     assert plan.about.error_after < plan.about.error_before
-    assert " left" in found.printed and "saved as" in found.printed
+    lines = found.printed.splitlines()
+    assert lines[0] == "Reference images 0/8" and re.fullmatch(
+        r"Reference images 0/8, about \d+ s left, about \d+ runs of 4 images: \d+ s at this model's speed", lines[1]
+    )
+    assert any(re.match(r"Plain samplers \d+/\d+, about \d+ s left", line) for line in lines)
+    assert any(re.match(r"Fitting, round 1 of 1, about \d+ s left, error 0\.\d+", line) for line in lines)
+    assert lines[-5].startswith("saved as") and re.match(r"error [\d.]+ -> [\d.]+ \(\d+ % less\)", lines[-3])
 
 
 def test_train_begins_with_a_plan(folder, done):
@@ -190,7 +196,7 @@ def test_torchrun_hands_on_every_option():
 def test_ctrl_c_keeps_the_best(folder):
     code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "1000", loader="stopped")
     assert code == 130, complaints
-    assert "stopped; the best so far is" in printed
+    assert f"Stopped. Best plan saved as {folder / 'stopped.safetensors'}; choose it in Load Plan" in printed
     assert 0 < load(folder / "stopped.safetensors").about.iterations < 1000
 
 

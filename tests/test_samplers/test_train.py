@@ -231,6 +231,9 @@ def test_the_cost_is_what_it_says(sigmas, flow, bounds, afs):
     after = list(trainer.predictor.parameters())
     assert all(p.isfinite().all() for p in after)
     assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+    asked.clear()
+    trainer.learn_end(model, sigmas[0] * X1, torch.zeros_like(X1), nothing)
+    assert len(asked) == trainer.evaluations_to_end
 
 
 def test_afs_does_not_look_at_a_bottleneck_before_there_is_one():
