@@ -5,8 +5,9 @@ import { api } from "../../scripts/api.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
-import { addSearchWords, withoutSearchWords } from "./search.js";
+import { addSearchWords, searchByWords } from "./search.js";
 import { translateDefinitions, translateNode } from "./translate.js";
+import { showWhole } from "./view.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
 /** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
@@ -20,13 +21,14 @@ const PLOTS = {
 const WIDTH = 320; // of a new node: names and values in full
 const [LETTER, LINE] = [6.5, 16]; // sizes of the text below the widgets
 
-let options; // of GET /fewstep/options, by node
+let options, words; // of GET /fewstep/options and /fewstep/words, by node
 
 app.registerExtension({
   name: "FewStep",
 
   async init() {
-    options = await (await api.fetchApi("/fewstep/options")).json();
+    const answers = await Promise.all(["options", "words"].map((name) => api.fetchApi(`/fewstep/${name}`)));
+    [options, words] = await Promise.all(answers.map((answer) => answer.json()));
   },
 
   addCustomNodeDefs(definitions) {
@@ -34,13 +36,20 @@ app.registerExtension({
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {
-    addSearchWords(definitions);
+    addSearchWords(definitions, words);
+  },
+
+  setup() {
+    searchByWords(words);
+  },
+
+  afterConfigureGraph() {
+    showWhole();
   },
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("FewStep")) return;
     translateNode(node);
-    node.title = withoutSearchWords(node.title, node.comfyClass);
     const own = options[node.comfyClass];
     if (own) {
       showDefaults(node, own);
