@@ -19,7 +19,7 @@ endif
 
 .PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
 
-demo: setup  ## render workflows/demo.json in a headless ComfyUI; says where the image is
+demo: setup  ## render the demo workflow in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
 
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included

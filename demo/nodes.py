@@ -12,10 +12,11 @@ from comfy_api.latest import io
 from einops import rearrange, repeat
 from torch.nn.functional import interpolate
 
+from ..nodes.ui.menu import DEMO as CATEGORY
+from ..nodes.ui.menu import search_words
 from .model import fold, load, unfold
 
 SIDE = 32
-CATEGORY = "Few-Step demo"
 
 WEIGHTS = {
     "noise prediction": Path(__file__).with_name("weights.safetensors"),
@@ -57,6 +58,7 @@ class FewStepDemoModel(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
             ],
+            **search_words("few-step demo", "emoji", "text to image without a checkpoint"),
         )
 
     @classmethod
@@ -84,6 +86,7 @@ class FewStepDemoLatent(io.ComfyNode):
             description="An empty latent of the demo model's size.",
             inputs=[io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Number of images.")],
             outputs=[io.Latent.Output()],
+            **search_words("few-step demo", "emoji", "empty latent"),
         )
 
     @classmethod
@@ -113,6 +116,7 @@ class FewStepDemoDecode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output()],
+            **search_words("few-step demo", "emoji", "vae decode"),
         )
 
     @classmethod
@@ -133,6 +137,7 @@ class FewStepDemoEncode(io.ComfyNode):
             description="Turns any image into a latent for the demo model.",
             inputs=[io.Image.Input("pixels", tooltip="Any image; it is resized to 32 x 32.")],
             outputs=[io.Latent.Output()],
+            **search_words("few-step demo", "emoji", "vae encode", "img2img"),
         )
 
     @classmethod

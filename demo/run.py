@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from host import SetupError, server, setup  # noqa: E402
 from workflow import to_prompt  # noqa: E402
 
-WORKFLOW = ROOT / "workflows" / "demo.json"
+WORKFLOW = ROOT / "workflows" / "Few-Step demo (no download).json"
 OUTPUT = ROOT / "output"
 
 

@@ -75,14 +75,18 @@ def _call(module: str, function: str) -> None:
     getattr(importlib.import_module(module, __package__), function)()
 
 
+def loaded() -> list[type[io.ComfyNode]]:
+    """Those whose inputs and outputs this host knows."""
+    return [node for node in _NODES if _attempt(node.__name__, node.GET_SCHEMA) is not None]
+
+
 class FewStep(ComfyExtension):
     async def on_load(self) -> None:
         """Called by hosts of 2026. Those before do not, so that the import registers, too; what is there stays."""
         register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Those whose inputs and outputs this host knows."""
-        return [node for node in _NODES if _attempt(node.__name__, node.GET_SCHEMA) is not None]
+        return loaded()
 
 
 async def comfy_entrypoint() -> FewStep:

@@ -260,7 +260,7 @@ class FewStepAuto(io.ComfyNode):
                 io.Sigmas.Output(tooltip="Noise levels for that sampler."),
                 io.String.Output(display_name="choice", tooltip="What was chosen and why."),
             ],
-            **search_words("auto sampler", "number of evaluations"),
+            **search_words("auto sampler", "number of evaluations", "which sampler", "fast"),
         )
 
     @classmethod

@@ -18,7 +18,8 @@ from .host.session import Session
 from .host.training import AMED_BASES, AMED_SCHEDULES, GOALS, Training
 from .host.work import finished, kept
 from .ui.links import PLAN
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import PLANS as CATEGORY
+from .ui.menu import search_words
 from .ui.plans import outcome, so_far
 from .ui.plots import Panel, line_plot
 

@@ -16,7 +16,8 @@ from .host.display import Display, preview_image, show, telling
 from .host.progress import Progress
 from .host.protocols import Conditioning
 from .host.reference import MANY_STEPS
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import COMPARING as CATEGORY
+from .ui.menu import search_words
 from .ui.names import SYNTAX, checked_length, read_samplers, read_schedules
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
@@ -166,7 +167,7 @@ class FewStepCompare(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
-            **search_words("xy plot", "compare samplers", "grid of samplers"),
+            **search_words("xy plot", "xyz plot", "grid", "compare samplers", "sampler test"),
         )
 
     @classmethod

@@ -12,7 +12,8 @@ from ..samplers.checks import shortened
 from ..samplers.guidance import NONE, SHAPES, Guidance
 from .host.guidance import guide
 from .ui.links import GUIDANCE
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import GUIDANCE as CATEGORY
+from .ui.menu import search_words
 
 _STRONG_PP = 2.0  # CFG++ is meant for scales up to 1
 

@@ -13,7 +13,8 @@ from .host.inversion import InvertedNoise, invert_image, invertible, prediction_
 from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.session import fitting
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import EDITING as CATEGORY
+from .ui.menu import search_words
 from .ui.options import cfg_input, seed_input
 
 
@@ -84,7 +85,9 @@ class FewStepInvert(io.ComfyNode):
                     tooltip="The number of evaluations, and the round-trip error if it was measured.",
                 ),
             ],
-            **search_words("inversion", "ddim inversion", "edit an image"),
+            **search_words(
+                "inversion", "ddim inversion", "edit an image", "unsampler", "img2img", "DDIMInverseScheduler"
+            ),
         )
 
     @classmethod
@@ -186,7 +189,7 @@ class FewStepDiffEditMask(io.ComfyNode):
                 ),
                 io.Mask.Output(display_name="difference", tooltip="The difference before the threshold, 0 to 1."),
             ],
-            **search_words("inversion", "automatic mask"),
+            **search_words("inpaint", "inpainting", "automatic mask", "edit an image"),
         )
 
     @classmethod

@@ -13,7 +13,8 @@ from .host.model import fingerprint
 from .host.plan_files import BUILT_IN, FOLDER, check_filename, entries, find, keep, save
 from .host.sampling import plan_sampler
 from .ui.links import PLAN
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import PLANS as CATEGORY
+from .ui.menu import search_words
 from .ui.plans import conditions, description, panels, summary
 from .ui.plots import line_plot
 

@@ -1,5 +1,6 @@
 """What the front end draws in the nodes, from the code that a run uses, so that no run is needed.
 
+    GET  /fewstep/words     the words by which the search box finds each node
     GET  /fewstep/options   which widgets belong to which choice, with their defaults
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
@@ -37,7 +38,7 @@ from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
-from .ui.menu import host_node
+from .ui.menu import host_node, words_of
 from .ui.options import chosen_options
 
 Node = Mapping[str, Any]
@@ -57,11 +58,22 @@ def register_routes() -> None:
     if server is None or any(getattr(route, "path", None) == "/fewstep/options" for route in server.routes):
         return
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
+    server.routes.get("/fewstep/words")(_answer(lambda _: words()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))
     server.routes.post("/fewstep/plan")(_answer(plan))
     server.routes.get("/fewstep/plans")(_answer(lambda _: plans()))
     server.routes.post("/fewstep/plans/rename")(_answer(rename_plan, changes=True))
     server.routes.post("/fewstep/plans/delete")(_answer(delete_plan, changes=True))
+
+
+# Search
+
+
+def words() -> dict[str, list[str]]:
+    """By node. Hosts since 2026 tell the front end by themselves."""
+    from . import loaded
+
+    return {node.__name__: words_of(node) for node in loaded()}
 
 
 # Widgets

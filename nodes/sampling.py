@@ -13,12 +13,16 @@ from ..samplers import SAMPLERS, SCHEDULES
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Patcher
 from .host.sampling import sampler_function, sigmas_over
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import CATEGORY, known_names, search_words
 from .ui.options import chosen_options, option_inputs
 
 
 def _choice(specs: Mapping[str, Any]) -> str:
     return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
+
+
+WANTED = ("sigma", "sigmas", "noise schedule", "turbo", "lightning", "distilled", "lcm", "tcd", "hyper-sd", "schnell")
+"""What a schedule is looked for by, beside its name."""
 
 
 class FewStepSampler(io.ComfyNode):
@@ -38,7 +42,7 @@ class FewStepSampler(io.ComfyNode):
                 *option_inputs(SAMPLERS.values()),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
-            **search_words("dpm++ 2m", "dpm++ sde", "lcm", *SAMPLERS, *(spec.label for spec in SAMPLERS.values())),
+            **search_words("sampler", *known_names("samplers"), *SAMPLERS, *(spec.label for spec in SAMPLERS.values())),
         )
 
     @classmethod
@@ -78,7 +82,9 @@ class FewStepScheduler(io.ComfyNode):
                     tooltip="The noise levels, descending: one more than steps, unless an option leaves some out."
                 )
             ],
-            **search_words("sigmas", *SCHEDULES, *(spec.label for spec in SCHEDULES.values())),
+            **search_words(
+                *WANTED, *known_names("schedules"), *SCHEDULES, *(spec.label for spec in SCHEDULES.values())
+            ),
         )
 
     @classmethod

@@ -16,7 +16,8 @@ from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
-from .ui.menu import CATEGORY, search_words
+from .ui.menu import COMPARING as CATEGORY
+from .ui.menu import search_words
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
 from .ui.plots import Panel, line_plot
@@ -186,7 +187,7 @@ class FewStepFilmStrip(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The result, as SamplerCustom gives it."),
             ],
             is_output_node=True,
-            **search_words("preview of each step", "denoised"),
+            **search_words("preview of each step", "denoised", "grid of steps"),
         )
 
     @classmethod

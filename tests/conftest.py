@@ -102,4 +102,4 @@ def running_host(tmp_path_factory: pytest.TempPathFactory) -> Server:
 
 @pytest.fixture(scope="session")
 def demo_workflow() -> dict:
-    return json.loads((ROOT / "workflows" / "demo.json").read_text())
+    return json.loads((ROOT / "workflows" / "Few-Step demo (no download).json").read_text())

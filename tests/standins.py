@@ -81,3 +81,78 @@ def _filled(name: str, shape: torch.Size, pools: dict[int, torch.Tensor]) -> tor
         pools[scale] = pool = (noise * 2 ** (-scale / 2)).half()
     assert needed <= len(pool)
     return pool.as_strided(shape, (1, *torch.empty(shape, device="meta").stride()[1:]))
+
+
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "hidden_size": 64,
+    "num_heads": 2,
+    "mlp_ratio": 4.0,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "vec_in_dim": 768,
+    "context_in_dim": 768,
+}
+"""Flux's network in small. The host's loader knows one size only, whose text encoder alone has 4.7 thousand million
+numbers: this stand-in is made by a node in the place of the loader, with SD1.5's text encoder."""
+
+
+def flux_schnell(clip_from: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the host's own classes for FLUX.1 schnell, of random weights."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+    from comfy.taesd.taesd import TAESD
+
+    config = comfy.supported_models.FluxSchnell(dict(FLUX))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({})
+    pools: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in model.diffusion_model.named_parameters():
+            parameter.data = _filled(name, parameter.shape, pools).float().clone()
+    vae = TAESD(latent_channels=16)
+    device = comfy.model_management.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=torch.device("cpu"))
+    _, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(clip_from), output_vae=False)
+    weights = {name: _filled(name, value.shape, pools).float().clone() for name, value in vae.state_dict().items()}
+    return patcher, clip, comfy.sd.VAE(sd=weights)
+
+
+NODE = '''"""In the place of the loader of FLUX.1 schnell."""
+
+import sys
+from pathlib import Path
+
+sys.path.append({tests!r})
+from standins import flux_schnell
+
+
+class StandIn:
+    RETURN_TYPES = "MODEL", "CLIP", "VAE"
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{}}}}
+
+    def load(self):
+        return flux_schnell(Path({clip_from!r}))
+
+
+NODE_CLASS_MAPPINGS = {{"StandInFluxSchnell": StandIn}}
+'''
+
+
+def write_node(clip_from: Path, path: Path) -> None:
+    """Write a file for custom_nodes with the node *StandInFluxSchnell*."""
+    path.write_text(NODE.format(tests=str(Path(__file__).parent), clip_from=str(clip_from)))

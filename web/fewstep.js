@@ -6,9 +6,10 @@ import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
-import { addSearchWords, withoutSearchWords } from "./search.js";
+import { addSearchWords, searchByWords } from "./search.js";
 import { showTexts } from "./status.js";
 import { translateDefinitions, translateNode } from "./translate.js";
+import { showWhole } from "./view.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
 /** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
@@ -21,7 +22,7 @@ const PLOTS = {
 
 const WIDTH = 320; // of a new node: names and values in full
 
-let options; // of GET /fewstep/options, by node
+let options, words; // of GET /fewstep/options and /fewstep/words, by node
 
 app.registerExtension({
   name: "FewStep",
@@ -30,7 +31,8 @@ app.registerExtension({
   menuCommands: [{ path: ["Extensions", "Few-Step"], commands: ["FewStep.Plans"] }],
 
   async init() {
-    options = await (await api.fetchApi("/fewstep/options")).json();
+    const answers = await Promise.all(["options", "words"].map((name) => api.fetchApi(`/fewstep/${name}`)));
+    [options, words] = await Promise.all(answers.map((answer) => answer.json()));
     followPlans();
     showTexts();
   },
@@ -40,13 +42,20 @@ app.registerExtension({
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {
-    addSearchWords(definitions);
+    addSearchWords(definitions, words);
+  },
+
+  setup() {
+    searchByWords(words);
+  },
+
+  afterConfigureGraph() {
+    showWhole();
   },
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("FewStep")) return;
     translateNode(node);
-    node.title = withoutSearchWords(node.title, node.comfyClass);
     const own = options[node.comfyClass];
     if (own) {
       showDefaults(node, own);

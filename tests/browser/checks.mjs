@@ -21,6 +21,8 @@ const both = (name, body) => {
   checks.set(`${name}, with Vue nodes`, { body, vue: true });
 };
 
+const DEMO = "Few-Step demo (no download)";
+
 /** What the host complains of by itself: files that are optional, sites that are not reached, routes of newer hosts. */
 const HOSTS_OWN = [
   /user\.css/, /\/api\/userdata/, /templates\//, /Content Security Policy/, /ERR_FAILED/, /reading 'id'/, /\/api\/jobs/,
@@ -92,7 +94,7 @@ both("the sigma plot follows the widgets", async ({ page }) => {
 });
 
 both("the plan plot follows sampler, schedule and guidance", async ({ page }) => {
-  await load(page, "demo");
+  await load(page, DEMO);
   const [sampler, schedule, custom] = await ids(page, "FewStepSampler", "FewStepScheduler", "SamplerCustom");
   await set(page, schedule, "steps", 6);
   await set(page, sampler, "sampler", "dpmpp_2s");
@@ -138,7 +140,7 @@ check("an option that a link feeds is shown for every choice", async ({ page }) 
 check("the plan plot follows levels that are typed in, and an override of the guidance", async ({ page }) => {
   const missing = await page.evaluate(() => ["ManualSigmas", "CFGOverride"].filter((type) => !LiteGraph.registered_node_types[type]));
   if (missing.length) return; // nodes of hosts of 2026
-  await load(page, "demo");
+  await load(page, DEMO);
   const [sampler, model, custom] = await ids(page, "FewStepSampler", "FewStepDemoModel", "SamplerCustom");
   const [typed, override] = [await add(page, "ManualSigmas", [0, 600]), await add(page, "CFGOverride", [400, 600])];
   await set(page, typed, "sigmas", "14, 5, 2, 0.5, 0");
@@ -257,7 +259,7 @@ check("Vue nodes show the widgets that the sampler has, and the plot below", asy
     assert.ok(!first.equals(await canvas.screenshot()), "the picture has not changed");
     await fits(await add(page, "FewStepSampler", [400, 0]));
     await fits(id); // as before
-    await load(page, "demo");
+    await load(page, DEMO);
     const [schedule] = await ids(page, "FewStepScheduler");
     await fits(schedule);
     await set(page, schedule, "schedule", "gits");
@@ -295,7 +297,7 @@ both("workflows open with no missing node and no red input, and are queued as th
 });
 
 check("without the pack a workflow opens, says what is missing, and keeps what it has", async ({ page }) => {
-  const text = readFileSync(join(given.root, "workflows", "demo.json"), "utf8");
+  const text = readFileSync(join(given.root, "workflows", `${DEMO}.json`), "utf8");
   const saved = JSON.parse(text.replaceAll('"type": "FewStep', '"type": "Unknown')); // as where it is not installed
   await page.evaluate((workflow) => void app.loadGraphData(workflow), saved);
   const dialog = page.locator(".p-dialog");
@@ -313,7 +315,7 @@ check("without the pack a workflow opens, says what is missing, and keeps what i
 
 both("the demo renders from the Run button", async ({ page, vue }) => {
   await clear(page);
-  await load(page, "demo");
+  await load(page, DEMO);
   const [schedule, custom] = await ids(page, "FewStepScheduler", "SamplerCustom");
   await set(page, schedule, "steps", vue ? 6 : 5); // else the host has its levels in its cache, and does not tell them
   await set(page, custom, "noise_seed", Date.now()); // nor the images, which another test may have made

@@ -62,8 +62,8 @@ export async function open(url, { chromium, modules }) {
     page.on("pageerror", (error) => complaints.push(`${error.message}\n${error.stack}`));
     const load = async (language) => {
       locale = language;
-      await page.goto(url);
-      await page.waitForFunction(READY, null, { timeout: 60000 });
+      await page.goto(url, { timeout: 120000 });
+      await page.waitForFunction(READY, null, { timeout: 120000 });
       await page.evaluate(blame);
     };
     await load("en");

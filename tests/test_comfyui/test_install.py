@@ -28,6 +28,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACK = ("__init__.py", "tune.py", "nodes", "samplers")
 DISTRIBUTIONS = {"PIL": "pillow"}  # of modules that are not called as what is installed
 
+DEMO = "Few-Step demo (no download)"
+
 
 def tracked() -> list[str]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -80,7 +82,7 @@ def test_all_nodes_and_names_are_there(installed):
     for kind, input in (("samplers", "sampler_name"), ("schedules", "scheduler")):
         names = {spec["dropdown"] for spec in CONTRACT[kind].values() if spec["dropdown"]}
         assert names <= set(info["KSampler"]["input"]["required"][input][0])
-    assert "demo" in installed.get("/api/workflow_templates")["My few steps (1.0)"]
+    assert DEMO in installed.get("/api/workflow_templates")["My few steps (1.0)"]
 
 
 def test_the_example_workflows_fit(installed):
@@ -91,7 +93,7 @@ def test_the_example_workflows_fit(installed):
 
 def test_the_demo_is_the_same_image(installed, images):
     """In every version, up to rounding."""
-    prompt = to_prompt(json.loads((ROOT / "workflows" / "demo.json").read_text()), installed.get("/object_info"))
+    prompt = to_prompt(json.loads((ROOT / "workflows" / f"{DEMO}.json").read_text()), installed.get("/object_info"))
     spec = importlib.util.spec_from_file_location("demo_run", ROOT / "demo" / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -18,15 +18,22 @@ import numpy as np
 import pytest
 from host import GIVEN, ROOT, Server, server
 from PIL import Image
-from standins import write_checkpoint
+from standins import write_checkpoint, write_node
+from thumbnail import thumbnail
+from wires import TITLE, hidden, wires
 from workflow import inputs, refusals, to_prompt
 
-from workflows import FOLDER, PROMPTS, REFINER, SD15, SDXL, WORKFLOWS, make, written
+from workflows import FOLDER, LIGHTNING, PROMPTS, REFINER, SCHNELL, SD15, SDXL, WORKFLOWS, make, written
 
-CHECKPOINTS = {SD15["name"]: "SD15.ckpt", SDXL["name"]: "SDXL.ckpt", REFINER["name"]: "SDXLRefiner.ckpt"}
+CHECKPOINTS = {
+    SD15["name"]: "SD15.ckpt",
+    SDXL["name"]: "SDXL.ckpt",
+    REFINER["name"]: "SDXLRefiner.ckpt",
+    LIGHTNING["name"]: "SDXL.ckpt",
+}
 
 # What is made smaller: numbers by input, at most so much; nodes that sample many times. Nothing else is changed.
-SMALL = {"width": 64, "height": 64, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2}
+SMALL = {"width": 64, "height": 64, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2, "tile": 64}
 SHORT = {
     "FewStepCalibrate": {"evaluations": 2, "samples": 1, "teacher_steps": 4, "rounds": 1, "base": "dpmpp_2m"},
     "FewStepCompare": {"samplers": "euler\nfewstep_ipndm_v", "steps": "3", "reference_steps": 6},
@@ -35,7 +42,17 @@ SHORT = {
 }
 
 # Sides of the image that comes out, by a part of the name; else 64.
-SIDES = {"image to image": (96, 96), "inpainting": (96, 96), "edit": (96, 96), "hires fix": (128, 128), "compare": None}
+SIDES = {
+    "Demo compare": None,
+    "Demo": (64, 64),
+    "image to image": (96, 96),
+    "inpainting": (96, 96),
+    "edit": (96, 96),
+    "hires fix": (128, 128),
+    "compare": None,
+}
+
+BADGE = 20  # height of what the front end draws over a title
 
 # Those that share checkpoints one after the other: the host then keeps them, and the text that it has encoded.
 NAMES = sorted(WORKFLOWS, key=lambda name: (name.startswith("SDXL"), list(WORKFLOWS).index(name)))
@@ -49,7 +66,9 @@ def small(prompt: dict) -> dict:
             if name in SMALL and isinstance(value, int | float):
                 node["inputs"][name] = min(value, SMALL[name])
         node["inputs"] |= SHORT.get(node["class_type"], {})
-        if "ckpt_name" in node["inputs"]:
+        if node["inputs"].get("ckpt_name") == SCHNELL["name"]:
+            node |= {"class_type": "StandInFluxSchnell", "inputs": {}}
+        elif "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = CHECKPOINTS[node["inputs"]["ckpt_name"]]
     return prompt
 
@@ -61,8 +80,9 @@ def host(comfy_process, tmp_path_factory) -> Server:
     for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
         (base / folder).mkdir(parents=True)
     os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)
-    for name in CHECKPOINTS.values():
+    for name in set(CHECKPOINTS.values()):
         write_checkpoint(name.removesuffix(".ckpt"), base / "models" / "checkpoints" / name)
+    write_node(base / "models" / "checkpoints" / "SD15.ckpt", base / "custom_nodes" / "standin.py")
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
     picture[..., 3] = 255
     picture[16:48, 16:48, 3] = 0
@@ -147,10 +167,18 @@ def test_prompt_has_the_values_of_the_workflow(object_info, name):
         assert prompt[str(target)]["inputs"][end["name"]] == [str(source), slot]
 
 
-def test_every_workflow_has_a_small_picture():
+def test_every_workflow_has_a_small_picture_of_its_own():
+    """Those with a checkpoint are drawn as the tool draws them; those on the demo model show what it makes."""
+    seen = set()
     for name in NAMES:
         path = FOLDER / f"{name}.jpg"
-        assert path.stat().st_size < 30_000 and Image.open(path).size == (640, 400)
+        pixels = np.asarray(Image.open(path))
+        assert path.stat().st_size < 40_000 and pixels.shape == (400, 640, 3)
+        seen.add(pixels[::8, ::8].tobytes())
+        if "Checkpoint" in (FOLDER / f"{name}.json").read_text():
+            drawn = np.asarray(thumbnail(name, saved(name)))
+            assert np.abs(drawn.astype(int) - pixels).mean() < 3  # JPEG
+    assert len(seen) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,27 +189,59 @@ def test_a_workflow_says_what_it_needs(name):
     for node in nodes:
         if node["type"] == "CheckpointLoaderSimple":
             (model,) = node["properties"]["models"]
-            assert model["name"] == node["widgets_values"][0] and f"`{model['name']}`" in notes
+            assert model["name"] == node["widgets_values"][0] and f"**{model['name']}**" in notes
             assert model["url"].endswith(model["name"]) and model["directory"] == "checkpoints"
-        if node["type"] != "MarkdownNote":
+        if node["type"] == "MarkdownNote":
+            assert "`" not in node["widgets_values"][0]  # code is not readable on a coloured note
+        else:
             assert node["properties"]["cnr_id"] == ("fewstep" if "FewStep" in node["type"] else "comfy-core")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_lies_on_something_else(name):
-    """Nodes do not overlap, links go to the right or down, and every node lies in a group."""
+    """Nodes do not overlap, with room for what is drawn over their titles, and every node lies in a group; wires pass
+    behind no node, and those that are named in a prompt lead to the right or through reroutes.
+
+    tests/browser/layout.mjs looks at the same in the front end, in both of its designs.
+    """
     workflow = saved(name)
     boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
-    for id, (x, y, width, height) in boxes.items():
-        for other, (left, top, wide, high) in boxes.items():
-            apart = x + width <= left or left + wide <= x or y + height + 30 <= top or top + high + 30 <= y
+    whole = {id: (x, y - TITLE, width, height + TITLE) for id, (x, y, width, height) in boxes.items()}
+    for id, (x, y, width, height) in whole.items():
+        for other, (left, top, wide, high) in whole.items():
+            apart = x + width <= left or left + wide <= x or y + height <= top - BADGE or top + high <= y - BADGE
             assert id == other or apart
         assert any(
-            gx <= x and gy <= y - 30 and x + width <= gx + gw and y + height <= gy + gh
+            gx <= x and gy <= y and x + width <= gx + gw and y + height <= gy + gh
             for gx, gy, gw, gh in (group["bounding"] for group in workflow["groups"])
         )
-    for _, source, _, target, *_ in workflow["links"]:
-        assert boxes[source][:2] < boxes[target][:2]
+    assert hidden(workflow, whole) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_is_seen_on_a_small_screen(name):
+    """The front end shows nodes in three quarters of it: at 65 % or more, and titles of groups below its own things."""
+    workflow = saved(name)
+    left, top = (min(node["pos"][k] for node in workflow["nodes"]) for k in (0, 1))
+    right, bottom = (max(node["pos"][k] + node["size"][k] for node in workflow["nodes"]) for k in (0, 1))
+    scale = min(0.75 * 1366 / (right - left + 20), 0.75 * 768 / (bottom - top + TITLE + 20))
+    assert scale >= 0.65
+    view = workflow["extra"]["ds"]
+    assert view["scale"] == pytest.approx(scale, abs=1e-3)
+    for x, y, width, height in (group["bounding"] for group in workflow["groups"]):
+        seen = [
+            view["scale"] * (value + view["offset"][k % 2]) for k, value in enumerate((x, y, x + width, y + height))
+        ]
+        assert seen[0] >= 60 and seen[1] >= 90 and seen[2] <= 1366 and seen[3] <= 768
+
+
+def test_a_wire_behind_a_node_is_found():
+    workflow = saved(NAMES[0])
+    (link, way), *_ = wires(workflow)
+    x, y = way[len(way) // 2]
+    box = (x - 5, y - 5, 10, 10)
+    assert hidden(workflow, {99: box})[0].startswith(f"the wire from node {link[1]} to node {link[3]}")
+    assert hidden(workflow, {99: (x - 5, y + 2000, 10, 10)}) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
