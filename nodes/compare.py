@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 import comfy.model_management
@@ -11,13 +10,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..samplers.checks import shortened
 from .host.comparison import Cell, Comparison
 from .host.display import Display, preview_image, show, telling
 from .host.protocols import Conditioning
 from .host.reference import MANY_STEPS
 from .ui.menu import CATEGORY, search_words
-from .ui.names import SYNTAX, checked_length, read_samplers, read_schedules
+from .ui.names import SAMPLERS_SYNTAX, SCHEDULES_SYNTAX, faults, read_samplers, read_schedules, read_steps
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
 from .ui.plots import Panel, line_plot
@@ -117,14 +115,16 @@ class FewStepCompare(io.ComfyNode):
                     tooltip="An empty latent of the size you want, or an image to start from with denoise below 1.",
                 ),
                 io.String.Input(
-                    "samplers", multiline=True, default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v", tooltip=SYNTAX
+                    "samplers",
+                    multiline=True,
+                    default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v",
+                    tooltip=SAMPLERS_SYNTAX,
                 ),
                 io.String.Input(
                     "schedules",
                     multiline=True,
                     default="karras\nfewstep_karras*",
-                    tooltip=f"{SYNTAX} A * after the name of one of ours leaves out its last level above 0 "
-                    "(discard_penultimate).",
+                    tooltip=SCHEDULES_SYNTAX,
                 ),
                 io.String.Input("steps", default="5, 8, 12", tooltip="The numbers of steps, with commas between them."),
                 cfg_input(7.0),
@@ -172,14 +172,15 @@ class FewStepCompare(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, samplers: str | None = None, schedules: str | None = None, steps: str | None = None
-    ) -> bool | str:
-        readers = (read_samplers, samplers), (read_schedules, schedules), (read_steps, steps)
-        for read, text in readers:
-            if text is not None:  # else another node gives it
-                try:
-                    read(text)
-                except ValueError as error:
-                    return str(error)
+    ) -> bool:
+        """True.
+
+        Raises:
+            ValueError: naming the box at fault. The host lays an answer that is not True to the charge of every input
+                that is read here, and an error to that of the node, once.
+        """
+        for fault in faults({"samplers": samplers, "schedules": schedules, "steps": steps}).values():
+            raise ValueError(fault)
         return True
 
     @classmethod
@@ -228,20 +229,6 @@ class FewStepCompare(io.ComfyNode):
             )
         out = {"samples": torch.cat(latents)}
         return io.NodeOutput(sheet, chart(work), table(work), out, ui=preview_image(sheet))
-
-
-def read_steps(text: str) -> list[int]:
-    """Numbers of steps.
-
-    Raises:
-        ValueError: naming the one at fault.
-    """
-    found = []
-    for part in re.split(r"[\s,;]+", checked_length("steps", text).strip()):
-        if not (part.isdecimal() and len(part) <= 9 and 1 <= int(part) <= 1000):
-            raise ValueError(f"steps: {shortened(part)} must be a whole number from 1 to 1000; write them as 5, 8, 12")
-        found.append(int(part))
-    return list(dict.fromkeys(found))
 
 
 NODES = [FewStepCompare]

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -183,6 +183,19 @@ def read_request(given: Any) -> dict[str, Any]:
         "sigmas": None if fields.get("sigmas") is None else _node("sigmas", fields["sigmas"]),
         "guidance": guidance,
     }
+
+
+def read_texts(given: Any, names: Iterable[str]) -> dict[str, str]:
+    """The texts among the fields of a request.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    fields = _object("the request", given)
+    for name in names:
+        if not isinstance(fields.get(name, ""), str):
+            raise RequestError(f"{name} = {shortened(fields[name])} must be a text")
+    return {name: fields[name] for name in names if name in fields}
 
 
 def _levels(given: Any) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
     GET  /fewstep/options   which widgets belong to which choice, with their defaults
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
+    GET  /fewstep/names     the samplers and schedules that Few-Step Compare knows
+    POST /fewstep/check     {samplers, schedules, steps}: what is wrong in which of its boxes
 
 `levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
@@ -30,10 +32,11 @@ from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
 from .plans import FewStepLoadPlan
-from .requests import RequestError, read_request
+from .requests import RequestError, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.menu import host_node
+from .ui.names import READERS, faults, known_names
 from .ui.options import chosen_options
 
 Node = Mapping[str, Any]
@@ -55,6 +58,8 @@ def register_routes() -> None:
     server.routes.get("/fewstep/options")(_answer(lambda _: options()))
     server.routes.post("/fewstep/sigmas")(_answer(sigmas))
     server.routes.post("/fewstep/plan")(_answer(plan))
+    server.routes.get("/fewstep/names")(_answer(lambda _: known_names()))
+    server.routes.post("/fewstep/check")(_answer(check))
 
 
 # Widgets
@@ -79,6 +84,11 @@ def options() -> dict[str, Any]:
         "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
         "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
     }
+
+
+def check(request: Any) -> dict[str, Any]:
+    """What is wrong in which of the boxes of Few-Step Compare, while they are typed in."""
+    return {"faults": faults(read_texts(request, READERS))}
 
 
 # Schedules

@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
@@ -29,7 +30,12 @@ app.registerExtension({
     options = await (await api.fetchApi("/fewstep/options")).json();
   },
 
+  getCustomWidgets() {
+    return { FEWSTEP_BOX: makeBox };
+  },
+
   addCustomNodeDefs(definitions) {
+    boxesIn(definitions);
     return translateDefinitions(definitions);
   },
 
@@ -40,6 +46,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("FewStep")) return;
     translateNode(node);
+    nameBoxes(node);
     node.title = withoutSearchWords(node.title, node.comfyClass);
     const own = options[node.comfyClass];
     if (own) {
