@@ -4,8 +4,10 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
 import { addPlot, refreshAll } from "./plot.js";
+import { addResults } from "./compare.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
+import { addSlider } from "./slider.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
 import { translateDefinitions, translateNode } from "./translate.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
@@ -17,6 +19,9 @@ const PLOTS = {
   FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
   FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
 };
+
+/** What other nodes have below their widgets. */
+const PANELS = { FewStepCompare: addResults, FewStepSideBySide: addSlider };
 
 const WIDTH = 320; // of a new node: names and values in full
 const [LETTER, LINE] = [6.5, 16]; // sizes of the text below the widgets
@@ -53,15 +58,19 @@ app.registerExtension({
       showDefaults(node, own);
       fitWidgets(node, own);
     }
+    node.fewstepOptions = own;
+    const panel = PANELS[node.comfyClass];
+    if (panel) panel(node);
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
-    if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
+    if (own || plot || panel) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
     after(node, "onConfigure", () => own && fitWidgets(node, own));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
+      for (const widget of node.widgets ?? []) widget.shows?.(output);
       if (output?.text) makeRoom(node, output.text[0]);
       refreshAll();
     });

@@ -28,6 +28,38 @@ const RULES = `
 .fewstep-row { display: flex; justify-content: space-between; gap: 8px; width: 100%; padding: 3px 6px; text-align: left;
   background: none; border: 0; border-radius: 4px; color: var(--input-text); font: 12px sans-serif; cursor: pointer; }
 .fewstep-row small { color: var(--descrip-text, #999); font-size: 11px; text-align: right; }
+.fewstep-panel { display: flex; flex-direction: column; gap: 6px; min-width: 0; font: 12px sans-serif; color: var(--input-text);
+  box-sizing: border-box; pointer-events: auto; overflow: hidden; }
+.fewstep-panel[hidden], .fewstep-panel [hidden] { display: none !important; }
+.fewstep-table { overflow: auto; flex: 0 1 auto; max-height: 240px; }
+.fewstep-table table { border-collapse: collapse; width: 100%; }
+.fewstep-table th { text-align: left; font-weight: 600; padding: 1px 6px 1px 0; white-space: nowrap; line-height: 13px; }
+.fewstep-table th[scope=col] { text-align: right; padding: 2px 6px; color: var(--descrip-text, #999); font-weight: 400; }
+.fewstep-table th[scope=row] { width: 100%; max-width: 0; min-width: 110px; }
+.fewstep-table th div, .fewstep-table th small { overflow: hidden; text-overflow: ellipsis; }
+.fewstep-table th small { display: block; font-weight: 400; font-size: 11px; color: var(--descrip-text, #999); }
+.fewstep-table td { padding: 0; border-top: 1px solid var(--border-color, #666); }
+.fewstep-table th { border-top: 1px solid var(--border-color, #666); }
+.fewstep-table tr:first-child th { border-top: 0; }
+.fewstep-cell { width: 100%; min-height: 28px; padding: 0 6px; text-align: right; background: none; border: 1px solid transparent;
+  color: var(--input-text); font: 12px sans-serif; cursor: pointer; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.fewstep-cell:hover:not(:disabled) { background: var(--border-color, #666); }
+.fewstep-cell:disabled { opacity: 0.6; cursor: default; }
+.fewstep-best { font-weight: 700; }
+.fewstep-chosen { border-color: var(--input-text); border-radius: 3px; }
+.fewstep-bar { display: flex; align-items: center; gap: 6px; flex: 0 0 auto; }
+.fewstep-bar span { flex: 1 1 0; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.fewstep-slider { position: relative; flex: 1 1 0; min-height: 180px; overflow: hidden; background: var(--comfy-input-bg);
+  border-radius: 4px; cursor: ew-resize; user-select: none; }
+.fewstep-slider img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
+.fewstep-line { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #fff; box-shadow: 0 0 0 1px #0008;
+  pointer-events: none; }
+.fewstep-label { position: absolute; bottom: 4px; max-width: 48%; padding: 1px 6px; border-radius: 3px; background: #000b; color: #fff;
+  font-size: 11px; pointer-events: none; overflow: hidden; text-overflow: ellipsis; }
+.fewstep-left { left: 4px; }
+.fewstep-right { right: 4px; text-align: right; }
+.fewstep-hint { color: var(--descrip-text, #999); padding: 12px; text-align: center; }
+.fewstep-pages { display: flex; justify-content: center; align-items: center; gap: 8px; }
 .fewstep-added::after { content: "\\2713"; }
 `;
 

@@ -51,7 +51,7 @@ def known_names() -> dict[str, list[dict[str, Any]]]:
     their options as they are written."""
 
     def listed(registry: Mapping[str, SpecT], host: Iterable[str]) -> list[dict[str, Any]]:
-        own = [
+        own: list[dict[str, Any]] = [
             {
                 "name": PREFIX + id,
                 "label": spec.label,
