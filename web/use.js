@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 
 const BOTH = {
-  FewStepKSampler: { sampler: "sampler", schedule: "schedule", own: true },
+  FewStepKSampler: { sampler: "sampler_name", schedule: "scheduler", own: true },
+  FewStepKSamplerAdvanced: { sampler: "sampler_name", schedule: "scheduler", own: true },
   KSampler: { sampler: "sampler_name", schedule: "scheduler" },
   KSamplerAdvanced: { sampler: "sampler_name", schedule: "scheduler" },
 };
@@ -104,7 +105,7 @@ function choose(node, input, { name, ours, options }, own) {
   write(node, input, mine ? ours : name);
   if (!mine) return;
   for (const widget of node.widgets) {
-    const defaults = node.fewstepOptions?.widgets[ours] ?? {};
+    const defaults = [node.fewstepOptions ?? []].flat().find(({ choice }) => choice === input)?.widgets[ours] ?? {};
     if (widget.name in options) write(node, widget.name, asShown(widget, options[widget.name]));
     else if (widget.name in defaults) write(node, widget.name, unset(widget, defaults[widget.name]));
   }
