@@ -28,7 +28,7 @@ const RULES = `
 .fewstep-row { display: flex; justify-content: space-between; gap: 8px; width: 100%; padding: 3px 6px; text-align: left;
   background: none; border: 0; border-radius: 4px; color: var(--input-text); font: 12px sans-serif; cursor: pointer; }
 .fewstep-row small { color: var(--descrip-text, #999); font-size: 11px; text-align: right; }
-.fewstep-panel { display: flex; flex-direction: column; gap: 6px; min-width: 0; font: 12px sans-serif; color: var(--input-text);
+.fewstep-panel { contain: inline-size; display: flex; flex-direction: column; gap: 6px; min-width: 0; font: 12px sans-serif; color: var(--input-text);
   box-sizing: border-box; pointer-events: auto; overflow: hidden; }
 .fewstep-panel[hidden], .fewstep-panel [hidden] { display: none !important; }
 .fewstep-table { overflow: auto; flex: 0 1 auto; max-height: 240px; }

@@ -72,7 +72,7 @@ def _written(default: Any) -> str:
     """A default as it would be typed."""
     if isinstance(default, bool):
         return "on" if default else "off"
-    return default if isinstance(default, str) else f"{default:.4g}"
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
 
 
 def read_steps(text: str) -> list[int]:

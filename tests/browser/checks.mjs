@@ -457,6 +457,11 @@ async function compared(page, steps) {
       compare,
       { timeout: 60000 },
     );
+    await page.evaluate(() => {
+      app.canvas.ds.scale = 0.7; // the whole node is in sight
+      app.graph.setDirtyCanvas(true, true);
+    });
+    await page.waitForTimeout(500);
   };
   return { compare, run };
 }

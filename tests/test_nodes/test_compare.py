@@ -346,10 +346,11 @@ def test_pictures_that_cannot_be_written_lose_nothing(comfyui, counted, monkeypa
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file" / "temp"))
     assert len(compare(comfyui, counted)[3]["samples"]) == 1
     assert "the images cannot be shown" in caplog.text
+    caplog.clear()
     counted.asked.calls, counted.asked.stop_at = 0, 6
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         compare(comfyui, counted, samplers="euler\nheun", seed=11)
-    assert "the images that are finished cannot be shown" in caplog.text
+    assert "the images cannot be shown" in caplog.text
 
 
 # Stopping and going on
