@@ -143,7 +143,8 @@ async function openList(button, kind, add) {
   names ??= await (await api.fetchApi("/fewstep/names")).json();
   const field = element("input", { type: "search", placeholder: "Search", ariaLabel: `Search ${kind}` });
   const results = element("div", { className: "fewstep-results", role: "listbox" });
-  const list = element("div", { className: "fewstep-list" }, field, results);
+  const about = element("div", { className: "fewstep-about", textContent: "Point at a name to read about it." });
+  const list = element("div", { className: "fewstep-list" }, field, results, about);
   const known = names[kind].map((entry) => ({ ...entry, words: Object.values(entry).flat().join(" ").toLowerCase() }));
 
   function fill() {
@@ -158,11 +159,16 @@ async function openList(button, kind, add) {
     if (!found.length) results.append(element("div", { className: "fewstep-group", textContent: "No such name" }));
   }
 
-  function row({ name, label, options = [] }) {
+  function row({ name, label, help, options = [] }) {
     const item = element("button", { type: "button", role: "option", className: "fewstep-row" });
     item.append(element("span", { textContent: name }));
     if (label) item.append(element("small", { textContent: label }));
-    if (options.length) item.title = `Options: ${options.join(", ")}`;
+    const tell = () => {
+      const written = options.length ? `Options: ${options.join(", ")}` : "";
+      about.replaceChildren(...[help ?? "ComfyUI's own.", written].map((textContent) => element("div", { textContent })));
+    };
+    item.addEventListener("pointerenter", tell);
+    item.addEventListener("focus", tell);
     item.addEventListener("click", () => {
       add(name);
       item.classList.add("fewstep-added");

@@ -105,7 +105,7 @@ export function addResults(node) {
       fill();
     });
     const text = at === undefined ? "Choose a cell." : `${named(at)}`;
-    const told = open ? "The line follows the pointer. Click a cell to change a picture." : text;
+    const told = open ? "Click another cell." : text;
     return element("div", { className: "fewstep-bar" }, element("span", { textContent: told, title: told }), use, lay);
   }
 

@@ -24,6 +24,8 @@ const RULES = `
 .fewstep-list { position: fixed; z-index: 9999; width: 290px; padding: 6px; border-radius: 6px; background: var(--comfy-menu-bg);
   border: 1px solid var(--border-color, #666); box-shadow: 0 4px 16px #0008; font: 12px sans-serif; box-sizing: border-box; }
 .fewstep-results { max-height: 320px; overflow-y: auto; margin-top: 6px; }
+.fewstep-about { height: 84px; overflow-y: auto; margin-top: 6px; padding: 6px 6px 0; border-top: 1px solid var(--border-color, #666);
+  color: var(--descrip-text, #999); font-size: 11px; line-height: 14px; overflow-wrap: anywhere; }
 .fewstep-group { color: var(--descrip-text, #999); padding: 6px 6px 2px; }
 .fewstep-row { display: flex; justify-content: space-between; gap: 8px; width: 100%; padding: 3px 6px; text-align: left;
   background: none; border: 0; border-radius: 4px; color: var(--input-text); font: 12px sans-serif; cursor: pointer; }

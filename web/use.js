@@ -65,8 +65,14 @@ function takes(node, { sampler, schedule, own }, pair) {
 
 /** Whether a widget can be set to what a name stands for: a list of the host has names alone, without options. */
 function fits(node, { input, own }, named) {
-  const values = valuesOf(node, input);
-  return own && named.ours && values.includes(named.ours) ? true : values.includes(named.name) && !changed(named);
+  const name = nameIn(own, named);
+  return valuesOf(node, input).includes(name) && (own || !changed(named));
+}
+
+/** A name in a list of ours, which has ours alone, or in one of the host, where ours have a prefix. */
+function nameIn(own, { name, ours }) {
+  if (own) return ours;
+  return ours ? `fewstep_${ours}` : name;
 }
 
 function changed({ options }) {
@@ -93,6 +99,7 @@ function addPair(compare, pair) {
     return node;
   });
   setPair(...made, pair);
+  write(made[1], "denoise", compare.widgets.find(({ name }) => name === "denoise").value);
   const link = compare.getInputLink(compare.inputs.findIndex(({ name }) => name === "model"));
   const model = link && compare.graph.getNodeById(link.origin_id);
   model?.connect(link.origin_slot, made[1], made[1].inputs.findIndex(({ name }) => name === "model"));
@@ -100,10 +107,10 @@ function addPair(compare, pair) {
 }
 
 /** Sets a choice, and the options of it: those that are not given to their defaults. */
-function choose(node, input, { name, ours, options }, own) {
-  const mine = own && ours && valuesOf(node, input).includes(ours);
-  write(node, input, mine ? ours : name);
-  if (!mine) return;
+function choose(node, input, named, own) {
+  const { ours, options } = named;
+  write(node, input, nameIn(own, named));
+  if (!own) return;
   for (const widget of node.widgets) {
     const defaults = [node.fewstepOptions ?? []].flat().find(({ choice }) => choice === input)?.widgets[ours] ?? {};
     if (widget.name in options) write(node, widget.name, asShown(widget, options[widget.name]));

@@ -424,6 +424,23 @@ both("a cell of Compare is put into the graph, and two are laid one over the oth
     assert.deepEqual(await made(), wanted);
   });
 
+  await at(1, 0).click();
+  await panel.getByRole("button", { name: "Use this" }).click(); // now there are, and one chooses
+  await page.locator(".litemenu-entry").filter({ hasText: "Few-Step Sampler" }).click();
+  await eventually(page, async () => {
+    const { count, values } = await made();
+    assert.deepEqual([count, values], [[1, 1], ["unipc", 2, "karras", found.columns[0]]]);
+  });
+  await at(0, 0).click();
+  await panel.getByRole("button", { name: "Use this" }).click(); // ComfyUI's dpmpp_2m, which our node does not have
+  await eventually(page, async () => {
+    const names = await page.evaluate(() =>
+      app.graph._nodes.filter(({ type }) => type === "KSamplerSelect").map(({ widgets }) => widgets[0].value),
+    );
+    assert.deepEqual(names, ["dpmpp_2m"]);
+    assert.equal((await made()).values[0], "unipc");
+  });
+
   await panel.getByRole("button", { name: "Compare two" }).click();
   const slider = panel.locator(".fewstep-slider");
   await slider.waitFor({ timeout: 5000 });
