@@ -2,98 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import comfy.model_management
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
-from ..samplers.checks import shortened
-from .host.comparison import Cell, Comparison
+from .host.comparison import Comparison
 from .host.display import Display, preview_image, show, telling
 from .host.progress import Progress
 from .host.protocols import Conditioning
 from .host.reference import MANY_STEPS
+from .host.wiring import run_about
+from .ui.comparison import Shown, cells, chart, table
 from .ui.menu import COMPARING as CATEGORY
 from .ui.menu import search_words
-from .ui.names import SYNTAX, checked_length, read_samplers, read_schedules
-from .ui.options import cfg_input, seed_input
-from .ui.pictures import Tile, decode, sheet
-from .ui.plots import Panel, line_plot
-from .ui.tables import text_table
-
-PUBLISHED_PLAN = "published plan"
-_WHATEVER = "the sampler follows the plan that its authors published, whatever the schedule"
+from .ui.names import SAMPLERS_SYNTAX, SCHEDULES_SYNTAX, faults, read_samplers, read_schedules, read_steps
+from .ui.options import cfg_input, seed_input, theme_input
+from .ui.theme import THEMES
 
 
-def _schedule(work: Comparison, cell: Cell) -> str:
-    return f"{cell.schedule.label} ({PUBLISHED_PLAN})" if work.published(cell) else cell.schedule.label
-
-
-def table(work: Comparison) -> str:
-    """Every cell in a line."""
-    rows = [["sampler", "schedule", "steps", "evaluations", "error"]]
-    for row in work.rows:
-        for steps in work.columns:
-            cell = Cell(*row, steps)
-            outcome, error = work.outcome(cell), work.error(cell)
-            fault = work.faults.get(cell, "not finished")
-            measured = [str(outcome.evaluations), "" if error is None else f"{error:.4g}"] if outcome else ["", fault]
-            rows.append([cell.sampler.label, _schedule(work, cell), str(steps), *measured])
-    lines = text_table(rows)
-    if any(map(work.published, work.cells)):
-        lines += ["", f"{PUBLISHED_PLAN}: {_WHATEVER}."]
-    if work.reference_steps:
-        lines += [
-            "",
-            f"error: root mean square difference of the latent from {work.reference_steps} steps of {MANY_STEPS}. With "
-            "added noise every run gives another image, and the error says little.",
-        ]
-    return "\n".join([*lines, ""])
-
-
-def chart(work: Comparison) -> Tensor:
-    """Error against evaluations."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in work.rows:
-        for cell in (Cell(*row, steps) for steps in work.columns):
-            found, error = work.outcome(cell), work.error(cell)
-            if found is not None and error is not None and not (work.published(cell) and work.first(cell) != cell):
-                schedule = PUBLISHED_PLAN if work.published(cell) else cell.schedule.label
-                series.setdefault(f"{cell.sampler.label}, {schedule}", []).append((float(found.evaluations), error))
-    series = {name: sorted(points) for name, points in series.items()}
-    title = f"Error against {work.reference_steps} steps" if work.reference_steps else "Without a reference"
-    return line_plot([Panel(title, "evaluations", "error", series, log_y=True)])
-
-
-def grid(work: Comparison, width: int, vae: Any = None) -> Tensor:
-    """The images, a row for each sampler and schedule, a column for each number of steps; below, the reference."""
-    rows = [[_tile(work, Cell(*row, steps), vae) for steps in work.columns] for row in work.rows]
-    left = [f"{sampler.label}\n{schedule.label}" for sampler, schedule in work.rows]
-    references = {id(found): found for cell in work.cells if (found := work.reference(cell)) is not None}
-    if len(references) == 1:
-        (found,) = references.values()
-        picture = decode(work.patcher, found.latents[:1], vae)[0]
-        rows.append([Tile(picture, f"NFE {found.evaluations}")])
-        left.append(f"reference\n{MANY_STEPS}")
-    return sheet(rows, width, top=[f"{steps} steps" for steps in work.columns], left=left)
-
-
-def _tile(work: Comparison, cell: Cell, vae: Any) -> Tile:
-    found, error = work.outcome(cell), work.error(cell)
-    if found is None:
-        return Tile(fault=work.faults.get(cell, ""), caption="failed" if cell in work.faults else "not finished")
-    if (first := work.first(cell)) != cell:
-        same = f"the same run as on {first.schedule.label}"
-        return Tile(fault=f"{same}: {_WHATEVER}" if work.published(cell) else same, caption="same run")
-    caption = f"NFE {found.evaluations}" + ("" if error is None else f", error {error:.2g}")
-    caption += f", {PUBLISHED_PLAN}" if work.published(cell) else ""
-    return Tile(decode(work.patcher, found.latents[:1], vae)[0], caption)
-
-
-# The node
+def output(shown: Shown, sheet: Tensor) -> dict[str, Any]:
+    """What the node shows when it is done: the sheet, and the cells with their images for its table in the browser."""
+    pictures, whole = shown.pictures, preview_image(sheet)
+    each = preview_image(torch.stack(list(pictures.values()))) if pictures else None
+    files = dict(zip(pictures, each.as_dict()["images"] if each is not None else (), strict=False))
+    found = {"fewstep_compare": [cells(shown.work, files)]}
+    return {**found, **(whole.as_dict() if whole is not None else {})}
 
 
 class FewStepCompare(io.ComfyNode):
@@ -118,14 +54,16 @@ class FewStepCompare(io.ComfyNode):
                     tooltip="An empty latent of the size you want, or an image to start from with denoise below 1.",
                 ),
                 io.String.Input(
-                    "samplers", multiline=True, default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v", tooltip=SYNTAX
+                    "samplers",
+                    multiline=True,
+                    default="dpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v",
+                    tooltip=SAMPLERS_SYNTAX,
                 ),
                 io.String.Input(
                     "schedules",
                     multiline=True,
                     default="karras\nfewstep_karras*",
-                    tooltip=f"{SYNTAX} A * after the name of one of ours leaves out its last level above 0 "
-                    "(discard_penultimate).",
+                    tooltip=SCHEDULES_SYNTAX,
                 ),
                 io.String.Input("steps", default="5, 8, 12", tooltip="The numbers of steps, with commas between them."),
                 cfg_input(7.0),
@@ -156,6 +94,7 @@ class FewStepCompare(io.ComfyNode):
                     optional=True,
                     tooltip="Decodes the images. Without a VAE they are previews of the latents in rough colours.",
                 ),
+                theme_input("Colours of the sheet and the chart."),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="The images with labels, evaluations (NFE) and errors."),
@@ -173,14 +112,15 @@ class FewStepCompare(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, samplers: str | None = None, schedules: str | None = None, steps: str | None = None
-    ) -> bool | str:
-        readers = (read_samplers, samplers), (read_schedules, schedules), (read_steps, steps)
-        for read, text in readers:
-            if text is not None:  # else another node gives it
-                try:
-                    read(text)
-                except ValueError as error:
-                    return str(error)
+    ) -> bool:
+        """True.
+
+        Raises:
+            ValueError: naming the box at fault. The host lays an answer that is not True to the charge of every input
+                that is read here, and an error to that of the node, once.
+        """
+        for fault in faults({"samplers": samplers, "schedules": schedules, "steps": steps}).values():
+            raise ValueError(fault)
         return True
 
     @classmethod
@@ -199,6 +139,7 @@ class FewStepCompare(io.ComfyNode):
         reference_steps: int,
         tile: int,
         vae: Any = None,
+        theme: str = "light",
     ) -> io.NodeOutput:
         work = Comparison(
             model,
@@ -213,38 +154,30 @@ class FewStepCompare(io.ComfyNode):
             denoise=denoise,
             reference_steps=reference_steps,
         )
+        settings = f"cfg {cfg:g}, seed {seed}" + (f", denoise {denoise:g}" if denoise < 1 else "")
+        about = {**run_about(cls.hidden.prompt if cls.hidden else None), "settings": settings}
+
+        def shown() -> Shown:
+            return Shown(work, vae, about=about, theme=THEMES[theme])
+
         with Progress(Display(model).show) as progress:
             try:
                 work.run(progress)
             except comfy.model_management.InterruptProcessingException:
                 with telling("the images that are finished cannot be shown"):
-                    show(ui.PreviewImage(grid(work, tile, vae)).as_dict())
+                    show(output(finished := shown(), finished.sheet(tile)))
                 there = sum(work.outcome(cell) is not None for cell in work.cells)
                 progress.end(f"Stopped: {there} of {len(work.cells)} images are finished. Queue it again to go on")
                 raise
-        sheet = grid(work, tile, vae)
         images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]
         latents = [found.latents for cell in images if (found := work.outcome(cell)) is not None]
         if not latents:
             raise ValueError(
                 "no sampler gave an image: " + "; ".join(f"{cell}: {why}" for cell, why in work.faults.items())
             )
-        out = {"samples": torch.cat(latents)}
-        return io.NodeOutput(sheet, chart(work), table(work), out, ui=preview_image(sheet))
-
-
-def read_steps(text: str) -> list[int]:
-    """Numbers of steps.
-
-    Raises:
-        ValueError: naming the one at fault.
-    """
-    found = []
-    for part in re.split(r"[\s,;]+", checked_length("steps", text).strip()):
-        if not (part.isdecimal() and len(part) <= 9 and 1 <= int(part) <= 1000):
-            raise ValueError(f"steps: {shortened(part)} must be a whole number from 1 to 1000; write them as 5, 8, 12")
-        found.append(int(part))
-    return list(dict.fromkeys(found))
+        out, finished = {"samples": torch.cat(latents)}, shown()
+        sheet = finished.sheet(tile)
+        return io.NodeOutput(sheet, chart(work, THEMES[theme]), table(work), out, ui=output(finished, sheet))
 
 
 NODES = [FewStepCompare]

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -190,17 +190,30 @@ def read_request(given: Any) -> dict[str, Any]:
     }
 
 
-def read_texts(given: Any, *names: str) -> list[str]:
-    """Fields of a request that are texts.
+def texts_among(given: Any, names: Iterable[str]) -> dict[str, str]:
+    """The texts among the fields of a request.
 
     Raises:
         RequestError: naming the field at fault.
     """
     fields = _object("the request", given)
     for name in names:
-        if not isinstance(fields.get(name), str):
-            raise RequestError(f"{name} = {shortened(fields.get(name))} must be a text")
-    return [fields[name] for name in names]
+        if not isinstance(fields.get(name, ""), str):
+            raise RequestError(f"{name} = {shortened(fields[name])} must be a text")
+    return {name: fields[name] for name in names if name in fields}
+
+
+def read_texts(given: Any, *names: str) -> list[str]:
+    """Fields of a request that are texts, all of them.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    found = texts_among(given, names)
+    for name in names:
+        if name not in found:
+            raise RequestError(f"{name} is missing: it must be a text")
+    return [found[name] for name in names]
 
 
 def _levels(given: Any) -> dict[str, Any] | None:

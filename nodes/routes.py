@@ -6,6 +6,8 @@
     POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
     GET  /fewstep/plans     the plans that can be loaded: what each says of itself
     POST /fewstep/plans/rename, /fewstep/plans/delete    {file, name}, {file}: of the plans in models/fewstep
+    GET  /fewstep/names     the samplers and schedules that Few-Step Compare knows
+    POST /fewstep/check     {samplers, schedules, steps}: what is wrong in which of its boxes
 
 `levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
@@ -35,10 +37,11 @@ from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
 from .plans import FewStepLoadPlan
-from .requests import RequestError, read_request, read_texts
+from .requests import RequestError, read_request, read_texts, texts_among
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.menu import host_node, words_of
+from .ui.names import READERS, faults, known_names
 from .ui.options import chosen_options
 
 Node = Mapping[str, Any]
@@ -64,6 +67,8 @@ def register_routes() -> None:
     server.routes.get("/fewstep/plans")(_answer(lambda _: plans()))
     server.routes.post("/fewstep/plans/rename")(_answer(rename_plan, changes=True))
     server.routes.post("/fewstep/plans/delete")(_answer(delete_plan, changes=True))
+    server.routes.get("/fewstep/names")(_answer(lambda _: known_names()))
+    server.routes.post("/fewstep/check")(_answer(check))
 
 
 # Search
@@ -98,6 +103,11 @@ def options() -> dict[str, Any]:
         "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
         "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
     }
+
+
+def check(request: Any) -> dict[str, Any]:
+    """What is wrong in which of the boxes of Few-Step Compare, while they are typed in."""
+    return {"faults": faults(texts_among(request, READERS))}
 
 
 # Schedules

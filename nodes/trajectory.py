@@ -16,11 +16,20 @@ from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
+<<<<<<< HEAD
 from .ui.menu import COMPARING as CATEGORY
 from .ui.menu import search_words
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
+=======
+from .host.wiring import run_about
+from .ui.menu import CATEGORY, search_words
+from .ui.options import cfg_input, seed_input, theme_input
+from .ui.pictures import Tile, decode, head_lines, sheet
+>>>>>>> compare14
 from .ui.plots import Panel, line_plot
+from .ui.tables import text_table
+from .ui.theme import THEMES
 
 _COMPONENTS = 3
 
@@ -52,6 +61,7 @@ class FewStepTrajectory(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=50, min=4, max=1000, tooltip="Steps of dpmpp_2m on the exponential schedule."
                 ),
+                theme_input("Colours of the picture."),
             ],
             outputs=[
                 io.Image.Output(tooltip="Each trajectory on its own first two principal components."),
@@ -71,13 +81,15 @@ class FewStepTrajectory(io.ComfyNode):
         seed: int,
         batch: int,
         steps: int,
+        theme: str = "light",
     ) -> io.NodeOutput:
         check_single(latent_image)
         like = fitting(model, {**latent_image, "samples": torch.zeros_like(latent_image["samples"][:1])})["samples"]
         paths = trajectories(model, positive, negative, like, cfg, seed, batch, steps)
         found = [principal(paths[:, i], _COMPONENTS) for i in range(batch)]
         shares = torch.stack([share for share, _ in found]).cumsum(dim=1)
-        return io.NodeOutput(line_plot(panels([places for _, places in found], shares)), shares_text(shares, steps))
+        drawn = line_plot(panels([places for _, places in found], shares), THEMES[theme])
+        return io.NodeOutput(drawn, shares_text(shares, steps))
 
 
 def trajectories(
@@ -127,11 +139,13 @@ def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:
 
 def shares_text(shares: Tensor, steps: int) -> str:
     """The shares as text: their mean, and each trajectory's own."""
-    rows = [("mean", shares.mean(dim=0).tolist()), *((str(i + 1), row) for i, row in enumerate(shares.tolist()))]
+    rows = {"mean": shares.mean(dim=0), **{str(i): row for i, row in enumerate(shares, 1)}}
     head = (
         f"Percent of the variance in the first 1, 2, 3 principal components; {len(shares)} trajectories, {steps} steps"
     )
-    return "\n".join([head, *(f"{name:>4}  " + "  ".join(f"{100 * s:9.5f}" for s in row) for name, row in rows), ""])
+    names = ["trajectory", *(str(k + 1) for k in range(shares.shape[1]))]
+    lines = text_table([names, *([name, *(f"{100 * s:.5f}" for s in row.tolist())] for name, row in rows.items())])
+    return "\n".join([head, "", *lines, ""])
 
 
 # What the model sees
@@ -178,6 +192,7 @@ class FewStepFilmStrip(io.ComfyNode):
                     optional=True,
                     tooltip="Decodes the pictures. Without a VAE they are previews of the latents in rough colours.",
                 ),
+                theme_input("Colours of the strip."),
             ],
             outputs=[
                 io.Image.Output(display_name="strip", tooltip="All pictures with their noise levels."),
@@ -204,6 +219,7 @@ class FewStepFilmStrip(io.ComfyNode):
         columns: int,
         tile: int,
         vae: Any = None,
+        theme: str = "light",
     ) -> io.NodeOutput:
         if len(sigmas) < 2:
             raise ValueError("sigmas hold no step to show: raise denoise, or check where the sigmas are split")
@@ -225,7 +241,9 @@ class FewStepFilmStrip(io.ComfyNode):
             Tile(frame, f"{k}: sigma {float(sigma):.3g}")
             for k, (frame, (sigma, _)) in enumerate(zip(frames, seen, strict=True), 1)
         ]
-        strip = sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], tile)
+        about = run_about(cls.hidden.prompt if cls.hidden else None) | {"settings": f"cfg {cfg:g}, seed {seed}"}
+        rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+        strip = sheet(rows, tile, head=head_lines(about), theme=THEMES[theme])
         out = {**fitting(model, latent_image), "samples": result}
         return io.NodeOutput(strip, frames, out, ui=preview_image(strip))
 

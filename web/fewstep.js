@@ -2,10 +2,13 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
+import { addResults } from "./compare.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
+import { addSlider } from "./slider.js";
 import { addSearchWords, searchByWords } from "./search.js";
 import { showTexts } from "./status.js";
 import { translateDefinitions, translateNode } from "./translate.js";
@@ -19,6 +22,9 @@ const PLOTS = {
   FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
   FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
 };
+
+/** What other nodes have below their widgets. */
+const PANELS = { FewStepCompare: addResults, FewStepSideBySide: addSlider };
 
 const WIDTH = 320; // of a new node: names and values in full
 
@@ -37,7 +43,12 @@ app.registerExtension({
     showTexts();
   },
 
+  getCustomWidgets() {
+    return { FEWSTEP_BOX: makeBox };
+  },
+
   addCustomNodeDefs(definitions) {
+    boxesIn(definitions);
     return translateDefinitions(definitions);
   },
 
@@ -56,21 +67,26 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("FewStep")) return;
     translateNode(node);
+    nameBoxes(node);
     const own = options[node.comfyClass];
     if (own) {
       showDefaults(node, own);
       fitWidgets(node, own);
     }
+    node.fewstepOptions = own;
+    const panel = PANELS[node.comfyClass];
+    if (panel) panel(node);
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
-    if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
+    if (own || plot || panel) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
     after(node, "onConfigure", () => own && fitWidgets(node, own));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
+      for (const widget of node.widgets ?? []) widget.shows?.(output);
       refreshAll();
     });
     for (const widget of node.widgets ?? []) {

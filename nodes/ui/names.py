@@ -16,9 +16,15 @@ from ...samplers.checks import read_number, shortened
 from ..host.named import Named, SpecT
 from ..host.sampling import PREFIX
 
-SYNTAX = (
-    f"Write one in each line, by its name in KSampler's lists: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` is ours. "
-    f"Options follow the name: `{PREFIX}unipc order=2`. Lines that begin with # are left out."
+_LINES = "Lines that begin with # are left out."
+SAMPLERS_SYNTAX = (
+    f"One sampler in each line, by its name in KSampler's list: `dpmpp_2m` is ComfyUI's, `{PREFIX}dpmpp_2m` is ours. "
+    f"Options follow the name: `{PREFIX}unipc order=2`. {_LINES}"
+)
+SCHEDULES_SYNTAX = (
+    f"One schedule in each line, by its name in KSampler's list of schedulers: `karras` is ComfyUI's, "
+    f"`{PREFIX}karras` is ours. Options follow the name: `{PREFIX}karras rho=5`. A * after the name of one of ours "
+    f"leaves out its last level above 0 (discard_penultimate). {_LINES}"
 )
 
 
@@ -38,6 +44,69 @@ def read_schedules(text: str) -> list[Named[ScheduleSpec]]:
         ValueError: naming the line at fault.
     """
     return _read("schedules", "schedule", text, SCHEDULES, comfy.samplers.KSampler.SCHEDULERS, lambda name: {})
+
+
+def known_names() -> dict[str, list[dict[str, Any]]]:
+    """What a text may name, ours first: by the input, each with its name, and ours with a label, a line of help and
+    their options as they are written."""
+
+    def listed(registry: Mapping[str, SpecT], host: Iterable[str]) -> list[dict[str, Any]]:
+        own: list[dict[str, Any]] = [
+            {
+                "name": PREFIX + id,
+                "label": spec.label,
+                "help": spec.help,
+                "options": [f"{option.name}={_written(option.default)}" for option in spec.options],
+            }
+            for id, spec in registry.items()
+        ]
+        return [*own, *({"name": name} for name in host if not name.startswith(PREFIX))]
+
+    return {
+        "samplers": listed(SAMPLERS, comfy.samplers.KSampler.SAMPLERS),
+        "schedules": listed(SCHEDULES, comfy.samplers.KSampler.SCHEDULERS),
+    }
+
+
+def _written(default: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+def read_steps(text: str) -> list[int]:
+    """Numbers of steps.
+
+    Raises:
+        ValueError: naming the one at fault.
+    """
+    found = []
+    for part in re.split(r"[\s,;]+", checked_length("steps", text).strip()):
+        if not (part.isdecimal() and len(part) <= 9 and 1 <= int(part) <= 1000):
+            raise ValueError(f"steps: {shortened(part)} must be a whole number from 1 to 1000; write them as 5, 8, 12")
+        found.append(int(part))
+    return list(dict.fromkeys(found))
+
+
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "samplers": read_samplers,
+    "schedules": read_schedules,
+    "steps": read_steps,
+}
+
+
+def faults(texts: Mapping[str, str | None]) -> dict[str, str]:
+    """What is wrong in which of the boxes that are typed in; those without a text are fed by another node."""
+    found = {}
+    for name, read in READERS.items():
+        text = texts.get(name)
+        try:
+            if text is not None:
+                read(text)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 # Reading

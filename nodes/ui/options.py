@@ -16,6 +16,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...samplers import Option
+from .theme import THEMES
 
 DEFAULT = "default"
 UNSET = -1  # "default" for a number: no option of any sampler can be -1
@@ -148,3 +149,8 @@ def seed_input(tooltip: str, *, changes: bool = True) -> io.Input:
     """The seed of some noise, as the host's sampler nodes have it; whether it changes after each run."""
     most = 0xFFFFFFFFFFFFFFFF
     return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip)
+
+
+def theme_input(tooltip: str) -> io.Input:
+    """Colours of a picture with words; last and optional, as workflows from before it have none."""
+    return io.Combo.Input("theme", options=list(THEMES), default="light", tooltip=tooltip, optional=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import latent_preview
@@ -13,11 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .plots import to_tensor
+from .theme import LIGHT, Theme
 
 _ENLARGED = 8  # pixels of a latent's element where there is no VAE, as Stable Diffusion has
 _GAP, _LINE = 6, 17  # in pixels
-_INK, _FAULT, _EMPTY = "#222222", "#a02020", "#eeeeee"
 _SIZE = 13  # of letters
+_MARGIN = 200  # width of the labels of rows, at most
+_LONGEST = 240  # letters of a prompt in the head
+_FRAME = 3  # width of the frame around what is marked
 
 
 class Tile(NamedTuple):
@@ -29,6 +31,9 @@ class Tile(NamedTuple):
     caption: str = ""
     fault: str = ""
     """Is written instead of a picture."""
+
+    marked: bool = False
+    """As the best of its column: it has a frame."""
 
 
 def decode(patcher: Any, latents: Tensor, vae: Any = None) -> Tensor:
@@ -51,32 +56,96 @@ def decode(patcher: Any, latents: Tensor, vae: Any = None) -> Tensor:
     return repeat(small, "b h w c -> b (h down) (w across) c", down=_ENLARGED, across=_ENLARGED)
 
 
-def sheet(rows: Sequence[Sequence[Tile]], width: int, *, top: Sequence[str] = (), left: Sequence[str] = ()) -> Tensor:
+def sheet(
+    rows: Sequence[Sequence[Tile]],
+    width: int,
+    *,
+    top: Sequence[str] = (),
+    left: Sequence[str] = (),
+    head: Sequence[str] = (),
+    first: tuple[str, Tile] | None = None,
+    theme: Theme = LIGHT,
+) -> Tensor:
     """Tiles of a width in rows, each with its caption below, as an IMAGE of the host: [1, H, W, 3].
 
     Args:
         top: labels of the columns.
-        left: labels of the rows; may have several lines.
+        left: labels of the rows; may have several lines. Labels, captions and the head are broken where they are too
+            long.
+        head: lines above all, or beside the first tile.
+        first: a tile above the columns, with its label.
     """
-    columns = max(len(row) for row in rows)
-    height = _tile_height(rows, width)
     font = ImageFont.load_default(_SIZE)
-    margin = max((_width(label, font) + 2 * _GAP for label in left), default=_GAP)
-    head = _LINE + _GAP if top else _GAP
-    across, down = width + _GAP, height + _LINE + _GAP
-    picture = Image.new("RGB", (margin + columns * across, head + len(rows) * down), "white")
+    columns, height = max(len(row) for row in rows), _tile_height(rows, width)
+    labels = [
+        [part for line in label.split("\n") for part in _wrapped(line, _MARGIN, font)]
+        for label in (*left, *([first[0]] if first else []))
+    ]
+    margin = max((_width(label, font) + 2 * _GAP for label in labels), default=_GAP)
+    across = width + _GAP
+    beside = first is not None and columns > 1
+    room = (columns - 1) * across - _GAP if beside else margin + columns * across - 2 * _GAP
+    said = [part for line in head for part in _wrapped(line, max(room, _MARGIN), font)]
+    captions = [[_wrapped(tile.caption, width, font) for tile in row] for row in ([first[1]] if first else [], *rows)]
+    down = [height + _LINE * max(1, *map(len, lines)) + _GAP if lines else 0 for lines in captions]
+    above = 0 if beside or not said else _LINE * len(said) + _GAP
+    down[0] = max(down[0], _LINE * len(said) + _GAP if beside else 0)
+    names = [_wrapped(label, width, font) for label in top]
+    start = above + down[0] + (_LINE * max(map(len, names)) if names else 0) + _GAP
+    right = margin + across if beside else _GAP
+    wide = max(margin + columns * across, right + _width(said, font) + _GAP)
+    picture = Image.new("RGB", (wide, start + sum(down[1:])), theme.paper)
     pen = ImageDraw.Draw(picture)
-    for k, label in enumerate(top):
-        pen.text((margin + k * across + width / 2, head / 2), label, _INK, font, anchor="mm")
+
+    def draw(tile: Tile, caption: Sequence[str], x: int, y: int) -> None:
+        _draw(picture, pen, tile, (x, y, width, height), font, theme)
+        _write(pen, caption, (x + width / 2, y + height), theme.best if tile.marked else theme.ink, font)
+
+    def name(label: Sequence[str], y: int) -> None:
+        pen.multiline_text((_GAP, y + height / 2), "\n".join(label), theme.ink, font, anchor="lm", spacing=4)
+
+    for k, line in enumerate(said):
+        pen.text((right, _GAP + (k + 0.5) * _LINE), line, theme.ink, font, anchor="lm")
+    if first:
+        draw(first[1], captions[0][0], margin, above + _GAP)
+        name(labels[-1], above + _GAP)
+    for k, label in enumerate(names):
+        _write(pen, label, (margin + k * across + width / 2, start - _LINE * len(label)), theme.ink, font)
     for j, row in enumerate(rows):
-        y = head + j * down
+        y = start + sum(down[1 : j + 1])
         if left:
-            pen.multiline_text((_GAP, y + height / 2), left[j], _INK, font, anchor="lm", spacing=4)
+            name(labels[j], y)
         for k, tile in enumerate(row):
-            x = margin + k * across
-            _draw(picture, pen, tile, (x, y, width, height), font)
-            pen.text((x + width / 2, y + height + _LINE / 2), tile.caption, _INK, font, anchor="mm")
+            draw(tile, captions[j + 1][k], margin + k * across, y)
     return to_tensor(picture)[None]
+
+
+def head_lines(about: Mapping[str, str]) -> list[str]:
+    """What is known of a run, by name, as the head of a sheet."""
+    return [f"{name}: {text[:_LONGEST]}{' ...' * (len(text) > _LONGEST)}" for name, text in about.items()]
+
+
+def _write(pen: ImageDraw.ImageDraw, lines: Sequence[str], place: tuple[float, float], ink: str, font: Any) -> None:
+    """Lines below a place, around its middle."""
+    for k, line in enumerate(lines):
+        pen.text((place[0], place[1] + (k + 0.5) * _LINE), line, ink, font, anchor="mm")
+
+
+def _wrapped(text: str, width: float, font: Any) -> list[str]:
+    """A text in lines of a width in pixels, broken between words, and within those that are longer."""
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        lines += [line] if line else []
+        line = word
+        while font.getlength(line) > width and len(line) > 1:
+            fits = max((k for k in range(1, len(line)) if font.getlength(line[:k]) <= width), default=1)
+            lines.append(line[:fits])
+            line = line[fits:]
+    return [*lines, line] if line else lines
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -93,19 +162,24 @@ def _tile_height(rows: Sequence[Sequence[Tile]], width: int) -> int:
     return width
 
 
-def _draw(picture: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, ...], font: Any) -> None:
+def _draw(
+    picture: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, ...], font: Any, theme: Theme
+) -> None:
     x, y, width, height = box
-    if tile.picture is not None:
-        whole = to_picture(tile.picture)
-        filter = Image.Resampling.LANCZOS if whole.width > width else Image.Resampling.NEAREST
-        picture.paste(whole.resize((width, height), filter), (x, y))
+    if tile.picture is None:
+        pen.rectangle((x, y, x + width - 1, y + height - 1), theme.empty)
+        lines, fit = _wrapped(tile.fault, width - 2 * _GAP, font), max((height - 2 * _GAP) // _LINE, 1)
+        if len(lines) > fit:
+            lines = [*lines[: fit - 1], f"{lines[fit - 1]} ..."]
+        pen.multiline_text((x + _GAP, y + _GAP), "\n".join(lines), theme.fault, font, spacing=3)
         return
-    pen.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
-    if tile.fault:
-        letters = max(int((width - 2 * _GAP) / (0.55 * _SIZE)), 8)
-        lines = textwrap.wrap(tile.fault, letters)[: max((height - 2 * _GAP) // _LINE, 1)]
-        pen.multiline_text((x + _GAP, y + _GAP), "\n".join(lines), _FAULT, font, spacing=3)
+    whole = to_picture(tile.picture)
+    filter = Image.Resampling.LANCZOS if whole.width > width else Image.Resampling.NEAREST
+    picture.paste(whole.resize((width, height), filter), (x, y))
+    if tile.marked:
+        around = (x - _FRAME, y - _FRAME, x + width - 1 + _FRAME, y + height - 1 + _FRAME)
+        pen.rectangle(around, None, theme.best, _FRAME)
 
 
-def _width(text: str, font: Any) -> int:
-    return max(round(font.getlength(line)) for line in text.split("\n"))
+def _width(lines: Sequence[str], font: Any) -> int:
+    return max((round(font.getlength(line)) for line in lines), default=0)

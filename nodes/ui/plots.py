@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -9,15 +10,14 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .theme import LIGHT, Theme
+
 WIDTH, HEIGHT = 560, 400  # of a panel
 _LEFT, _TOP, _RIGHT, _BOTTOM = 68, 62, 16, 46  # from the edges of a panel to its axes
 _TEXT = 12  # height of letters
 _FINE = 2  # drawn that much larger, for smooth lines
-_INK, _FAINT = "#222222", "#dddddd"
-_COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666",  # Okabe and Ito
-    "#332288", "#882255", "#117733", "#999933", "#aa4499", "#661100", "#44aa99",  # Tol
-)  # fmt: skip
+_LEGEND = 16  # height of a line of the legend below the axes
+_COINCIDE = 0.015  # points of two lines that are nearer, in heights of a panel, hide each other
 
 Point = tuple[float, float]
 
@@ -29,22 +29,26 @@ class Panel(NamedTuple):
     x_label: str
     y_label: str
     series: Mapping[str, Sequence[Point]]
-    """Lines by their name in the legend, which is above the axes, or in their upper right corner where it is too long
-    for that. A name that begins with "_" is not listed there."""
+    """Lines by their name in the legend, which is above the axes, or below them where it is too long for that. A name
+    that begins with "_" is not listed there."""
 
     log_y: bool = False
     dots: Collection[str] = ()
     """Names of the series whose points are drawn, instead of the line through them."""
 
+    markers: bool = False
+    """Whether each series has a mark of its own at its points, too, and lines that others hide are wider than these."""
 
-def line_plot(panels: Sequence[Panel]) -> torch.Tensor:
+
+def line_plot(panels: Sequence[Panel], theme: Theme = LIGHT) -> torch.Tensor:
     """The panels in rows of two, as an IMAGE of the host: [1, H, W, 3] in 0 ... 1."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * WIDTH * _FINE, rows * HEIGHT * _FINE), "white")
+    height = HEIGHT + max(map(_legend_height, panels))
+    sheet = Image.new("RGB", (columns * WIDTH * _FINE, rows * height * _FINE), theme.paper)
     for k, panel in enumerate(panels):
-        _Axes(sheet, panel, (k % columns * WIDTH, k // columns * HEIGHT)).draw()
-    sheet = sheet.resize((columns * WIDTH, rows * HEIGHT), Image.Resampling.LANCZOS)
+        _Axes(sheet, panel, (k % columns * WIDTH, k // columns * height), theme).draw()
+    sheet = sheet.resize((columns * WIDTH, rows * height), Image.Resampling.LANCZOS)
     return to_tensor(sheet)[None]
 
 
@@ -57,8 +61,8 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
 class _Axes:
     """A panel at its place on the sheet. Lengths are in pixels of the finished image."""
 
-    def __init__(self, sheet: Image.Image, panel: Panel, corner: tuple[int, int]):
-        self.pen, self.panel, self.corner = ImageDraw.Draw(sheet), panel, corner
+    def __init__(self, sheet: Image.Image, panel: Panel, corner: tuple[int, int], theme: Theme = LIGHT):
+        self.pen, self.panel, self.corner, self.theme = ImageDraw.Draw(sheet), panel, corner, theme
         points = [point for points in panel.series.values() for point in points if self.shows(point)]
         self.x = _range([x for x, _ in points], log=False)
         self.whole = all(x == round(x) for x, _ in points)
@@ -79,9 +83,9 @@ class _Axes:
     def line(self, points: Sequence[Point], colour: str, width: float = 1) -> None:
         self.pen.line(points, colour, round(width * _FINE), joint="curve")
 
-    def text(self, right: float, down: float, text: str, anchor: str, size: int = _TEXT, colour: str = _INK) -> None:
+    def text(self, right: float, down: float, text: str, anchor: str, size: int = _TEXT, colour: str = "") -> None:
         font = ImageFont.load_default(size * _FINE)
-        self.pen.text(self.sheet(right, down), text, colour, font, anchor=anchor)
+        self.pen.text(self.sheet(right, down), text, colour or self.theme.ink, font, anchor=anchor)
 
     def dot(self, place: Point, colour: str) -> None:
         x, y = place
@@ -94,29 +98,38 @@ class _Axes:
         self.text(8, _TOP - 16, panel.y_label, "lm")
         for x in _ticks(self.x, log=False, whole=self.whole):
             (right, bottom), top = self.at(x, self.y[0]), self.at(x, self.y[1])
-            self.line([(right, bottom), top], _FAINT)
+            self.line([(right, bottom), top], self.theme.faint)
             self.text(right / _FINE - self.corner[0], HEIGHT - _BOTTOM + 12, f"{x:g}", "mm")
         for y in _ticks(self.y, panel.log_y):
             (left, down), end = self.at(self.x[0], y), self.at(self.x[1], y)
-            self.line([(left, down), end], _FAINT)
+            self.line([(left, down), end], self.theme.faint)
             self.text(_LEFT - 6, down / _FINE - self.corner[1], f"{y:g}", "rm")
         corners = [self.at(self.x[i], self.y[j]) for i, j in ((0, 1), (0, 0), (1, 0))]
-        self.line(corners, _INK)
+        self.line(corners, self.theme.ink)
         self._draw_series()
         self._draw_legend()
 
     def _draw_legend(self) -> None:
-        listed = [name for name in self.panel.series if not name.startswith("_")]
-        font = ImageFont.load_default(_TEXT * _FINE)
-        widths = [self.pen.textlength(name, font) / _FINE + 14 for name in listed]
-        right, line = float(WIDTH - _RIGHT), _TOP - 16
-        stacked = sum(widths) > right - 8 - self.pen.textlength(self.panel.y_label, font) / _FINE
-        for k, (name, width) in reversed(list(enumerate(zip(listed, widths, strict=True)))):
-            if stacked:
-                self.text(right - 6, _TOP + 8 + 15 * k, name, "rm", colour=self.colour(name))
-            else:
-                self.text(right, line, name, "rm", colour=self.colour(name))
-                right -= width
+        """Above the axes, from the right; or below them, as `_legend_height` has made room for it."""
+        widths = _legend_widths(self.panel)
+        if _legend_height(self.panel):
+            across = max(1, (WIDTH - _LEFT) // max(widths.values()))
+            for k, name in enumerate(widths):
+                right, down = _LEFT + k % across * (WIDTH - _LEFT) // across, HEIGHT + k // across * _LEGEND
+                self._draw_key(name, right, down)
+            return
+        right = float(WIDTH - _RIGHT)
+        for name, width in reversed(widths.items()):
+            right -= width
+            self._draw_key(name, right, _TOP - 16)
+
+    def _draw_key(self, name: str, right: float, down: float) -> None:
+        colour = self.colour(name)
+        if self.panel.markers:
+            ends = [self.sheet(right + x, down) for x in (0, _KEY - 4)]
+            self.line(ends, colour, 1.8)
+            self.mark(self.sheet(right + _KEY / 2 - 2, down), name)
+        self.text(right + (_KEY if self.panel.markers else 0), down, name, "lm", colour=colour)
 
     def _draw_series(self) -> None:
         for name, points in self.panel.series.items():
@@ -132,12 +145,64 @@ class _Axes:
     def _draw_run(self, name: str, run: list[Point]) -> None:
         if name in self.panel.dots or len(run) == 1:
             for place in run:
-                self.dot(place, self.colour(name))
+                self.mark(place, name) if self.panel.markers else self.dot(place, self.colour(name))
         elif run:
-            self.line(run, self.colour(name), 1.8)
+            self.line(run, self.colour(name), 1.8 + 3 * self._hiding(name))
+            if self.panel.markers:
+                for place in run:
+                    self.mark(place, name)
+
+    def _hiding(self, name: str) -> int:
+        """How many of the series that are drawn later hide this one."""
+        if not self.panel.markers:
+            return 0
+        places = {
+            other: [self.at(*point) for point in points if self.shows(point)]
+            for other, points in self.panel.series.items()
+        }
+        later = list(places)[list(places).index(name) + 1 :]
+        return sum(_coincide(places[name], places[other]) for other in later)
+
+    def mark(self, place: Point, name: str) -> None:
+        """A hollow sign of one's own: what lies below stays in sight."""
+        (x, y), r = place, 4.5 * _FINE
+        sides, turn = _SIGNS[list(self.panel.series).index(name) % len(_SIGNS)]
+        corners = [
+            (x + r * math.sin(2 * math.pi * (k / sides + turn)), y - r * math.cos(2 * math.pi * (k / sides + turn)))
+            for k in range(sides)
+        ]
+        self.line([*corners, *corners[:2]], self.colour(name), 1.6)
 
     def colour(self, name: str) -> str:
-        return _COLOURS[list(self.panel.series).index(name) % len(_COLOURS)]
+        return self.theme.lines[list(self.panel.series).index(name) % len(self.theme.lines)]
+
+
+def _coincide(one: Sequence[Point], other: Sequence[Point]) -> bool:
+    """Whether two successive points of one line lie on points of the other."""
+    near = _COINCIDE * HEIGHT * _FINE
+    on = [any(math.dist(point, its) < near for its in other) for point in one]
+    return any(a and b for a, b in itertools.pairwise(on))
+
+
+_KEY = 26  # width of the sign before a name in the legend
+_SIGNS = ((24, 0), (4, 0.125), (3, 0), (4, 0), (3, 0.5), (5, 0), (6, 0))
+"""Corners, and the turn of the first: circle, square, triangle, diamond, triangle downwards, pentagon, hexagon."""
+
+
+def _legend_widths(panel: Panel) -> dict[str, float]:
+    font = ImageFont.load_default(_TEXT)
+    sign = _KEY if panel.markers else 0
+    return {name: font.getlength(name) + sign + 14 for name in panel.series if not name.startswith("_")}
+
+
+def _legend_height(panel: Panel) -> int:
+    """Of the legend below the axes; 0 where it fits above them, beside the name of the axis."""
+    widths = _legend_widths(panel)
+    room = WIDTH - _RIGHT - 16 - ImageFont.load_default(_TEXT).getlength(panel.y_label)
+    if sum(widths.values()) <= room:
+        return 0
+    across = max(1, (WIDTH - _LEFT) // max(widths.values()))
+    return -(-len(widths) // int(across)) * _LEGEND + 4
 
 
 def _range(numbers: Sequence[float], log: bool) -> tuple[float, float]:

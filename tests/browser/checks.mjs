@@ -420,6 +420,168 @@ both("plans are shown, renamed and deleted, and Load Plan offers what there is",
   );
 });
 
+both("the boxes of Compare say what is wrong while one types, and have a list to add from", async ({ page, vue }) => {
+  await clear(page);
+  const id = await add(page, "FewStepCompare", [200, 0]);
+  const boxes = vue ? page.locator(`[data-node-id="${id}"] .fewstep-box`) : page.locator(".fewstep-box:visible");
+  await eventually(page, async () => assert.deepEqual(await boxes.locator(".fewstep-heading").allInnerTexts(), ["samplers", "schedules", "steps"]));
+  const faults = () => boxes.locator(".fewstep-fault").allInnerTexts();
+  const saved = await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, id);
+  assert.deepEqual(saved.slice(1, 3), ["karras\nfewstep_karras*", "5, 8, 12"]);
+  await boxes.nth(1).locator("textarea").fill("karras\nkarass");
+  await boxes.nth(2).locator("input").fill("5, x");
+  await eventually(page, async () => {
+    const [samplers, schedules, steps] = await faults();
+    assert.equal(samplers, "");
+    assert.match(schedules, /^schedules, line 2: .*did you mean karras/);
+    assert.match(steps, /^steps: 'x' must be a whole number/);
+  });
+  const prompt = await page.evaluate(async () => (await app.graphToPrompt()).output);
+  assert.equal(prompt[id].inputs.schedules, "karras\nkarass");
+  await boxes.nth(2).locator("input").fill("5, 6");
+  await eventually(page, async () => assert.equal((await faults())[2], ""));
+  await boxes.first().getByRole("button").click();
+  const list = page.locator(".fewstep-list");
+  await list.getByRole("option").filter({ hasText: "fewstep_unipc" }).waitFor({ timeout: 5000 });
+  assert.ok((await list.getByRole("option").count()) > 60);
+  await list.getByRole("searchbox").fill("unipc");
+  await page.keyboard.press("Enter");
+  await page.keyboard.press("Escape");
+  await list.waitFor({ state: "detached", timeout: 5000 });
+  const text = () => page.evaluate((id) => app.graph.getNodeById(id).widgets[0].value, id);
+  assert.match(await text(), /fewstep_ipndm_v\nfewstep_unipc$/);
+  await page.evaluate(() => app.loadGraphData(app.graph.serialize()));
+  await page.waitForTimeout(200);
+  assert.deepEqual(await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values.slice(0, 3), id), [
+    await text(),
+    "karras\nkarass",
+    "5, 6",
+  ]);
+});
+
+check("what is wrong in a box is blamed once where another output is queued", async ({ page }) => {
+  await clear(page);
+  const { compare } = await compared(page, "4");
+  await set(page, compare, "samplers", "nobody");
+  const other = await add(page, "PreviewAny", [0, 600]);
+  const text = await add(page, "PrimitiveString", [-300, 600]);
+  await connect(page, text, 0, other, "source");
+  await page.evaluate(() => app.queuePrompt(0));
+  await page.locator(".p-toast, [data-testid=error-overlay]").filter({ hasText: /nobody|Compare|error/ }).first().waitFor({ timeout: 8000 });
+  const errors = await page.evaluate((id) => app.lastNodeErrors[id].errors, compare);
+  assert.deepEqual(errors.map(({ details }) => /^samplers, line 1: there is no sampler 'nobody'/.test(details)), [true]);
+  await page.keyboard.press("Escape");
+});
+
+both("a cell of Compare is put into the graph, and two are laid one over the other", async ({ page, vue }) => {
+  await clear(page);
+  const { compare, run } = await compared(page, vue ? "3, 4" : "3, 5");
+  await run();
+  const results = () => page.evaluate((id) => app.graph.getNodeById(id).widgets.find(({ name }) => name === "results").results(), compare);
+  const found = await results();
+  assert.deepEqual(found.rows.map(([sampler]) => sampler.label), ["dpmpp_2m", "fewstep_unipc order=2"]);
+  const panel = vue ? page.locator(`[data-node-id="${compare}"] .fewstep-panel`) : page.locator(".fewstep-panel:visible");
+  const cells = panel.locator(".fewstep-cell");
+  await eventually(page, async () => assert.equal(await cells.count(), 4));
+  const [pane, whole] = [await panel.boundingBox(), await cells.nth(3).boundingBox()];
+  assert.ok(whole.x + whole.width <= pane.x + pane.width + 1, "the last column is cut off");
+  assert.equal(await panel.locator(".fewstep-best").count(), 2);
+
+  const at = (row, column) => cells.nth(row * 2 + column); // in the order of the page
+  await at(1, 1).click();
+  await panel.getByRole("button", { name: "Use this" }).click(); // there are no such nodes yet
+  const made = () =>
+    page.evaluate(() => {
+      const [sampler, schedule] = ["FewStepSampler", "FewStepScheduler"].map((type) => app.graph._nodes.filter((node) => node.type === type));
+      const value = (node, name) => node?.widgets.find((widget) => widget.name === name).value;
+      return {
+        count: [sampler.length, schedule.length],
+        values: [value(sampler[0], "sampler"), value(sampler[0], "order"), value(schedule[0], "schedule"), value(schedule[0], "steps")],
+        linked: Boolean(schedule[0]?.getInputLink(0)),
+        discards: value(schedule[0], "discard_penultimate"),
+      };
+    });
+  const steps = found.columns[1];
+  await eventually(page, async () => {
+    const wanted = { count: [1, 1], values: ["unipc", 2, "karras", steps], linked: true, discards: true };
+    assert.deepEqual(await made(), wanted);
+  });
+
+  await at(1, 0).click();
+  await panel.getByRole("button", { name: "Use this" }).click(); // now there are, and one chooses
+  await page.locator(".litemenu-entry").filter({ hasText: "Few-Step Sampler" }).click();
+  await eventually(page, async () => {
+    const { count, values } = await made();
+    assert.deepEqual([count, values], [[1, 1], ["unipc", 2, "karras", found.columns[0]]]);
+  });
+  await at(0, 0).click();
+  await panel.getByRole("button", { name: "Use this" }).click(); // ComfyUI's dpmpp_2m, which our node does not have
+  await eventually(page, async () => {
+    const names = await page.evaluate(() =>
+      app.graph._nodes.filter(({ type }) => type === "KSamplerSelect").map(({ widgets }) => widgets[0].value),
+    );
+    assert.deepEqual(names, ["dpmpp_2m"]);
+    assert.equal((await made()).values[0], "unipc");
+  });
+
+  await panel.getByRole("button", { name: "Compare two" }).click();
+  const slider = panel.locator(".fewstep-slider");
+  await slider.waitFor({ timeout: 5000 });
+  await followsThePointer(page, slider);
+});
+
+both("two pictures are laid one over the other", async ({ page, vue }) => {
+  await clear(page);
+  const { compare, run } = await compared(page, vue ? "2" : "2, 3");
+  const id = await add(page, "FewStepSideBySide", [700, 0]);
+  await connect(page, compare, 0, id, "image_a");
+  await connect(page, compare, 0, id, "image_b");
+  await run();
+  const slider = vue ? page.locator(`[data-node-id="${id}"] .fewstep-slider`) : page.locator(".fewstep-slider:visible");
+  await slider.waitFor({ timeout: 8000 });
+  await followsThePointer(page, slider);
+});
+
+/** A small comparison on the demo model in the graph; `run` waits until it has been run. */
+async function compared(page, steps) {
+  const [model, latent] = [await add(page, "FewStepDemoModel", [-400, 0]), await add(page, "FewStepDemoLatent", [-400, 300])];
+  const compare = await add(page, "FewStepCompare", [200, 0]);
+  const values = { samplers: "dpmpp_2m\nfewstep_unipc order=2", schedules: "fewstep_karras*", steps, cfg: 3, reference_steps: 8, tile: 64 };
+  for (const [name, value] of Object.entries(values)) await set(page, compare, name, value);
+  for (const [k, input] of ["model", "positive", "negative"].entries()) await connect(page, model, k, compare, input);
+  await connect(page, latent, 0, compare, "latent_image");
+  const run = async () => {
+    await page.evaluate(() => app.queuePrompt(0));
+    await page.waitForFunction(
+      (id) => app.graph.getNodeById(id).widgets.find(({ name }) => name === "results").results(),
+      compare,
+      { timeout: 60000 },
+    );
+    await page.evaluate(() => {
+      app.canvas.ds.scale = 0.7; // the whole node is in sight
+      app.graph.setDirtyCanvas(true, true);
+    });
+    await page.waitForTimeout(500);
+  };
+  return { compare, run };
+}
+
+/** Whether both pictures of a slider are there, and the line goes where the pointer is, and by the keys. */
+async function followsThePointer(page, slider) {
+  await eventually(page, async () => {
+    const widths = await slider.locator("img").evaluateAll((images) => images.map(({ naturalWidth }) => naturalWidth));
+    assert.ok(widths.length === 2 && widths.every(Boolean), `pictures of ${widths} pixels`);
+  });
+  const { x, y, width, height } = await slider.boundingBox();
+  assert.ok(width > 100 && height > 100, `${width} x ${height}`);
+  const line = async () => Number(await slider.getAttribute("aria-valuenow"));
+  await page.mouse.move(x + width / 4, y + height / 2);
+  await eventually(page, async () => assert.ok(Math.abs((await line()) - 25) <= 1, `the line is at ${await line()} %`));
+  await slider.focus();
+  await page.keyboard.press("ArrowRight");
+  await eventually(page, async () => assert.ok(Math.abs((await line()) - 30) <= 1, `the line is at ${await line()} %`));
+}
+
 check("a help page opens, with its picture", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepScheduler", [300, 200]);

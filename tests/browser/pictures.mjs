@@ -199,6 +199,21 @@ const SCENES = {
     show: [3, 4],
     run: true,
   },
+  FewStepSideBySide: {
+    nodes: [
+      MODEL,
+      LATENT,
+      ["FewStepSampler", {}],
+      ...[4, 10].flatMap((steps, k) => [
+        ["FewStepScheduler", { steps }, { model: [0, "MODEL"] }],
+        ["SamplerCustom", { cfg: 3, noise_seed: 1 }, { ...CONNECTED, sampler: [2, "SAMPLER"], sigmas: [3 + 3 * k, "SIGMAS"] }],
+        ["FewStepDemoDecode", { upscale: 8 }, { samples: [4 + 3 * k, "output"] }],
+      ]),
+      ["FewStepSideBySide", {}, { image_a: [5, "IMAGE"], image_b: [8, "IMAGE"] }],
+    ],
+    show: [9],
+    run: true,
+  },
   FewStepFilmStrip: {
     nodes: [
       MODEL,

@@ -61,7 +61,19 @@ def ksample(comfyui, of, sampler: str, scheduler: str, steps: int, latent=None, 
 
 def rows(table: str) -> list[list[str]]:
     """Of the table, between its head and the words below."""
-    return [re.split(r"\s{2,}", line.strip()) for line in table.split("\n\n")[0].splitlines()[1:]]
+    return [[cell.strip() for cell in line[1:-1].split(" | ")] for line in table.split("\n\n")[0].splitlines()[2:]]
+
+
+def holds(sheet: torch.Tensor, tile: torch.Tensor, within: float) -> bool:
+    """Whether a picture is on a sheet: looked for by some of its pixels, then by all."""
+    high, wide = tile.shape[:2]
+    down, right = (sheet.shape[k + 1] - tile.shape[k] + 1 for k in (0, 1))
+    near = torch.ones(down, right, dtype=torch.bool)
+    for y in range(0, high, 8):
+        for x in range(0, wide, 8):
+            near &= ((sheet[0, y : y + down, x : x + right] - tile[y, x]).abs() <= within).all(dim=-1)
+    places = (sheet[0, y : y + high, x : x + wide] for y, x in near.nonzero().tolist())
+    return any((place - tile).abs().max() <= within for place in places)
 
 
 @pytest.fixture
@@ -150,8 +162,8 @@ def test_runs_of_a_published_plan_are_one_image(comfyui, small, temp):
         samplers=module_.read_samplers(inputs["samplers"]), schedules=module_.read_schedules(inputs["schedules"]),
         steps=[9, 10], reference_steps=20,
     )  # fmt: skip
-    column = [module_.Cell(*row, 10) for row in work.rows]
-    tiles = [module_._tile(work, cell, None) for cell in column]
+    shown = module(comfyui, "ui.comparison").Shown(work)
+    tiles = [shown.tiles[module(comfyui, "host.comparison").Cell(*row, 10)] for row in work.rows]
     assert tiles[0].picture is not None and tiles[0].caption.endswith("published plan")
     assert all(tile.picture is None and "the same run as on karras" in tile.fault for tile in tiles[1:])
     assert all("whatever the schedule" in tile.fault for tile in tiles[1:])
@@ -178,9 +190,8 @@ def test_the_demo_model_without_a_vae(comfyui, demo, temp):
     assert small_tile.shape == (8, 128, 128, 3)
     colours = out["samples"].view(8, 3, 4, 16, 16).mean(dim=2).clamp(0, 1).movedim(1, -1)
     assert ((small_tile[:, ::8, ::8] - colours).abs() * 255).max() < 1.0001  # the host cuts off to a level of grey
-    left = grid.shape[2] - 2 * (64 + 6)
     first = pictures.to_picture(small_tile[0]).resize((64, 64), 1)
-    torch.testing.assert_close(grid[0, 23 : 23 + 64, left : left + 64], pictures.to_tensor(first))
+    assert holds(grid, pictures.to_tensor(first), within=1e-6)
     assert len(rows(table)) == 8 and "6 steps of dpmpp_2m" in table
 
 
@@ -193,10 +204,7 @@ def test_with_a_vae(comfyui, small, temp):
 
     grid, *_, out = compare(comfyui, small, vae=Vae())
     picture = Vae().decode(out["samples"])[0]
-    left = grid.shape[2] - 64 - 6
-    shown = grid[0, 23 : 23 + 64, left : left + 64]
-    levels = (shown - picture).abs() * 255
-    assert levels.max() < 0.5001  # of grey, and the nearest: where two are as near, either
+    assert holds(grid, picture, within=0.5001 / 255)  # the nearest level of grey: where two are as near, either
 
 
 # What goes wrong
@@ -249,7 +257,10 @@ def test_bad_input_is_named(comfyui, small, inputs, message):
         compare(comfyui, small, **inputs)
     texts = {name: text for name, text in inputs.items() if name in ("samplers", "schedules", "steps")}
     if texts:
-        assert message in comfyui.nodes["FewStepCompare"].validate_inputs(**texts), "and before the run"
+        with pytest.raises(ValueError, match=re.escape(message)):  # and before the run
+            comfyui.nodes["FewStepCompare"].validate_inputs(**texts)
+        (fault,) = module(comfyui, "routes").check(texts)["faults"].values()
+        assert message in fault, "and while it is typed"
 
 
 def test_options_of_both_are_taken(comfyui):
@@ -273,9 +284,9 @@ def test_texts_are_read_in_time_that_grows_with_their_length(comfyui, before, pi
     """They are read in the event loop of the server: the longest in less than about a second, whatever is repeated."""
     text = before + piece * ((20_000 - len(before) - 1) // len(piece)) + "x"
     start = time.process_time()
-    told = comfyui.nodes["FewStepCompare"].validate_inputs(text, text, text)
+    told = module(comfyui, "ui.names").faults({"samplers": text, "schedules": text, "steps": text})
     assert time.process_time() - start < 5 * moment()
-    assert told is True or len(told) < 2000
+    assert all(len(fault) < 2000 for fault in told.values())
 
 
 # What is recognised
@@ -335,10 +346,11 @@ def test_pictures_that_cannot_be_written_lose_nothing(comfyui, counted, monkeypa
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file" / "temp"))
     assert len(compare(comfyui, counted)[3]["samples"]) == 1
     assert "the images cannot be shown" in caplog.text
+    caplog.clear()
     counted.asked.calls, counted.asked.stop_at = 0, 6
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         compare(comfyui, counted, samplers="euler\nheun", seed=11)
-    assert "the images that are finished cannot be shown" in caplog.text
+    assert "the images cannot be shown" in caplog.text
 
 
 # Stopping and going on
@@ -357,7 +369,7 @@ def test_stopping_keeps_what_is_done(comfyui, counted, temp):
     """The finished images are shown at once, and the next run does the rest alone."""
     inputs = {"samplers": "euler\nheun\nfewstep_dpmpp_2m", "steps": "2, 4", "reference_steps": 5}
     stopped(comfyui, counted, 5 + 2 + 3 + 1, **inputs)
-    assert len(list(temp.glob("*.png"))) == 1
+    assert len(list(temp.glob("*.png"))) == 1 + 2, "the sheet, and each finished image for the table on the node"
     counted.asked.calls = 0
     *_, table, out = compare(comfyui, counted, **inputs)
     assert counted.asked.calls == 2 + 4 + 7 + 4, "the reference and the first two cells were there"
@@ -446,7 +458,7 @@ def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
     host = comfyui.nodes["SamplerCustom"].execute(*arguments).result[0]["samples"]
     assert torch.equal(out["samples"], host)
     torch.testing.assert_close(frames[-1:], decode(demo.model, host))
-    assert strip.shape == (1, 6 + 2 * (64 + 17 + 6), 6 + 3 * (64 + 6), 3)
+    assert strip.shape[2] == 6 + 3 * (64 + 6) and strip.shape[1] > 2 * (64 + 17 + 6)
 
 
 def test_film_of_no_steps(comfyui, small):
@@ -455,11 +467,99 @@ def test_film_of_no_steps(comfyui, small):
         film(comfyui, small, sampler, torch.FloatTensor([]))
 
 
-# Sheets
+# What is shown
 
 
-def test_a_legend_that_is_too_long_moves_into_the_axes(comfyui):
-    """Nothing is drawn over the title or beside the panel."""
+@pytest.fixture
+def work(comfyui, small):
+    """A comparison that is done, of five rows, of which the last has failed, and two columns."""
+    compare_ = module(comfyui, "compare")
+    samplers = "euler\ndpmpp_2m\nfewstep_dpmpp_2m\nfewstep_ipndm_v\nfewstep_dpmpp_3s r1=0.6 r2=0.4"
+    work = compare_.Comparison(
+        small.model, small.positive, small.negative, {"samples": torch.zeros(1, 4, 8, 8)}, cfg=CFG, seed=SEED,
+        samplers=compare_.read_samplers(samplers), schedules=compare_.read_schedules("karras"), steps=[3, 5],
+        reference_steps=12,
+    )  # fmt: skip
+    work.run(lambda *_: None)
+    return work
+
+
+def test_the_best_of_each_column_is_marked(comfyui, work):
+    """On the sheet, in the table and for the node in the browser: that of the least error, and no other."""
+    shown = module(comfyui, "ui.comparison")
+    told = shown.cells(work, {})
+    for steps in work.columns:
+        errors = {cell: work.error(cell) for cell in work.cells if cell.steps == steps and work.outcome(cell)}
+        least = min(errors, key=errors.get)
+        assert shown.best(work, steps) == least
+        marked = [cell for cell, tile in shown.Shown(work).tiles.items() if tile.marked and cell.steps == steps]
+        assert marked == [least]
+        listed = [row for row in rows(shown.table(work)) if row[2] == str(steps) and row[5] == "best"]
+        assert [(row[0], row[1]) for row in listed] == [(least.sampler.label, least.schedule.label)]
+        assert [
+            cell for cell, of in zip(work.cells, told["cells"], strict=True) if of["best"] and cell.steps == steps
+        ] == [least]
+    assert told["columns"] == [3, 5] and told["rows"][3][0] == {
+        "label": "fewstep_ipndm_v", "name": "fewstep_ipndm_v", "ours": "ipndm_v", "options": {},
+    }  # fmt: skip
+    failed = told["cells"][4]
+    assert failed["evaluations"] is None and "r1" in failed["fault"]
+
+
+def test_the_sheet_says_what_was_run_and_has_the_reference_above(comfyui, work):
+    """The head makes it higher, and the reference is the first picture from above; the theme is that of all around."""
+    ui = module(comfyui, "ui.comparison")
+    themes = module(comfyui, "ui.theme").THEMES
+    about = {"model": "a", "prompt": "many words " * 20, "settings": "cfg 3, seed 7"}
+    plain, told = (ui.Shown(work, about=given).sheet(64) for given in (None, about))
+    assert told.shape[1] > plain.shape[1]
+    reference = ui.Shown(work).reference.picture
+    small_one = module(comfyui, "ui.pictures").to_picture(reference).resize((64, 64))
+    tile = module(comfyui, "ui.pictures").to_tensor(small_one)
+    assert holds(plain[:, : 64 + 2 * 17], tile, within=0.05)
+    for name, theme in themes.items():
+        sheet = ui.Shown(work, about=about, theme=theme).sheet(64)
+        corner = [round(255 * float(part)) for part in sheet[0, -1, 0]]
+        assert "#" + "".join(f"{part:02x}" for part in corner) == theme.paper, name
+
+
+def test_colours_can_be_told_from_the_paper(comfyui):
+    """By the contrast of WCAG 2: 4.5 for words, 3 for lines."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((light(one), light(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    for theme in module(comfyui, "ui.theme").THEMES.values():
+        words = (theme.ink, theme.quiet, theme.best, theme.fault)
+        assert all(contrast(colour, theme.paper) >= 4.5 for colour in words)
+        assert contrast(theme.fault, theme.empty) >= 4.5, "what went wrong is written on an empty place"
+        assert all(contrast(colour, theme.paper) >= 3 for colour in theme.lines)
+        assert len(set(theme.lines)) == len(theme.lines)
+
+
+def test_the_table_reads_as_text_and_as_markdown(comfyui, work):
+    """Columns one below the other; no line begins with white space, which Markdown takes for code."""
+    text = module(comfyui, "ui.comparison").table(work)
+    lines = text.split("\n\n")[0].splitlines()
+    bars = [[k for k, letter in enumerate(line) if letter == "|"] for line in lines]
+    assert len(bars[0]) == 7 and all(at == bars[0] for at in bars)
+    assert all(re.fullmatch(r"\| (-+ \| )*-{2,}[-:]? \|", re.sub(r"-:", "--", line)) for line in lines[1:2])
+    assert lines[1].count(":") == 3, "numbers are flush right"
+    assert not any(line.startswith((" ", "\t")) for line in text.splitlines())
+    table = module(comfyui, "ui.tables").text_table
+    assert table([["a|b", "n"], ["x", "10"], ["long", "-"]]) == [
+        "| a\\|b |   n |", "| ---- | --: |", "| x    |  10 |", "| long |   - |",
+    ]  # fmt: skip
+
+
+def test_a_legend_that_is_too_long_moves_below_the_axes(comfyui):
+    """Nothing is drawn over the title, the lines or beside the panel; the picture is higher."""
     plots = module(comfyui, "ui.plots")
     line = [(4.0, 0.1), (8.0, 0.01)]
     few, many = (
@@ -468,3 +568,78 @@ def test_a_legend_that_is_too_long_moves_into_the_axes(comfyui):
     )
     above = slice(40, 54)
     assert (few[0, above, 100:] < 0.7).any() and not (many[0, above, 100:] < 0.7).any()
+    assert few.shape[1] == plots.HEIGHT < many.shape[1]
+    assert (many[0, plots.HEIGHT :] < 0.7).any() and not (many[0, :, -4:] < 0.7).any()
+
+
+def test_a_line_that_another_hides_stays_in_sight(comfyui):
+    plots, theme = module(comfyui, "ui.plots"), module(comfyui, "ui.theme").LIGHT
+    line = [(4.0, 0.1), (8.0, 0.01)]
+
+    def pixels(series, colour: str) -> int:
+        drawn = plots.line_plot([plots.Panel("t", "x", "y", series, log_y=True, markers=True)])[0, 62:340, 90:520]
+        wanted = torch.tensor([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        return int(((drawn - wanted).abs().amax(dim=-1) < 0.08).sum())
+
+    assert pixels({"one": line, "other": line}, theme.lines[0]) > 200
+    assert pixels({"other": line}, theme.lines[0]) > 200
+
+
+def test_labels_are_broken_and_never_cut(comfyui):
+    """Each part of a broken label is as wide as there is room for, and nothing of it is lost."""
+    from PIL import ImageFont
+
+    pictures = module(comfyui, "ui.pictures")
+    font = ImageFont.load_default(13)
+    for text in ("fewstep_unipc order=2 prediction=noise", "W" * 60, "", "one", "a " * 40):
+        lines = pictures._wrapped(text, 90, font)
+        assert "".join("".join(lines).split()) == "".join(text.split())
+        assert all(font.getlength(line) <= 90 for line in lines)
+
+
+# What the graph says
+
+
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15\\dream shaper.safetensors"}},
+    "2": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["1", 1], "lora_name": "ink.safetensors"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": "a cat,\n on a mat"}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": ["5", 0]}},
+    "5": {"class_type": "PrimitiveString", "inputs": {"value": "blurry"}},
+    "6": {
+        "class_type": "ControlNetApplyAdvanced",
+        "inputs": {"positive": ["3", 0], "negative": ["4", 0], "control_net": ["8", 0], "strength": 1.0},
+    },
+    "7": {
+        "class_type": "FewStepCompare",
+        "inputs": {"model": ["2", 0], "positive": ["6", 0], "negative": ["6", 1]},
+    },
+    "9": {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": ["3", 0], "conditioning_2": ["4", 0]}},
+}
+
+
+def test_the_graph_tells_prompts_and_models(comfyui):
+    wiring = module(comfyui, "host.wiring")
+    assert wiring.about(GRAPH, GRAPH["7"]) == {
+        "model": "dream shaper + ink", "prompt": "a cat, on a mat", "negative prompt": "blurry",
+    }  # fmt: skip
+    both = {"inputs": {"model": ["44", 0], "positive": ["9", 0], "negative": []}}
+    assert wiring.about(GRAPH, both) == {"prompt": "a cat, on a mat + blurry"}
+    circle = {"1": {"class_type": "A", "inputs": {"model": ["1", 0], "positive": ["1", 0]}}}
+    assert wiring.about(circle, circle["1"]) == {"model": "A"}
+    demo = {"1": {"class_type": "FewStepDemoModel", "inputs": {"prompt": "cat", "negative": "dog"}}}
+    wired = {"inputs": {name: ["1", k] for k, name in enumerate(("model", "positive", "negative"))}}
+    assert list(wiring.about(demo, wired).values())[1:] == ["cat", "dog"]
+    assert wiring.run_about(None) == {} == wiring.run_about(GRAPH), "no node is running"
+
+
+# The node with two pictures
+
+
+def test_two_pictures_are_shown(comfyui, temp):
+    images = torch.rand(2, 8, 8, 3), torch.rand(1, 8, 8, 3)
+    output = comfyui.nodes["FewStepSideBySide"].execute(*images).ui
+    assert [len(output[name]) for name in ("a_images", "b_images")] == [2, 1]
+    assert {file["filename"] for files in output.values() for file in files} == {
+        path.name for path in temp.glob("*.png")
+    }

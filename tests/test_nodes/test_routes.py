@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from front_end import node, scheduler
+from in_the_host import module
 from small_models import small_model
 
 from samplers import SAMPLERS, SCHEDULES
@@ -173,12 +174,31 @@ def test_over_http(running_host):
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
     assert status == 200 and "steps" in answer["error"]  # shown in the node
     assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"]["widgets"]
+    assert running_host.post("/fewstep/check", {"steps": "5, x"})[1]["faults"].keys() == {"steps"}
+    assert {"samplers", "schedules"} == running_host.get("/fewstep/names").keys()
     levels = {"sigma_min": 0.0292, "sigma_max": 14.6146, "flow": False, "shift": 1.0}
     kind = {"sampling": "ModelSamplingDiscrete", "prediction": "EPS", "shift": 1.0, "sigma_max": 14.6146}
     request = {"node": node("FewStepSampler", sampler="amed_dpm_2m"), "sigmas": scheduler(steps=10), "levels": levels}
     for family, published in (("SD15", True), ("SDXL", False)):  # what a node has told of its model decides
         status, answer = running_host.post("/fewstep/plan", {**request, "model": {**kind, "family": family}})
         assert (status, answer["published"], answer["unknown"]) == (200, published, False)
+
+
+def test_what_may_be_named_in_compare(comfyui, routes):
+    """All that the list offers is read without a complaint, and each option that it tells of; ours come first."""
+    names = module(comfyui, "ui.names")
+    for kind, entries in names.known_names().items():
+        ours = [entry for entry in entries if "label" in entry]
+        assert entries[: len(ours)] == ours and len(ours) < len(entries)
+        lines = [" ".join([entry["name"], *entry.get("options", [])]) for entry in entries]
+        assert routes.check({kind: "\n".join(entry["name"] for entry in entries)}) == {"faults": {}}
+        read = names.READERS[kind]("\n".join(line for line in lines if not line.endswith("=")))
+        assert [named.name for named in read][: len(ours)] == [entry["name"] for entry in ours]
+    faults = routes.check({"samplers": "euler\nnone", "schedules": "karras", "steps": "0"})["faults"]
+    assert list(faults) == ["samplers", "steps"] and faults["samplers"].startswith("samplers, line 2: ")
+    for wrong in ([], {"samplers": 1}, {"steps": None}):
+        with pytest.raises(ValueError, match="must be"):
+            routes.check(wrong)
 
 
 def test_what_auto_chooses(comfyui, routes):

@@ -1,0 +1,146 @@
+/** Sets the nodes of the graph that choose a sampler and a schedule to a pair of Few-Step Compare, or adds such nodes. */
+
+import { app } from "../../scripts/app.js";
+
+const BOTH = {
+  FewStepKSampler: { sampler: "sampler_name", schedule: "scheduler", own: true },
+  FewStepKSamplerAdvanced: { sampler: "sampler_name", schedule: "scheduler", own: true },
+  KSampler: { sampler: "sampler_name", schedule: "scheduler" },
+  KSamplerAdvanced: { sampler: "sampler_name", schedule: "scheduler" },
+};
+const SAMPLERS = { FewStepSampler: { input: "sampler", own: true }, KSamplerSelect: { input: "sampler_name" } };
+const SCHEDULES = { FewStepScheduler: { input: "schedule", own: true }, BasicScheduler: { input: "scheduler" } };
+
+/**
+ * The places of the graph that a pair fits, and a new one: [{title, set}]. A pair is {sampler, schedule, steps}, of which
+ * the first two have a `name` as in the lists of KSampler, `ours` (an id of ours, or null), and `options`.
+ */
+export function placesFor(compare, pair) {
+  const nodes = compare.graph._nodes.filter((node) => node !== compare);
+  const of = (kinds) => nodes.filter((node) => kinds[node.comfyClass]);
+  const places = of(BOTH)
+    .filter((node) => takes(node, BOTH[node.comfyClass], pair))
+    .map((node) => ({
+      title: named(node),
+      nodes: [node],
+      set() {
+        const { sampler, schedule, own } = BOTH[node.comfyClass];
+        choose(node, sampler, pair.sampler, own);
+        choose(node, schedule, pair.schedule, own);
+        write(node, "steps", pair.steps);
+      },
+    }));
+  const samplers = of(SAMPLERS).filter((node) => fits(node, SAMPLERS[node.comfyClass], pair.sampler));
+  const schedules = of(SCHEDULES).filter((node) => fits(node, SCHEDULES[node.comfyClass], pair.schedule));
+  for (const sampler of samplers) {
+    for (const schedule of together(sampler, schedules)) {
+      places.push({
+        title: `${named(sampler)} and ${named(schedule)}`,
+        nodes: [sampler, schedule],
+        set: () => setPair(sampler, schedule, pair),
+      });
+    }
+  }
+  if (fitsNew(pair)) places.push({ title: "New nodes", nodes: [], set: () => addPair(compare, pair) });
+  return places;
+}
+
+/** Why there is none. */
+export function whyNone({ sampler, schedule }) {
+  const at = [sampler, schedule].find(({ ours, options }) => !ours && Object.keys(options).length) ?? sampler;
+  return `No node takes ${at.label}: ComfyUI's lists have no options.`;
+}
+
+/** Of the schedules those that go to the same node as a sampler; all if there are none. */
+function together(sampler, schedules) {
+  const takers = (node) => (node.outputs ?? []).flatMap((_, i) => node.getOutputNodes(i) ?? []);
+  const its = takers(sampler);
+  const same = schedules.filter((schedule) => takers(schedule).some((taker) => its.includes(taker)));
+  return same.length ? same : schedules;
+}
+
+function takes(node, { sampler, schedule, own }, pair) {
+  return fits(node, { input: sampler, own }, pair.sampler) && fits(node, { input: schedule, own }, pair.schedule);
+}
+
+/** Whether a widget can be set to what a name stands for: a list of the host has names alone, without options. */
+function fits(node, { input, own }, named) {
+  const name = nameIn(own, named);
+  return valuesOf(node, input).includes(name) && (own || !changed(named));
+}
+
+/** A name in a list of ours, which has ours alone, or in one of the host, where ours have a prefix. */
+function nameIn(own, { name, ours }) {
+  if (own) return ours;
+  return ours ? `fewstep_${ours}` : name;
+}
+
+function changed({ options }) {
+  return Object.keys(options).length > 0;
+}
+
+function fitsNew({ sampler, schedule }) {
+  return [sampler, schedule].every((named) => named.ours || !changed(named));
+}
+
+function setPair(sampler, schedule, pair) {
+  choose(sampler, SAMPLERS[sampler.comfyClass].input, pair.sampler, SAMPLERS[sampler.comfyClass].own);
+  choose(schedule, SCHEDULES[schedule.comfyClass].input, pair.schedule, SCHEDULES[schedule.comfyClass].own);
+  write(schedule, "steps", pair.steps);
+}
+
+/** Adds two nodes below the one that compares, with its model. */
+function addPair(compare, pair) {
+  const types = [pair.sampler.ours ? "FewStepSampler" : "KSamplerSelect", pair.schedule.ours ? "FewStepScheduler" : "BasicScheduler"];
+  const made = types.map((type, i) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [compare.pos[0] + 360 * i, compare.pos[1] + compare.size[1] + 80];
+    compare.graph.add(node);
+    return node;
+  });
+  setPair(...made, pair);
+  write(made[1], "denoise", compare.widgets.find(({ name }) => name === "denoise").value);
+  const link = compare.getInputLink(compare.inputs.findIndex(({ name }) => name === "model"));
+  const model = link && compare.graph.getNodeById(link.origin_id);
+  model?.connect(link.origin_slot, made[1], made[1].inputs.findIndex(({ name }) => name === "model"));
+  return made;
+}
+
+/** Sets a choice, and the options of it: those that are not given to their defaults. */
+function choose(node, input, named, own) {
+  const { ours, options } = named;
+  write(node, input, nameIn(own, named));
+  if (!own) return;
+  for (const widget of node.widgets) {
+    const defaults = [node.fewstepOptions ?? []].flat().find(({ choice }) => choice === input)?.widgets[ours] ?? {};
+    if (widget.name in options) write(node, widget.name, asShown(widget, options[widget.name]));
+    else if (widget.name in defaults) write(node, widget.name, unset(widget, defaults[widget.name]));
+  }
+}
+
+/** A default as the widget has it: "default" and -1 where choices differ in it. */
+function unset(widget, value) {
+  if (widget.options?.values?.includes?.("default")) return "default";
+  return typeof value === "number" && widget.options?.min === -1 ? -1 : asShown(widget, value);
+}
+
+function asShown(widget, value) {
+  return typeof value === "boolean" && widget.options?.values ? (value ? "on" : "off") : value;
+}
+
+function write(node, name, value) {
+  const widget = node.widgets?.find((widget) => widget.name === name);
+  if (!widget) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node);
+  node.setDirtyCanvas(true, true);
+}
+
+function valuesOf(node, input) {
+  const values = node.widgets?.find(({ name }) => name === input)?.options?.values ?? [];
+  return typeof values === "function" ? values() : values;
+}
+
+function named(node) {
+  return `${node.title} (${node.id})`;
+}
