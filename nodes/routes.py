@@ -11,10 +11,12 @@ answered with {"error": text}, which the node shows in place of its plot. `reque
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_sampling
+import comfy.samplers
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
@@ -127,10 +129,28 @@ def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
         typed = theirs.execute(inputs["sigmas"]).result[0].tolist()
         _drawn(len(typed) - 1)
         return typed
+    if node["type"] == "BasicScheduler":
+        return _of_host(inputs, levels, model)
     if node["type"] != "FewStepScheduler":
         raise ValueError("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])
     return FewStepScheduler.sigmas(levels, **inputs).tolist()
+
+
+def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list[float]:
+    """What the host's BasicScheduler gives.
+
+    Raises:
+        ValueError: if the host has no such scheduler, or the model's levels are not those of most models of its kind.
+    """
+    scheduler, steps, denoise = inputs["scheduler"], _drawn(inputs["steps"], inputs["denoise"]), inputs["denoise"]
+    if scheduler not in comfy.samplers.KSampler.SCHEDULERS:
+        raise ValueError(f"scheduler: there is no {shortened(scheduler)} here")
+    sampling = _model_sampling(levels, model)
+    if not math.isclose(float(sampling.sigma_max), levels.sigma_max, rel_tol=1e-3):
+        raise ValueError("the noise levels of this node are known when it runs")
+    whole = comfy.samplers.calculate_sigmas(sampling, scheduler, int(steps / denoise))
+    return [float(level) for level in whole[-steps - 1 :]]
 
 
 def _drawn(steps: int, denoise: float = 1.0) -> int:

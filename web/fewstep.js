@@ -3,18 +3,26 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addPlot, refreshAll } from "./plot.js";
-import { drawPlan, drawSigmas } from "./pictures.js";
-import { planRequest, sigmasRequest } from "./requests.js";
+import { learn } from "./known.js";
+import { takeLevel } from "./levels.js";
+import { drawGuidance, drawPlan, drawSigmas } from "./pictures.js";
+import { guidanceRequest, planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
 import { translateDefinitions, translateNode } from "./translate.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
-/** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
+/** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
+const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
+const PLAN = { route: "/fewstep/plan", request: planRequest, draw: drawPlan };
+const GUIDANCE = { route: "/fewstep/plan", request: guidanceRequest, draw: drawGuidance };
+
+/** What is drawn in which node. */
 const PLOTS = {
-  FewStepScheduler: { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas },
-  FewStepSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
-  FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
-  FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepScheduler: LEVELS,
+  FewStepSampler: PLAN,
+  FewStepAuto: PLAN,
+  FewStepPlanSampler: PLAN,
+  FewStepGuidance: GUIDANCE,
 };
 
 const WIDTH = 320; // of a new node: names and values in full
@@ -49,11 +57,10 @@ app.registerExtension({
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
     if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
-    after(node, "onConfigure", () => own && fitWidgets(node, own));
+    after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
-      if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
-      if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
+      if (output?.fewstep_levels) learn(node, output.fewstep_levels[0], output.fewstep_model?.[0]);
       node.fewstepPlan = output?.fewstep_plan?.[0];
       if (output?.text) makeRoom(node, output.text[0]);
       refreshAll();

@@ -2,15 +2,22 @@
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
-/** Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order. */
-export function fitWidgets(node, { choice, widgets }) {
+/**
+ * Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order.
+ *
+ * The node becomes as much lower or higher as they need, and keeps what it was made higher by hand; one that has just been
+ * loaded keeps its height.
+ */
+export function fitWidgets(node, { choice, widgets }, { saved = false } = {}) {
   const known = new Set(Object.values(widgets).flatMap(Object.keys));
   const chosen = widgets[find(node, choice).value];
   if (!chosen) return; // a choice of another version, or a widget that is fed by a link
+  const more = Math.max(0, node.size[1] - node.computeSize()[1]);
   for (const widget of node.widgets) {
     if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
   }
-  node.setSize([node.size[0], node.computeSize()[1]]);
+  const least = node.computeSize()[1];
+  node.setSize([node.size[0], saved ? Math.max(least, node.size[1]) : least + more]);
   node.setDirtyCanvas(true, true);
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
 }

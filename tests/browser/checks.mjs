@@ -9,7 +9,7 @@
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { add, answer, clear, design, open, picture, plotElement, set } from "./session.mjs";
+import { add, answer, clear, design, open, picture, plotElement, pointOf, set } from "./session.mjs";
 
 const given = JSON.parse(process.argv[2]);
 const checks = new Map();
@@ -84,11 +84,215 @@ both("the sigma plot follows the widgets", async ({ page }) => {
   assert.notDeepEqual(second.sigmas, second.karras);
   const after = await picture(page, id);
   assert.ok(!before.equals(after), "the picture has not changed");
-  await click(page, id, "plot");
-  assert.ok(!after.equals(await picture(page, id)), "a click does not change the axis");
   await set(page, id, "schedule", "karras");
   await set(page, id, "rho", 0.5);
   assert.match((await answer(page, id)).error, /rho/);
+});
+
+/** What a plot shows beside its answer, and where its node is. */
+function state(page, id) {
+  return page.evaluate((id) => {
+    const node = app.graph.getNodeById(id);
+    const { hover, area } = node.widgets.find((widget) => widget.name === "plot");
+    return { axis: node.properties.plot ?? "log", pos: [...node.pos], size: [...node.size], hover, height: area.height };
+  }, id);
+}
+
+const valueOf = (page, id, name) =>
+  page.evaluate(([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value, [id, name]);
+
+/** Presses, moves in steps and releases. */
+async function dragged(page, [x, y], [dx, dy]) {
+  await page.mouse.move(x, y);
+  await page.mouse.down();
+  for (let part = 1; part <= 5; part++) await page.mouse.move(x + (dx * part) / 5, y + (dy * part) / 5);
+  await page.mouse.up();
+}
+
+both("on the plot a click changes the axis, a drag moves the node, and the cursor shows values", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  const [x, y] = await pointOf(page, id, 4);
+  const before = await state(page, id);
+  await page.mouse.move(x, y - 2);
+  await eventually(page, async () => assert.equal((await state(page, id)).hover, 4));
+  await page.mouse.move(5, 5);
+  await eventually(page, async () => assert.equal((await state(page, id)).hover, null));
+  await page.mouse.click(x, y + 30);
+  await eventually(page, async () => assert.equal((await state(page, id)).axis, "linear"));
+  assert.deepEqual((await state(page, id)).pos, before.pos);
+  await page.waitForTimeout(500); // else it is half of a double click
+  await dragged(page, [x, y + 30], [80, 50]);
+  await eventually(page, async () => close((await state(page, id)).pos, [before.pos[0] + 80, before.pos[1] + 50], 3));
+  assert.equal((await state(page, id)).axis, "linear");
+});
+
+both("a level is moved by hand on the plot, and the list is undone in one step", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const { sigmas } = await answer(page, id);
+  await page.waitForTimeout(500);
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState());
+  const before = await state(page, id);
+  await dragged(page, await pointOf(page, id, 3), [0, 14]);
+  const moved = (await answer(page, id)).sigmas;
+  assert.equal(await valueOf(page, id, "schedule"), "manual");
+  assert.ok(moved[3] < 0.95 * sigmas[3] && moved[3] > sigmas[4], `${moved[3]}`);
+  close(moved.filter((_, i) => i !== 3), sigmas.filter((_, i) => i !== 3), 1e-4);
+  assert.deepEqual((await state(page, id)).pos, before.pos);
+  await page.waitForTimeout(300);
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo());
+  await page.waitForTimeout(300);
+  assert.equal(await valueOf(page, id, "schedule"), "karras");
+  assert.deepEqual((await answer(page, id)).sigmas, sigmas);
+  assert.deepEqual((await state(page, id)).pos, before.pos);
+});
+
+both("the plot fills its node, which keeps a height set by hand", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  const higher = async () => {
+    const { size, height } = await state(page, id);
+    await page.evaluate(([id, [w, h]]) => app.graph.getNodeById(id).setSize([w, h + 90]), [id, size]);
+    await page.waitForTimeout(1000);
+    return (await state(page, id)).height - height;
+  };
+  await higher(); // in Vue nodes from whatever height the node had before it was laid out
+  close([await higher()], [90], 6);
+  const { height } = await state(page, id);
+  await set(page, id, "sampler", "euler"); // three widgets less
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  assert.ok((await state(page, id)).height >= height - 6);
+  if (await page.evaluate(() => LiteGraph.vueNodesMode)) return;
+  const { size } = await state(page, id);
+  await page.evaluate(() => app.loadGraphData(app.graph.serialize()));
+  await page.waitForTimeout(300);
+  assert.deepEqual((await state(page, id)).size, size);
+});
+
+check("plots are seen: contrast, no dots where there are many, curves alone in the distance, errors in red", async ({ page }) => {
+  for (const theme of ["light", "dark"]) {
+    await page.evaluate((theme) => app.extensionManager.setting.set("Comfy.ColorPalette", theme), theme);
+    const seen = await page.evaluate(async () => {
+      const { colours, contrast } = await import("/extensions/fewstep/colours.js");
+      const { drawSigmas, drawError } = await import("/extensions/fewstep/pictures.js");
+      const { background, grid, ...inks } = colours();
+      const drawn = (count, plain) => {
+        const calls = { arc: 0, fillText: 0, stroke: 0 };
+        const pen = document.createElement("canvas").getContext("2d");
+        for (const name of Object.keys(calls)) pen[name] = () => calls[name]++;
+        const sigmas = Array.from({ length: count }, (_, i) => 10 * (1 - i / count) + 0.01);
+        const levels = { sigma_min: 0.03, sigma_max: 14.6, known: false };
+        drawSigmas(pen, { left: 0, top: 0, width: 300, height: 180 }, { sigmas, karras: [], levels }, { log: true, plain, hover: null });
+        return calls;
+      };
+      const pen = document.createElement("canvas").getContext("2d");
+      drawError(pen, { left: 0, top: 0, width: 300, height: 180 }, "wrong");
+      return {
+        contrasts: Object.fromEntries(Object.entries(inks).map(([name, ink]) => [name, contrast(ink, background)])),
+        few: drawn(11, false), many: drawn(62, false), plain: drawn(11, true), error: [pen.fillStyle, inks.error],
+      }; // prettier-ignore
+    });
+    for (const [name, ratio] of Object.entries(seen.contrasts)) assert.ok(ratio >= 3, `${theme}: ${name} ${ratio}`);
+    assert.equal(seen.few.arc, 11);
+    assert.equal(seen.many.arc, 0);
+    assert.deepEqual(seen.plain, { arc: 0, fillText: 0, stroke: 1 });
+    assert.equal(...seen.error);
+    const [red, green] = [1, 3].map((i) => parseInt(seen.error[0].slice(i, i + 2), 16));
+    assert.ok(red > 2 * green, seen.error[0]);
+  }
+});
+
+check("in Vue nodes a plot says in words what it shows", async ({ page }) => {
+  await clear(page);
+  await design(page, true);
+  const id = await add(page, "FewStepScheduler");
+  await answer(page, id);
+  await page.getByRole("img", { name: /10 steps, sigma 14\.6 to 0/ }).waitFor({ timeout: 5000 });
+});
+
+both("the guidance plot shows the interval and what it saves, for a guider and for a patch", async ({ page }) => {
+  await clear(page);
+  const guidance = await add(page, "FewStepGuidance");
+  const example = await answer(page, guidance);
+  assert.equal(example.assumed, true);
+  assert.equal(example.guidance.length, 10);
+  assert.equal(example.passes, 10 + example.guidance.filter((scale) => scale !== 1).length);
+  const [patch, sampler] = [await add(page, "FewStepGuidancePatch", [400, 0]), await add(page, "KSampler", [700, 0])];
+  await connect(page, guidance, 0, patch, "guidance");
+  await connect(page, patch, 0, sampler, "model");
+  await set(page, sampler, "steps", 6);
+  await set(page, sampler, "sampler_name", "fewstep_dpmpp_2s");
+  await set(page, sampler, "scheduler", "exponential");
+  const patched = await answer(page, guidance);
+  assert.equal(patched.assumed, false);
+  assert.equal(patched.evaluations.length, 11);
+  await set(page, sampler, "denoise", 0.5);
+  assert.ok((await answer(page, guidance)).evaluations[0].sigma < 2);
+  await load(page, "SD1.5 guidance interval");
+  const [own, schedule] = await ids(page, "FewStepGuidance", "FewStepScheduler");
+  await set(page, schedule, "steps", 7);
+  const guided = await answer(page, own);
+  assert.equal(guided.guidance.length, 7);
+  assert.ok(guided.passes < 14);
+});
+
+both("the plan plot follows levels into and out of subgraphs", async ({ page }) => {
+  await load(page, "demo");
+  const [sampler, schedule] = await ids(page, "FewStepSampler", "FewStepScheduler");
+  await set(page, schedule, "steps", 6);
+  assert.equal((await answer(page, sampler)).evaluations.length, 6);
+  const pack = (type) =>
+    page.evaluate((type) => {
+      const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph._nodes.find((node) => node.type === type)]));
+      return [...subgraph.nodes][0].id;
+    }, type);
+  const inside = await pack("FewStepScheduler");
+  await page.waitForTimeout(300);
+  await page.evaluate((id) => {
+    const [subgraph] = app.graph.subgraphs.values();
+    const widget = subgraph.getNodeById(id).widgets.find(({ name }) => name === "steps");
+    widget.value = 7;
+    widget.callback?.(7);
+  }, inside);
+  assert.equal((await answer(page, sampler)).evaluations.length, 7);
+  await pack("SamplerCustom");
+  await page.waitForTimeout(300);
+  const drawn = await answer(page, sampler);
+  assert.equal(drawn.evaluations.length, 7);
+  assert.equal(drawn.assumed, false);
+});
+
+check("levels are remembered for each model", async ({ page }) => {
+  await clear(page);
+  const loader = await add(page, "CLIPLoader"); // any node with a value that can stand for a loader of models
+  const schedules = [await add(page, "FewStepScheduler", [300, 0]), await add(page, "FewStepScheduler", [600, 0])];
+  const known = async (id) => (await answer(page, id)).levels;
+  await page.evaluate((id) => (app.graph.getNodeById(id).outputs[0].type = "MODEL"), loader);
+  for (const id of schedules) await connect(page, loader, 0, id, "model");
+  const values = (value) =>
+    page.evaluate(([id, value]) => (app.graph.getNodeById(id).widgets[0].value = value), [loader, value]);
+  const ran = (id, sigma_max) =>
+    page.evaluate(
+      ([id, levels]) => app.graph.getNodeById(id).onExecuted({ fewstep_levels: [levels], fewstep_model: [{ family: "X" }] }),
+      [id, { sigma_min: 0.01, sigma_max, flow: false, shift: 1 }],
+    );
+  await values("one");
+  await ran(schedules[0], 20);
+  assert.equal((await known(schedules[1])).sigma_max, 20);
+  await values("two");
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.equal((await known(schedules[0])).known, false); // those of "one" are not its own
+  await ran(schedules[1], 30);
+  assert.equal((await known(schedules[0])).sigma_max, 30);
+  await values("one"); // whose results are kept: nothing runs
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.deepEqual([(await known(schedules[0])).sigma_max, (await known(schedules[1])).sigma_max], [20, 20]);
 });
 
 both("the plan plot follows sampler, schedule and guidance", async ({ page }) => {
@@ -418,28 +622,10 @@ function ids(page, ...types) {
   return page.evaluate((types) => types.map((type) => app.graph._nodes.find((node) => node.type === type).id), types);
 }
 
-/** Clicks on a widget; in nodes made of elements, on the plot. */
-async function click(page, id, name) {
-  if (await page.evaluate(() => LiteGraph.vueNodesMode)) return plotElement(page, id).click();
-  const place = await page.evaluate(
-    ([id, name]) => {
-      const node = app.graph.getNodeById(id);
-      const widget = node.widgets.find((widget) => widget.name === name);
-      const { scale, offset } = app.canvas.ds;
-      const canvas = app.canvas.canvas.getBoundingClientRect();
-      return [
-        (node.pos[0] + node.size[0] / 2 + offset[0]) * scale + canvas.left,
-        (node.pos[1] + widget.last_y + 40 + offset[1]) * scale + canvas.top,
-      ];
-    },
-    [id, name],
-  );
-  await page.mouse.click(...place);
-}
-
-function close(a, b) {
+/** Whether numbers are the same, but for the last digits or, where `off` is 1 or more, for so many pixels. */
+function close(a, b, off = 1e-5) {
   assert.equal(a.length, b.length);
-  a.forEach((value, i) => assert.ok(Math.abs(value - b[i]) <= 1e-5 * Math.abs(b[i]), `${value} and ${b[i]}`));
+  a.forEach((value, i) => assert.ok(Math.abs(value - b[i]) <= (off < 1 ? off * Math.abs(b[i]) : off), `${value} and ${b[i]}`));
 }
 
 const results = {};
