@@ -9,20 +9,24 @@ const DIGITS = 5; // of a level in the list
 const REST = { denoise: 1, discard_penultimate: false, shift: 0, start_step: 0, end_step: 10000 };
 
 /**
- * Takes hold of the level `i` of the plot: gives the function that sets it, or null where it cannot be moved.
+ * Takes hold of the level `i` of the plot: gives {move, drop}, or null where it cannot be moved.
  *
- * It writes all levels of the plot into the list of the schedule "manual".
+ * `move` sets it in the plot, between its neighbours. `drop` writes all levels of the plot into the list of the schedule
+ * "manual": not before the end, since the box of the list then moves the plot.
  */
 export function takeLevel(node, { sigmas, levels }, i) {
-  if (!sigmas[i] || isFed(node, "schedule") || isFed(node, "steps") || isFed(node, "sigmas")) return null;
-  const shown = [...sigmas];
-  const high = i ? shown[i - 1] / BETWEEN : levels.sigma_max;
-  const low = (shown[i + 1] || shown[i] / 100) * BETWEEN;
-  return (value) => {
-    sigmas[i] = shown[i] = +Math.min(high, Math.max(low, value)).toPrecision(DIGITS);
-    const list = shown.filter((level) => level > 0).map((level) => +level.toPrecision(DIGITS));
-    const values = { sigmas: list.join(", "), steps: list.length, ...REST, schedule: "manual" };
-    for (const [name, value] of Object.entries(values)) setWidget(node, name, value);
+  if (!sigmas[i] || ["schedule", "steps", "denoise", "sigmas"].some((name) => isFed(node, name))) return null;
+  const high = i ? sigmas[i - 1] / BETWEEN : levels.sigma_max;
+  const low = (sigmas[i + 1] || sigmas[i] / 100) * BETWEEN;
+  return {
+    move(value) {
+      sigmas[i] = +Math.min(high, Math.max(low, value)).toPrecision(DIGITS);
+    },
+    drop() {
+      const list = sigmas.filter((level) => level > 0).map((level) => +level.toPrecision(DIGITS));
+      const values = { sigmas: list.join(", "), steps: list.length, ...REST, schedule: "manual" };
+      for (const [name, value] of Object.entries(values)) setWidget(node, name, value);
+    },
   };
 }
 

@@ -28,7 +28,7 @@ setInterval(() => LiteGraph.vueNodesMode && refreshAll(), OFTEN);
  * @param route of the server, for POST
  * @param request (node) => what to ask; another one is asked for
  * @param draw one of the drawings of pictures.js
- * @param edit (node, answer) => {start, move(i, value), end}, or null where the points cannot be moved
+ * @param edit (node, answer, i) => {move(value), drop()} of a point that can be dragged, or null
  */
 export function addPlot(node, { route, request, draw, edit }) {
   const plot = {
@@ -103,39 +103,38 @@ export function addPlot(node, { route, request, draw, edit }) {
 
   // The pointer, at places in the coordinates of `plot.area`
 
-  let moved = null; // {i, edit} of the point that is dragged
+  let held = null; // the point that is dragged: what `edit` gave
 
   const points = () => (plot.answer?.error ? null : plot.drawing?.nearest && plot.drawing);
 
   function hover(place) {
-    const drawing = place && points();
-    const inside = drawing && isInside(plot.area, place);
-    const found = inside ? drawing.nearest(place[0]) : null;
-    if (found === plot.hover) return;
+    const inside = place && plot.area && isInside(plot.area, place);
+    const found = inside ? (points()?.nearest(place[0]) ?? null) : null;
+    if (held || found === plot.hover) return;
     plot.hover = found;
     plot.show();
   }
 
   /** Whether a press at a place takes hold of a point. */
   function press(place) {
-    const i = points()?.pointAt?.(...place) ?? null;
-    const editing = i === null ? null : (edit?.(node, plot.answer, i) ?? null);
-    if (!editing) return false;
-    moved = { i, editing };
-    node.graph.beforeChange();
-    return true;
+    const i = edit ? (points()?.pointAt(...place) ?? null) : null;
+    held = i === null ? null : edit(node, plot.answer, i);
+    plot.hover = held ? i : plot.hover;
+    return held !== null;
   }
 
   function drag([, y]) {
-    if (!moved) return;
-    moved.editing(points().valueAt(y));
-    plot.hover = moved.i;
+    held?.move(points().valueAt(y));
     plot.show();
   }
 
-  function release() {
-    if (!moved) return;
-    moved = null;
+  /** Lets go of it; `changed` if it was dragged and not only clicked on. One step to undo. */
+  function release(changed) {
+    const point = held;
+    held = null;
+    if (!point || !changed) return;
+    node.graph.beforeChange();
+    point.drop();
     node.graph.afterChange();
     plot.refresh();
   }
@@ -158,8 +157,12 @@ export function addPlot(node, { route, request, draw, edit }) {
     if (!plot.area || !isInside(plot.area, place) || event.button) return false;
     const { pointer } = canvas;
     if (press(place)) {
-      pointer.onDrag = ({ canvasX, canvasY }) => drag([canvasX - node.pos[0], canvasY - node.pos[1]]);
-      pointer.finally = release;
+      let changed = false;
+      pointer.onDrag = ({ canvasX, canvasY }) => {
+        changed = true;
+        drag([canvasX - node.pos[0], canvasY - node.pos[1]]);
+      };
+      pointer.finally = () => release(changed);
       return true;
     }
     const select = pointer.onClick;
@@ -171,11 +174,11 @@ export function addPlot(node, { route, request, draw, edit }) {
   };
   node.onMouseMove = function (event, place, canvas) {
     onMouseMove?.call(this, event, place, canvas);
-    if (!moved) hover(place);
+    hover(place);
   };
   node.onMouseLeave = function (...given) {
     onMouseLeave?.apply(this, given);
-    if (!moved) hover(null);
+    hover(null);
   };
 
   // In a Vue node
@@ -209,7 +212,7 @@ export function addPlot(node, { route, request, draw, edit }) {
   canvas.addEventListener("pointermove", (event) => {
     if (!event.buttons) hover(placeOf(event));
   });
-  canvas.addEventListener("pointerleave", () => moved || hover(null));
+  canvas.addEventListener("pointerleave", () => hover(null));
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     const taken = press(placeOf(event));
@@ -224,7 +227,7 @@ export function addPlot(node, { route, request, draw, edit }) {
       passOn(now, body);
       if (now.type === "pointermove") return;
       for (const type of ["pointermove", "pointerup", "pointercancel"]) window.removeEventListener(type, follow, true);
-      if (taken) release();
+      if (taken) release(!still);
       else if (still && now.type === "pointerup") changeAxis();
     };
     for (const type of ["pointermove", "pointerup", "pointercancel"]) window.addEventListener(type, follow, true);

@@ -30,6 +30,7 @@ export async function open(url, { chromium, modules }) {
     await context.close();
     rmSync(profile, { recursive: true, force: true });
   };
+  context.setDefaultNavigationTimeout(120000); // on a busy machine
   let locale = "en";
   try {
     await context.route("**", (route) =>
@@ -63,7 +64,7 @@ export async function open(url, { chromium, modules }) {
     const load = async (language) => {
       locale = language;
       await page.goto(url);
-      await page.waitForFunction(READY, null, { timeout: 60000 });
+      await page.waitForFunction(READY, null, { timeout: 120000 });
       await page.evaluate(blame);
     };
     await load("en");
