@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..samplers import SAMPLERS
 from ..samplers.inversion import Inversion
-from .host.display import Display
+from .host.display import Display, preview_image
 from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.session import fitting
@@ -106,7 +106,8 @@ class FewStepInvert(io.ComfyNode):
             check=check, show=lambda done, total, denoised: display.show(done, total, denoised=denoised),
         )  # fmt: skip
         latent = {name: value for name, value in fitted.items() if name != "noise_mask"} | {"samples": samples}
-        return io.NodeOutput(latent, InvertedNoise(noise), round_trip(sampler, len(sigmas) - 1, inversion))
+        report = round_trip(sampler, len(sigmas) - 1, inversion)
+        return io.NodeOutput(latent, InvertedNoise(noise), report, ui=ui.PreviewText(report))
 
 
 def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
@@ -205,7 +206,8 @@ class FewStepDiffEditMask(io.ComfyNode):
         flat = difference.flatten(1)
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)
-        return io.NodeOutput((shares >= threshold).float(), shares)
+        mask = (shares >= threshold).float()
+        return io.NodeOutput(mask, shares, ui=preview_image(mask[..., None].expand(-1, -1, -1, 3)))
 
 
 NODES = [FewStepInvert, FewStepDiffEditMask]

@@ -63,11 +63,17 @@ def register_routes() -> None:
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults, and those in
-    which 0 is automatic."""
+    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults and, of numbers,
+    their bounds, and the words that some values of them stand for."""
 
     def of(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
+
+    def bounds(registry: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            id: {o.name: [o.minimum, o.maximum] for o in spec.options if o.minimum is not None and o.maximum is not None}
+            for id, spec in registry.items()
+        }
 
     ramp = dict.fromkeys(("cfg", "cfg_end", "sigma_start", "sigma_end"))
     shapes = {
@@ -77,9 +83,18 @@ def options() -> dict[str, Any]:
         "list": {"values": None},
     }
     return {
-        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS)},
-        "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
-        "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
+        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS), "bounds": bounds(SAMPLERS)},
+        "FewStepScheduler": {
+            "choice": "schedule",
+            "widgets": of(SCHEDULES),
+            "bounds": bounds(SCHEDULES),
+            "words": {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}},
+        },
+        "FewStepGuidance": {
+            "choice": "schedule",
+            "widgets": shapes,
+            "words": {name: {"0": "auto"} for name in ("sigma_start", "sigma_end")},
+        },
     }
 
 

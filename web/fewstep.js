@@ -9,7 +9,9 @@ import { drawGuidance, drawPlan, drawSigmas } from "./pictures.js";
 import { guidanceRequest, planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
 import { translateDefinitions, translateNode } from "./translate.js";
-import { fitWidgets, showDefaults } from "./widgets.js";
+import { cutTooltips, fitTooltips } from "./tooltips.js";
+import { addStyle, markRows } from "./vue.js";
+import { fitWidgets, keepBounds, showDefaults } from "./widgets.js";
 
 /** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
 const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
@@ -25,7 +27,10 @@ const PLOTS = {
   FewStepGuidance: GUIDANCE,
 };
 
-const WIDTH = 320; // of a new node: names and values in full
+/** Colours of the slots and links of our own types, told apart from the host's in both themes. */
+const TYPES = { FEWSTEP_PLAN: "#1fa8a0", FEWSTEP_GUIDANCE: "#93ad2b" };
+
+const WIDTH = 320; // of a new node: its title, names and values in full
 const [LETTER, LINE] = [6.5, 16]; // sizes of the text below the widgets
 
 let options; // of GET /fewstep/options, by node
@@ -37,8 +42,20 @@ app.registerExtension({
     options = await (await api.fetchApi("/fewstep/options")).json();
   },
 
-  addCustomNodeDefs(definitions) {
-    return translateDefinitions(definitions);
+  setup() {
+    for (const [type, value] of Object.entries(TYPES)) {
+      // The front end sets the colours of all types anew with each theme, those that the theme does not know to none.
+      const colour = { get: () => value, set() {}, configurable: true, enumerable: true };
+      for (const colours of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors]) {
+        Object.defineProperty(colours, type, colour);
+      }
+    }
+    addStyle(`:root { ${Object.entries(TYPES).map(([type, value]) => `--color-datatype-${type}: ${value};`).join(" ")} }`);
+  },
+
+  async addCustomNodeDefs(definitions) {
+    await translateDefinitions(definitions);
+    cutTooltips(definitions);
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {
@@ -54,9 +71,13 @@ app.registerExtension({
       showDefaults(node, own);
       fitWidgets(node, own);
     }
+    fitTooltips(node, own);
+    markRows(node);
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
-    if (own || plot) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
+    if (own || plot) node.setSize([node.size[0], node.computeSize()[1]]);
+    node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
+    if (node.comfyClass === "FewStepFilmStrip") find(node, "control_after_generate").value = "fixed"; // as in Compare
     after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
@@ -68,12 +89,17 @@ app.registerExtension({
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
         if (own && widget.name === own.choice) fitWidgets(node, own);
+        else if (own) keepBounds(node, own, widget);
         delete node.fewstepPlan; // of a run with other values
         refreshAll();
       });
     }
   },
 });
+
+function find(node, name) {
+  return node.widgets.find((widget) => widget.name === name);
+}
 
 /** Makes a node high enough for the text below its widgets, which the host shows two lines of. */
 function makeRoom(node, text) {

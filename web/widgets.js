@@ -22,6 +22,18 @@ export function fitWidgets(node, { choice, widgets }, { saved = false } = {}) {
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
 }
 
+/** Refuses numbers that the choice does not take: one beyond a bound becomes the bound, or the default below the lowest. */
+export function keepBounds(node, { choice, bounds = {} }, widget) {
+  const [low, high] = bounds[find(node, choice).value]?.[widget.name] ?? [];
+  const { value } = widget;
+  if (low !== undefined && !UNSET.includes(value)) {
+    const least = widget.options.min < low && widget.lastKept >= low ? UNSET[0] : low; // on the way down
+    if (value < low) widget.value = least;
+    if (value > high) widget.value = high;
+  }
+  widget.lastKept = widget.value;
+}
+
 function show(widget, visible) {
   widget.hidden = !visible;
   widget.options.hidden = !visible; // for Vue nodes
@@ -41,18 +53,21 @@ function isLinked(node, widget) {
   return Boolean(node.graph) && slot >= 0 && node.isInputConnected(slot);
 }
 
-/** Shows what "default" means for the choice, "default: midpoint" in the place of "default" or -1, and "auto" for 0. */
-export function showDefaults(node, { choice, widgets, automatic = [] }) {
+/**
+ * Shows what a value means that stands for another: "default: midpoint" in the place of "default" or -1, and the words of
+ * `words`, such as "auto" for 0. `widget.said` gives that text, or null, for Vue nodes, which do not ask for it.
+ */
+export function showDefaults(node, { choice, widgets, words = {} }) {
   for (const widget of node.widgets) {
     const plain = accessor(widget, "_displayValue");
     if (!plain || widget.name === choice) continue;
-    Object.defineProperty(widget, "_displayValue", {
-      get() {
-        if (automatic.includes(widget.name) && this.value === 0) return "auto";
-        const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
-      },
-    });
+    widget.said = () => {
+      const word = words[widget.name]?.[widget.value];
+      if (word !== undefined) return word;
+      const value = widgets[find(node, choice).value]?.[widget.name];
+      return UNSET.includes(widget.value) && value != null ? `default: ${written(value)}` : null;
+    };
+    Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
   }
 }
 

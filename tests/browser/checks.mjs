@@ -85,8 +85,9 @@ both("the sigma plot follows the widgets", async ({ page }) => {
   const after = await picture(page, id);
   assert.ok(!before.equals(after), "the picture has not changed");
   await set(page, id, "schedule", "karras");
-  await set(page, id, "rho", 0.5);
-  assert.match((await answer(page, id)).error, /rho/);
+  await page.evaluate((id) => (app.graph.getNodeById(id).widgets.find((w) => w.name === "rho").value = 0.5), id);
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.match((await answer(page, id)).error, /rho/); // as of a workflow that was written by hand
 });
 
 /** What a plot shows beside its answer, and where its node is. */
@@ -428,6 +429,117 @@ check("defaults are shown", async ({ page }) => {
   assert.equal(await start(), "auto");
   await set(page, guidance, "sigma_start", 3);
   assert.equal(await start(), "3.00");
+});
+
+both("defaults are said and labels are whole", async ({ page, vue }) => {
+  await clear(page);
+  const [sampler, schedule] = [await add(page, "FewStepSampler"), await add(page, "FewStepScheduler", [400, 0])];
+  const guidance = await add(page, "FewStepGuidance", [850, 0]);
+  await set(page, schedule, "schedule", "linear_quadratic");
+  const wanted = [
+    [sampler, "solver_type", "default: midpoint"], [sampler, "lower_order_final", "default: on"],
+    [schedule, "linear_steps", "half"], [schedule, "end_step", "all"], [schedule, "shift", "auto"], [guidance, "sigma_start", "auto"],
+  ]; // prettier-ignore
+  const shown = ([id, name]) =>
+    page.evaluate(
+      ([id, name]) => {
+        const node = app.graph.getNodeById(id);
+        const widget = node.widgets.find((widget) => widget.name === name);
+        if (!LiteGraph.vueNodesMode) return widget._displayValue;
+        const control = document.querySelector(`[data-node-id="${id}"] :is([role=combobox], input)[aria-label="${name}"],
+          [data-node-id="${id}"] [data-widget-name="${name}"] :is([role=combobox], input)`);
+        const box = control?.closest("[data-said]");
+        return box && getComputedStyle(box, "::after").content.slice(1, -1);
+      },
+      [id, name],
+    );
+  for (const one of wanted) await eventually(page, async () => assert.equal(await shown(one), one[2], one[1]));
+  await set(page, sampler, "solver_type", "heun");
+  await eventually(page, async () => assert.notEqual(await shown([sampler, "solver_type"]), "default: midpoint"));
+  if (!vue) return;
+  const cut = await page.evaluate(() =>
+    [...document.querySelectorAll(".lg-node-widget :is(p.lod-toggle, [data-testid=widget-layout-field-label])")]
+      .filter((label) => label.scrollWidth > label.clientWidth + 1)
+      .map((label) => label.textContent),
+  );
+  assert.deepEqual(cut, []);
+});
+
+check("a number that the choice does not take is refused", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const after = async (value) => {
+    await set(page, id, "rho", value);
+    return valueOf(page, id, "rho");
+  };
+  assert.deepEqual([await after(0.5), await after(5), await after(0.99), await after(-0.99), await after(1000)], [1, 5, -1, 1, 100]);
+  await set(page, id, "schedule", "edm");
+  assert.equal(await after(0.5), 0.5);
+});
+
+both("a tooltip tells of the choice alone, and changes with it", async ({ page, vue }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler", [200, 100]);
+  await answer(page, id);
+  const hovered = async () => {
+    await page.mouse.move(20, 400);
+    await page.waitForTimeout(600);
+    const row = page.locator(`[data-node-id="${id}"] .lg-node-widget`).first().locator("p, [data-testid=widget-layout-field-label]");
+    const place = vue ? await row.first().boundingBox() : await page.evaluate((id) => {
+      const node = app.graph.getNodeById(id);
+      const { left, top } = app.canvas.canvas.getBoundingClientRect();
+      const { offset, scale } = app.canvas.ds;
+      return { x: (node.pos[0] + node.size[0] - 60 + offset[0]) * scale + left, y: (node.pos[1] + node.widgets[0].last_y + offset[1]) * scale + top, width: 20, height: 20 };
+    }, id); // prettier-ignore
+    await page.mouse.move(place.x + 8, place.y + place.height / 2);
+    await page.mouse.move(place.x + 10, place.y + place.height / 2);
+    const tip = page.locator(".node-tooltip:visible, .p-tooltip-text, [role=tooltip]").first();
+    await tip.waitFor({ state: "attached", timeout: 5000 });
+    return tip.textContent();
+  };
+  for (const sampler of ["dpmpp_2m", "unipc"]) {
+    await set(page, id, "sampler", sampler);
+    await page.waitForTimeout(500);
+    await eventually(page, async () => {
+      const text = await hovered();
+      assert.ok(text.startsWith(`${sampler}: `) && !text.includes("\n"), text.slice(0, 80));
+    });
+  }
+  const options = await page.evaluate((id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "solver_type").tooltip, id);
+  assert.equal(options, "bh1 or bh2. The function B(h) of the paper; bh2 is the usual one.");
+});
+
+check("no tooltip of ours is a wall", async ({ page }) => {
+  await clear(page);
+  for (const { name } of await nodesOfThePack(page)) await add(page, name);
+  const long = await page.evaluate(() =>
+    app.graph._nodes.flatMap((node) =>
+      (node.widgets ?? []).filter((w) => !w.hidden && w.tooltip?.length > 400).map((w) => `${node.type}.${w.name} ${w.tooltip.length}`),
+    ),
+  );
+  assert.deepEqual(long, []);
+});
+
+check("titles are whole, our types have colours, and seeds stay", async ({ page }) => {
+  await clear(page);
+  for (const { name } of await nodesOfThePack(page)) await add(page, name);
+  const seen = await page.evaluate(() => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.font = "14px Inter, Arial, sans-serif";
+    const cut = app.graph._nodes.filter((node) => pen.measureText(node.title).width > node.size[0] - 110).map(({ type }) => type);
+    const strip = app.graph._nodes.find(({ type }) => type === "FewStepFilmStrip");
+    const types = ["FEWSTEP_PLAN", "FEWSTEP_GUIDANCE"];
+    return {
+      cut,
+      seed: strip.widgets.find(({ name }) => name === "control_after_generate").value,
+      canvas: types.map((type) => app.canvas.default_connection_color_byType[type]),
+      vue: types.map((type) => getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()),
+    };
+  });
+  assert.deepEqual(seen.cut, []);
+  assert.equal(seen.seed, "fixed");
+  assert.deepEqual(seen.canvas, seen.vue);
+  assert.ok(new Set(seen.canvas).size === 2 && seen.canvas.every(Boolean));
 });
 
 check("Vue nodes show the widgets that the sampler has, and the plot below", async ({ page, complaints }) => {
