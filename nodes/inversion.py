@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS
 from ..samplers.inversion import Inversion
-from .host.display import Display
+from .host.display import Display, preview_image
 from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
 from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
@@ -213,7 +213,8 @@ class FewStepDiffEditMask(io.ComfyNode):
         flat = difference.flatten(1)
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)
-        return io.NodeOutput((shares >= threshold).float(), shares)
+        mask = (shares >= threshold).float()
+        return io.NodeOutput(mask, shares, ui=preview_image(mask[..., None].expand(-1, -1, -1, 3)))
 
 
 NODES = [FewStepInvert, FewStepDiffEditMask]

@@ -263,6 +263,13 @@ def _node(name: str, given: Any, wanted: str | None = None, left: int = _DEEPEST
             raise RequestError(f"{name}: SplitSigmas has the node of its sigmas as an input")
         found["step"] = _whole("step", inputs.get("step"), 0, 10_000)
         checked["output"] = _whole("output", fields.get("output"), 0, 1)
+    if kind == "BasicScheduler":  # the host's, also for what KSampler does
+        scheduler = inputs.get("scheduler")
+        if not isinstance(scheduler, str):
+            raise RequestError(f"{name}: scheduler = {shortened(scheduler)} must be a text")
+        found["scheduler"] = scheduler
+        found["steps"] = _whole("steps", inputs.get("steps"), 1, 10_000)
+        found["denoise"] = _number(f"{name}: denoise", inputs.get("denoise", 1.0), 0.0, 1.0)
     if kind == "ManualSigmas":  # of new hosts: levels that are typed in
         typed = inputs.get("sigmas")
         if not isinstance(typed, str):

@@ -17,10 +17,12 @@ answered with {"error": text}, which the node shows in place of its plot. `reque
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.model_sampling
+import comfy.samplers
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from server import PromptServer
 
@@ -85,11 +87,19 @@ def words() -> dict[str, list[str]]:
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults, and those in
-    which 0 is automatic."""
+    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults and, of numbers,
+    their bounds, and the words that some values of them stand for."""
 
     def of(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
+
+    def bounds(registry: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            id: {
+                o.name: [o.minimum, o.maximum] for o in spec.options if o.minimum is not None and o.maximum is not None
+            }
+            for id, spec in registry.items()
+        }
 
     ramp = dict.fromkeys(("cfg", "cfg_end", "sigma_start", "sigma_end"))
     shapes = {
@@ -99,9 +109,18 @@ def options() -> dict[str, Any]:
         "list": {"values": None},
     }
     return {
-        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS)},
-        "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
-        "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
+        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS), "bounds": bounds(SAMPLERS)},
+        "FewStepScheduler": {
+            "choice": "schedule",
+            "widgets": of(SCHEDULES),
+            "bounds": bounds(SCHEDULES),
+            "words": {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}},
+        },
+        "FewStepGuidance": {
+            "choice": "schedule",
+            "widgets": shapes,
+            "words": {name: {"0": "auto"} for name in ("sigma_start", "sigma_end")},
+        },
     }
 
 
@@ -156,10 +175,28 @@ def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
         typed = theirs.execute(inputs["sigmas"]).result[0].tolist()
         _drawn(len(typed) - 1)
         return typed
+    if node["type"] == "BasicScheduler":
+        return _of_host(inputs, levels, model)
     if node["type"] != "FewStepScheduler":
         raise ValueError("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])
     return FewStepScheduler.sigmas(levels, **inputs).tolist()
+
+
+def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list[float]:
+    """What the host's BasicScheduler gives.
+
+    Raises:
+        ValueError: if the host has no such scheduler, or the model's levels are not those of most models of its kind.
+    """
+    scheduler, steps, denoise = inputs["scheduler"], _drawn(inputs["steps"], inputs["denoise"]), inputs["denoise"]
+    if scheduler not in comfy.samplers.KSampler.SCHEDULERS:
+        raise ValueError(f"scheduler: there is no {shortened(scheduler)} here")
+    sampling = _model_sampling(levels, model)
+    if not math.isclose(float(sampling.sigma_max), levels.sigma_max, rel_tol=1e-3):
+        raise ValueError("the noise levels of this node are known when it runs")
+    whole = comfy.samplers.calculate_sigmas(sampling, scheduler, int(steps / denoise))
+    return [float(level) for level in whole[-steps - 1 :]]
 
 
 def _drawn(steps: int, denoise: float = 1.0) -> int:

@@ -16,17 +16,11 @@ from .host.progress import Progress
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.sampling import sampler_function, schedule_sigmas
 from .host.session import Guider, check_single, fitting, sample
-<<<<<<< HEAD
+from .host.wiring import run_about
 from .ui.menu import COMPARING as CATEGORY
 from .ui.menu import search_words
-from .ui.options import cfg_input, seed_input
-from .ui.pictures import Tile, decode, sheet
-=======
-from .host.wiring import run_about
-from .ui.menu import CATEGORY, search_words
 from .ui.options import cfg_input, seed_input, theme_input
 from .ui.pictures import Tile, decode, head_lines, sheet
->>>>>>> compare14
 from .ui.plots import Panel, line_plot
 from .ui.tables import text_table
 from .ui.theme import THEMES

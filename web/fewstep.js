@@ -6,25 +6,38 @@ import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { addResults } from "./compare.js";
-import { drawPlan, drawSigmas } from "./pictures.js";
-import { planRequest, sigmasRequest } from "./requests.js";
-import { addSlider } from "./slider.js";
+import { learn } from "./known.js";
+import { takeLevel } from "./levels.js";
+import { drawGuidance, drawPlan, drawSigmas } from "./pictures.js";
+import { guidanceRequest, planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, searchByWords } from "./search.js";
+import { addSlider } from "./slider.js";
 import { showTexts } from "./status.js";
+import { cutTooltips, fitTooltips } from "./tooltips.js";
 import { translateDefinitions, translateNode } from "./translate.js";
 import { showWhole } from "./view.js";
-import { fitWidgets, showDefaults } from "./widgets.js";
+import { addStyle, markRows } from "./vue.js";
+import { fitWidgets, keepBounds, showDefaults } from "./widgets.js";
 
-/** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
+/** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
+const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
+const PLAN = { route: "/fewstep/plan", request: planRequest, draw: drawPlan };
+const GUIDANCE = { route: "/fewstep/plan", request: guidanceRequest, draw: drawGuidance };
+
+/** What is drawn in which node. */
 const PLOTS = {
-  FewStepScheduler: { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas },
-  FewStepSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
-  FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
-  FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepScheduler: LEVELS,
+  FewStepSampler: PLAN,
+  FewStepAuto: PLAN,
+  FewStepPlanSampler: PLAN,
+  FewStepGuidance: GUIDANCE,
 };
 
 /** What other nodes have below their widgets. */
 const PANELS = { FewStepCompare: addResults, FewStepSideBySide: addSlider };
+
+/** Colours of the slots and links of our own types, told apart from the host's in both themes. */
+const TYPES = { FEWSTEP_PLAN: "#1fa8a0", FEWSTEP_GUIDANCE: "#93ad2b" };
 
 const WIDTH = 320; // of a new node: names and values in full
 
@@ -47,9 +60,10 @@ app.registerExtension({
     return { FEWSTEP_BOX: makeBox };
   },
 
-  addCustomNodeDefs(definitions) {
+  async addCustomNodeDefs(definitions) {
     boxesIn(definitions);
-    return translateDefinitions(definitions);
+    await translateDefinitions(definitions);
+    cutTooltips(definitions);
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {
@@ -58,6 +72,14 @@ app.registerExtension({
 
   setup() {
     searchByWords(words);
+    for (const [type, value] of Object.entries(TYPES)) {
+      // The front end sets the colours of all types anew with each theme, those that the theme does not know to none.
+      const colour = { get: () => value, set() {}, configurable: true, enumerable: true };
+      for (const colours of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors]) {
+        Object.defineProperty(colours, type, colour);
+      }
+    }
+    addStyle(`:root { ${Object.entries(TYPES).map(([type, value]) => `--color-datatype-${type}: ${value};`).join(" ")} }`);
   },
 
   afterConfigureGraph() {
@@ -73,18 +95,21 @@ app.registerExtension({
       showDefaults(node, own);
       fitWidgets(node, own);
     }
+    fitTooltips(node, own);
+    markRows(node);
     node.fewstepOptions = own;
     const panel = PANELS[node.comfyClass];
     if (panel) panel(node);
     const plot = PLOTS[node.comfyClass];
     if (plot) addPlot(node, plot);
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
-    if (own || plot || panel) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
-    after(node, "onConfigure", () => own && fitWidgets(node, own));
+    if (own || plot || panel) node.setSize([node.size[0], node.computeSize()[1]]);
+    node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
+    if (node.comfyClass === "FewStepFilmStrip") find(node, "control_after_generate").value = "fixed"; // as in Compare
+    after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {
-      if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
-      if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
+      if (output?.fewstep_levels) learn(node, output.fewstep_levels[0], output.fewstep_model?.[0]);
       node.fewstepPlan = output?.fewstep_plan?.[0];
       for (const widget of node.widgets ?? []) widget.shows?.(output);
       refreshAll();
@@ -92,12 +117,17 @@ app.registerExtension({
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
         if (own && widget.name === own.choice) fitWidgets(node, own);
+        else if (own) keepBounds(node, own, widget);
         delete node.fewstepPlan; // of a run with other values
         refreshAll();
       });
     }
   },
 });
+
+function find(node, name) {
+  return node.widgets.find((widget) => widget.name === name);
+}
 
 /** Calls `then` after a method, which need not exist. */
 function after(object, name, then) {

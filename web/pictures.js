@@ -1,40 +1,100 @@
-/** The drawings: noise levels of a schedule, evaluations of a sampler. */
+/**
+ * The drawings: noise levels of a schedule, evaluations of a sampler, guidance along a run.
+ *
+ * Each is a function (pen, area, answer, view) that draws and gives a `Drawing`. `view` is {log, plain, hover}: whether
+ * the axis of the noise is logarithmic, whether nothing but the curves is drawn, and the point under the cursor.
+ */
 
-const BLUE = "#56b4e9";
-const ORANGE = "#e69f00";
-const MARGIN = { left: 40, right: 12, top: 24, bottom: 36 };
-const MANY = 24; // evaluations whose orders no longer fit
+import { colours } from "./colours.js";
 
-/** The levels of a schedule, and the host's karras as a faint line. */
-export function drawSigmas(pen, area, { sigmas, karras, levels }, log) {
-  const axes = new Axes(pen, area, [0, Math.max(sigmas.length, karras.length) - 1], [...sigmas, ...karras], log);
+const MARGIN = { left: 44, right: 14, top: 38, bottom: 36 };
+const PLAIN = { left: 8, right: 8, top: 8, bottom: 8 }; // curves alone
+const DOTS = 60; // points that can be told apart
+const ORDERS = 24; // evaluations whose orders fit below the axis
+const SCALES = 12; // scales of guidance that do
+const NEAR = 9; // pixels from a point that belong to it
+const SAME = 0.01; // of levels that are not told apart
+
+/** The levels of a schedule, and the host's karras in grey. */
+export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
+  const last = sigmas.length - 1;
+  const axes = new Axes(pen, area, Math.max(last, karras.length - 1), [...sigmas, ...karras], view);
+  const [title, below] = [`${counted(last, "step")}, sigma ${short(sigmas[0])} to ${short(sigmas[last])}`, range(levels)];
+  const compared = karras.length !== 0 && !sameLevels(karras, sigmas);
   axes.grid();
-  axes.line(karras, faint(), 2);
-  axes.line(sigmas, BLUE, 1.5);
-  if (sigmas.length <= 4 * MANY) sigmas.forEach((sigma, i) => axes.dot(i, sigma, BLUE));
-  const steps = sigmas.length - 1;
-  axes.above(`${steps} step${steps === 1 ? "" : "s"}: sigma ${short(sigmas[0])} to ${short(sigmas[steps])}`);
-  axes.below(`${range(levels)}; ${log ? "log" : "linear"} axis`);
+  if (compared) axes.line(karras, axes.colours.compared);
+  axes.line(sigmas, axes.colours.levels);
+  axes.dots(sigmas, () => false);
+  axes.numbers("step");
+  axes.legend(compared ? [["karras", axes.colours.compared]] : []);
+  return axes.finish(title, below, sigmas, (i) => `step ${i}: sigma ${short(sigmas[i])}`);
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
-export function drawPlan(pen, area, answer, log) {
+export function drawPlan(pen, area, answer, view) {
   const { label, order, evaluations, guidance, passes, at_most } = answer;
-  const levelsSeen = evaluations.map(({ sigma }) => sigma);
-  const levels = evaluations.map(({ level }) => level); // higher where the option `detail` lowers what the model is told
-  const both = [...levelsSeen, ...levels];
-  const axes = new Axes(pen, area, [0, Math.max(1, evaluations.length - 1)], both, log, guidance ? 34 : 0);
+  const told = evaluations.map(({ sigma }) => sigma);
+  const levels = evaluations.map(({ level }) => level); // higher where the option `detail` lowers what the model is given
+  const lowered = levels.some((level, i) => level !== told[i]);
+  const axes = new Axes(pen, area, evaluations.length - 1, [...levels, ...told], view, guidance ? 26 : 0);
   axes.grid();
-  if (levels.some((level, i) => level !== levelsSeen[i])) axes.line(levels, faint(), 2);
-  if (guidance) axes.steps(guidance, ORANGE);
-  axes.line(levelsSeen, BLUE, 1.5);
-  evaluations.forEach(({ sigma, order, noise }, i) => {
-    axes.dot(i, sigma, BLUE, noise);
-    if (evaluations.length <= MANY) axes.under(i, order);
-  });
+  if (guidance) axes.scales(guidance);
+  if (lowered) axes.line(told, axes.colours.compared, [4, 3]);
+  axes.line(levels, axes.colours.levels);
+  axes.dots(levels, (i) => evaluations[i].noise);
+  axes.below("order", evaluations.length <= ORDERS ? evaluations.map((evaluation) => evaluation.order) : []);
+  axes.legend([
+    ...(lowered ? [["given to the model", axes.colours.compared]] : []),
+    ...(guidance ? [["cfg", axes.colours.guidance]] : []),
+  ]);
   const total = passes === null ? "" : `, ${at_most ? "at most " : ""}${passes} passes`;
-  axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  axes.below(`${over(answer)}; ${log ? "log" : "linear"} axis`);
+  const title = `${label}: ${counted(evaluations.length, "evaluation")}${total}, order ${order}`;
+  return axes.finish(title, over(answer), levels, (i) => {
+    const { level, order, noise } = evaluations[i];
+    const scale = guidance ? `, cfg ${short(guidance[i])}` : "";
+    return `evaluation ${i + 1}: sigma ${short(level)}, order ${order}${scale}${noise ? ", adds noise" : ""}`;
+  });
+}
+
+/** Which evaluations have guidance, and what those without save. */
+export function drawGuidance(pen, area, answer, view) {
+  const { evaluations, guidance, passes, at_most } = answer;
+  const levels = evaluations.map(({ sigma }) => sigma);
+  const axes = new Axes(pen, area, evaluations.length - 1, levels, view, 26);
+  const guided = guidance.filter((scale) => scale !== 1).length;
+  axes.grid();
+  axes.line(levels, axes.colours.levels);
+  axes.scales(guidance, true);
+  axes.dots(levels, (i) => guidance[i] === 1);
+  axes.below("cfg", evaluations.length <= SCALES ? guidance.map(short) : []);
+  axes.legend([["cfg", axes.colours.guidance]]);
+  const whole = 2 * evaluations.length;
+  const saved = passes < whole ? `, ${Math.round(100 * (1 - passes / whole))} % of the time saved` : "";
+  const title = `guidance in ${guided} of ${counted(evaluations.length, "evaluation")}${at_most ? " at most" : ""}${saved}`;
+  return axes.finish(title, over(answer), levels, (i) =>
+    `evaluation ${i + 1}: sigma ${short(levels[i])}, ${guidance[i] === 1 ? "no guidance" : `cfg ${short(guidance[i])}`}`,
+  );
+}
+
+/** A message in the place of a drawing. */
+export function drawError(pen, { left, top, width, height }, text) {
+  pen.font = "11px sans-serif";
+  pen.fillStyle = colours().error;
+  pen.textAlign = "left";
+  pen.textBaseline = "top";
+  let line = "";
+  let y = top + 12;
+  for (const word of [...text.split(/\s+/), null]) {
+    const longer = word === null ? null : `${line}${line && " "}${word}`;
+    if (longer !== null && pen.measureText(longer).width < width - 24) {
+      line = longer;
+      continue;
+    }
+    if (y < top + height - 12) pen.fillText(line, left + 12, y);
+    line = word;
+    y += 15;
+  }
+  return { summary: text };
 }
 
 /** What a plan is drawn over. */
@@ -46,17 +106,19 @@ function over({ assumed, published, unknown, levels }) {
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {
-  if (!known) return "assumed range: Stable Diffusion";
+  if (!known) return "range of Stable Diffusion, until a run";
   return `range of ${flow ? "a flow model" : "the model"}, ${short(sigma_min)} to ${short(sigma_max)}`;
 }
 
 class Axes {
-  constructor(pen, { left, top, width, height }, xs, ys, log, right = 0) {
-    Object.assign(this, { pen, xs, log, centre: left + width / 2 });
-    this.left = left + MARGIN.left;
-    this.right = left + width - MARGIN.right - right;
-    this.top = top + MARGIN.top;
-    this.bottom = top + height - MARGIN.bottom;
+  /** Points 0 to `last` from left to right; `right` more pixels are left for a second axis. */
+  constructor(pen, { left, top, width, height }, last, ys, { log, plain, hover }, right = 0) {
+    const margin = plain ? PLAIN : MARGIN;
+    Object.assign(this, { pen, log, plain, hover, last: Math.max(last, 1), area: { left, width }, colours: colours() });
+    this.left = left + margin.left;
+    this.right = left + width - margin.right - (plain ? 0 : right);
+    this.top = top + margin.top;
+    this.bottom = top + height - margin.bottom;
     const positive = ys.filter((y) => y > 0);
     this.max = Math.max(...positive);
     this.lowest = Math.min(...positive);
@@ -64,11 +126,11 @@ class Axes {
     this.min = log ? this.lowest / 3 : 0;
     pen.font = "10px sans-serif";
     pen.textBaseline = "middle";
+    pen.lineJoin = "round";
   }
 
   x(i) {
-    const [first, last] = this.xs;
-    return this.left + ((i - first) / (last - first || 1)) * (this.right - this.left);
+    return this.left + (i / this.last) * (this.right - this.left);
   }
 
   /** Zero is at the bottom, on a logarithmic axis too. */
@@ -79,10 +141,17 @@ class Axes {
     return this.bottom - share * (this.bottom - this.top);
   }
 
+  /** The value at a height. */
+  valueAt(y) {
+    const share = (this.bottom - y) / (this.bottom - this.top);
+    return this.log ? this.min * (this.max / this.min) ** share : this.min + share * (this.max - this.min);
+  }
+
   grid() {
+    if (this.plain) return;
     const { pen } = this;
-    pen.strokeStyle = faint();
-    pen.lineWidth = 0.5;
+    pen.strokeStyle = this.colours.grid;
+    pen.lineWidth = 1;
     for (const tick of this.ticks()) {
       pen.beginPath();
       pen.moveTo(this.left, this.y(tick));
@@ -96,69 +165,126 @@ class Axes {
     if (!this.log) return [0, this.max / 2, this.max];
     const decades = [];
     for (let e = Math.ceil(Math.log10(this.lowest)); 10 ** e <= this.max; e++) decades.push(10 ** e);
-    return [...(this.zero ? [0] : []), ...(decades.length > 1 ? decades : [this.lowest, this.max])];
+    const few = Math.ceil(decades.length / Math.max(2, (this.bottom - this.top) / 18));
+    const shown = decades.filter((_, i) => i % few === 0);
+    return [...(this.zero ? [0] : []), ...(decades.length > 1 ? shown : [this.lowest, this.max])];
   }
 
-  line(values, colour, width) {
+  line(values, colour, dashes = []) {
     const { pen } = this;
     pen.strokeStyle = colour;
-    pen.lineWidth = width;
+    pen.lineWidth = this.plain ? 3 : 1.5;
+    pen.setLineDash(dashes);
     pen.beginPath();
     values.forEach((value, i) => pen.lineTo(this.x(i), this.y(value)));
     pen.stroke();
+    pen.setLineDash([]);
   }
 
-  /** A circle, empty for an evaluation that is followed by added noise. */
-  dot(i, value, colour, empty = false) {
+  /** Circles, empty where `empty` says so; the one under the cursor is larger. */
+  dots(values, empty) {
     const { pen } = this;
-    pen.beginPath();
-    pen.arc(this.x(i), this.y(value), 2.5, 0, 2 * Math.PI);
-    pen.fillStyle = empty ? LiteGraph.WIDGET_BGCOLOR : colour;
-    pen.strokeStyle = colour;
-    pen.lineWidth = 1;
-    pen.fill();
-    pen.stroke();
-  }
-
-  /** Guidance scales, on an axis of their own from 0 up, at the right. */
-  steps(values, colour) {
-    const { pen } = this;
-    const most = Math.max(1, ...values);
-    const y = (value) => this.bottom - (Math.max(0, value) / most) * (this.bottom - this.top);
-    const half = (this.x(1) - this.x(0)) / 2;
-    pen.strokeStyle = colour;
-    pen.lineWidth = 1;
-    pen.beginPath();
     values.forEach((value, i) => {
-      pen.lineTo(Math.max(this.left, this.x(i) - half), y(value));
-      pen.lineTo(Math.min(this.right, this.x(i) + half), y(value));
+      if (this.plain || (values.length > DOTS && i !== this.hover)) return;
+      pen.beginPath();
+      pen.arc(this.x(i), this.y(value), i === this.hover ? 4.5 : 2.5, 0, 2 * Math.PI);
+      pen.fillStyle = empty(i) ? this.colours.background : this.colours.levels;
+      pen.strokeStyle = this.colours.levels;
+      pen.lineWidth = 1;
+      pen.fill();
+      pen.stroke();
     });
+  }
+
+  /** Guidance scales, on an axis of their own at the right. Filled from 1, which is no guidance, up or down. */
+  scales(values, filled = false) {
+    const { pen } = this;
+    const [low, high] = [Math.min(0, ...values), Math.max(1, ...values)];
+    const y = (value) => this.bottom - ((value - low) / (high - low)) * (this.bottom - this.top);
+    const half = (this.x(1) - this.x(0)) / 2;
+    const path = () =>
+      values.forEach((value, i) => {
+        pen.lineTo(Math.max(this.left, this.x(i) - half), y(value));
+        pen.lineTo(Math.min(this.right, this.x(i) + half), y(value));
+      });
+    pen.strokeStyle = pen.fillStyle = this.colours.guidance;
+    if (filled) {
+      pen.globalAlpha *= 0.25;
+      pen.beginPath();
+      pen.moveTo(this.left, y(1));
+      path();
+      pen.lineTo(Math.min(this.right, this.x(values.length - 1) + half), y(1));
+      pen.fill();
+      pen.globalAlpha *= 4;
+    }
+    pen.lineWidth = this.plain ? 3 : 1.5;
+    pen.beginPath();
+    path();
     pen.stroke();
-    this.text(`cfg ${short(most)}`, this.right + 4, this.top, "left", colour);
+    for (const tick of new Set([high, low])) this.text(short(tick), this.right + 5, y(tick), "left", this.colours.guidance);
   }
 
-  under(i, text) {
-    this.text(String(text), this.x(i), this.bottom + 10, "center");
+  /** Numbers of the points on the axis, and what they count. */
+  numbers(name) {
+    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((by) => this.last / by <= 12) ?? 1000;
+    this.below(name, Array.from({ length: this.last + 1 }, (_, i) => (i % step ? "" : i)));
   }
 
-  above(text) {
-    this.text(text, this.centre, this.top - 13, "center", LiteGraph.WIDGET_TEXT_COLOR);
+  /** Words below the points, and before them what they are. */
+  below(name, words) {
+    words.forEach((word, i) => this.text(String(word), this.x(i), this.bottom + 10, "center"));
+    if (words.length) this.text(name, this.left - 10, this.bottom + 10, "right", undefined, MARGIN.left - 12);
   }
 
-  below(text) {
-    this.text(text, this.centre, this.bottom + 25, "center");
+  /** What lines of other colours are, in a row at the right above the axes. */
+  legend(entries) {
+    let right = this.right;
+    for (const [name, colour] of entries) {
+      this.text(name, right, this.top - 12, "right", colour);
+      right -= this.pen.measureText(name).width + 12;
+    }
   }
 
-  text(text, x, y, align, colour = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR) {
+  /** Title, name of the axis and what is drawn; under the cursor the values there take the title's place. */
+  finish(title, below, values, at) {
+    const { hover, colours, left, area } = this;
+    const seen = hover !== null && hover < values.length;
+    const centre = area.left + area.width / 2;
+    this.text(seen ? at(hover) : title, centre, this.top - 27, "center", colours.text);
+    this.text("noise (sigma)", left - 34, this.top - 12, "left", colours.levels);
+    this.text(below, area.left + 10, this.bottom + 26, "left", undefined, area.width - 70);
+    this.text(this.log ? "log" : "linear", this.area.left + area.width - 10, this.bottom + 26, "right");
+    const nearest = (x) => Math.min(values.length - 1, Math.max(0, Math.round(((x - left) / (this.right - left)) * this.last)));
+    return {
+      summary: `${title}; ${below}`,
+      /** The point below or above a place. */
+      nearest,
+      /** The point at a place, or null. */
+      pointAt: (x, y) => {
+        const i = nearest(x);
+        return Math.hypot(this.x(i) - x, this.y(values[i]) - y) <= NEAR ? i : null;
+      },
+      /** Where a point is. */
+      place: (i) => [this.x(i), this.y(values[i])],
+      valueAt: (y) => this.valueAt(y),
+    };
+  }
+
+  text(text, x, y, align, colour = this.colours.dim, room = this.area.width - 12) {
+    if (this.plain) return;
     const { pen } = this;
     pen.fillStyle = colour;
     pen.textAlign = align;
-    pen.fillText(text, x, y, this.right + MARGIN.right - this.left + MARGIN.left);
+    pen.fillText(text, x, y, room);
   }
 }
 
-function faint() {
-  return LiteGraph.WIDGET_OUTLINE_COLOR;
+function sameLevels(a, b) {
+  return a.length === b.length && a.every((level, i) => Math.abs(level - b[i]) <= SAME * level);
+}
+
+function counted(number, what) {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
 }
 
 function short(number) {

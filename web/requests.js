@@ -1,25 +1,36 @@
 /** What the server is asked for a plot: nodes with the values of their widgets, found by following the links. */
 
+import { app } from "../../scripts/app.js";
+import { known } from "./known.js";
+
 const FAR = 50; // links that are followed at most
-const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto", "ManualSigmas"];
+const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto", "ManualSigmas", "BasicScheduler"];
+const WITH_SAMPLER = ["FewStepSampler", "FewStepPlanSampler", "FewStepAuto"];
+const PREFIX = "fewstep_"; // of our samplers in the host's lists
+const INPUTS = -10; // the id that a link of a subgraph has where it comes from the outside
 
 /** For POST /fewstep/sigmas. */
 export function sigmasRequest(node) {
-  return { node: described(node), levels: node.properties.levels };
+  return { node: described(node), levels: known(node)?.levels };
 }
 
 /** For POST /fewstep/plan. The schedule and the guidance are those of the node that samples, if it is connected. */
 export function planRequest(node) {
   const sampling = takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null;
+  return { ...runOf(node, sampling), node: described(node), guidance: sampling && guidanceOf(sampling) };
+}
+
+/** The same for a node with guidance: the run that it guides. */
+export function guidanceRequest(node) {
+  const sampling = guidedBy(node);
+  return { ...runOf(node, sampling), node: samplerOf(sampling), guidance: described(node) };
+}
+
+/** The levels of the run that a node belongs to, and what is known of its model. */
+function runOf(node, sampling) {
   const { schedule, sigmas } = sampling ? scheduleOf(sampling) : {};
-  const { levels, model } = schedule?.properties?.levels ? schedule.properties : node.properties;
-  return {
-    node: described(node),
-    levels,
-    model,
-    sigmas,
-    guidance: sampling && guidanceOf(sampling),
-  };
+  const { levels, model } = known(schedule) ?? known(sampling) ?? known(node) ?? {};
+  return { levels, model, sigmas };
 }
 
 /** A node as {type, inputs}: the values of its widgets, and the nodes of ours that it is connected to. */
@@ -40,15 +51,50 @@ function described(node) {
   return { type: node.comfyClass, inputs };
 }
 
-/** The node that a node takes its levels from, and how: as it is, or the part of SplitSigmas. */
+/**
+ * The node that a node takes its levels from, and how: as it is, or the part of SplitSigmas. A KSampler is its own, and
+ * does what BasicScheduler does.
+ */
 function scheduleOf(node) {
+  if (valueOf(node, "scheduler") !== undefined && !slot(node, "sigmas")) return { schedule: node, sigmas: ofKSampler(node) };
   const { from, output } = source(node, "sigmas") ?? {};
   if (from?.comfyClass === "SplitSigmas") {
     const { schedule, sigmas } = scheduleOf(from);
-    const step = valueOf(from, "step");
-    return { schedule, sigmas: sigmas && { type: "SplitSigmas", inputs: { sigmas, step }, output } };
+    return { schedule, sigmas: sigmas && split(sigmas, valueOf(from, "step"), output) };
   }
   return { schedule: from, sigmas: WITH_LEVELS.includes(from?.comfyClass) ? described(from) : null };
+}
+
+function ofKSampler(node) {
+  const [scheduler, steps] = [valueOf(node, "scheduler"), valueOf(node, "steps")];
+  const [start, end] = [valueOf(node, "start_at_step") ?? 0, valueOf(node, "end_at_step") ?? steps];
+  let sigmas = { type: "BasicScheduler", inputs: { scheduler, steps, denoise: valueOf(node, "denoise") ?? 1 } };
+  if (end < steps) sigmas = split(sigmas, end, 0);
+  return start > 0 ? split(sigmas, start, 1) : sigmas;
+}
+
+function split(sigmas, step, output) {
+  return { type: "SplitSigmas", inputs: { sigmas, step }, output };
+}
+
+/** The sampler of a node that samples. One of the host is drawn as euler, with one evaluation a step. */
+function samplerOf(sampling) {
+  const from = sampling && origin(sampling, "sampler");
+  if (WITH_SAMPLER.includes(from?.comfyClass)) return described(from);
+  const name = sampling && valueOf(sampling, "sampler_name");
+  return { type: "FewStepSampler", inputs: { sampler: name?.startsWith(PREFIX) ? name.slice(PREFIX.length) : "euler" } };
+}
+
+/** The node that samples with the guidance, guider or model that a node gives. */
+function guidedBy(node, left = FAR) {
+  for (const { type } of left > 0 ? (node.outputs ?? []) : []) {
+    if (!["FEWSTEP_GUIDANCE", "GUIDER", "MODEL"].includes(type)) continue;
+    for (const taker of takers(node, type)) {
+      const found = slot(taker, "sigmas") || valueOf(taker, "sampler_name") ? taker : guidedBy(taker, left - 1);
+      if (found) return found;
+    }
+  }
+  return null;
 }
 
 /** The guidance of a node that samples: a scale, a FewStepGuidance node, or null where it is not known. */
@@ -89,31 +135,62 @@ function linkedValue(node, name) {
   return simple ? from.widgets?.[0]?.value : undefined;
 }
 
+/** Whether a link feeds a widget. */
+export function isFed(node, name) {
+  return source(node, name) !== null;
+}
+
 function slot(node, name) {
   return node.inputs?.find((input) => input.name === name);
 }
 
-/** The node at the other end of an input, through reroutes. */
-function origin(node, name) {
+/** The node at the other end of an input. */
+export function origin(node, name) {
   return source(node, name)?.from ?? null;
 }
 
 /** That node, and which of its outputs it is. */
 function source(node, name) {
-  let [at, i] = [node, node.inputs?.findIndex((input) => input.name === name) ?? -1];
-  for (let links = 0; i >= 0 && links < FAR; links++) {
-    if (at.isSubgraphNode?.()) return null; // gives the links inside
-    const link = at.getInputLink(i);
-    const from = link && at.graph.getNodeById(link.origin_id);
-    if (from?.type !== "Reroute") return from ? { from, output: link.origin_slot } : null;
+  return sourceOf(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
+}
+
+/** The same by the number of the input: through reroutes, and in and out of subgraphs. */
+function sourceOf(at, i) {
+  for (let links = 0; at && i >= 0 && links < FAR; links++) {
+    const link = LiteGraph.LGraphNode.prototype.getInputLink.call(at, i); // subgraph nodes have another one
+    if (!link) return null;
+    let [from, output] = [at.graph.getNodeById(link.origin_id), link.origin_slot];
+    if (Number(link.origin_id) === INPUTS) {
+      [at, i] = [holder(at.graph), link.origin_slot];
+      continue;
+    }
+    for (let within = 0; from?.isSubgraphNode?.() && within < FAR; within++) {
+      const inner = from.subgraph.outputNode.slots[output]?.getLinks()[0];
+      [from, output] = inner ? [from.subgraph.getNodeById(inner.origin_id), inner.origin_slot] : [];
+    }
+    if (from?.type !== "Reroute") return from ? { from, output } : null;
     [at, i] = [from, 0];
   }
   return null;
 }
 
-/** The nodes that take an output of a type, through reroutes. */
+/** The nodes that take an output of a type of a node. */
 function takers(node, type) {
-  return (node.outputs ?? [])
-    .flatMap((output, i) => (output.type === type || node.type === "Reroute" ? (node.getOutputNodes(i) ?? []) : []))
-    .flatMap((to) => (to.type === "Reroute" ? takers(to, type) : [to]));
+  return graphs()
+    .flatMap((graph) => graph.nodes)
+    .filter((other) => !other.isSubgraphNode?.() && other.inputs?.some((input, i) => takes(other, i, input, type, node)));
+}
+
+function takes(other, i, input, type, node) {
+  return input.type === type && sourceOf(other, i)?.from === node;
+}
+
+/** The node that stands for a subgraph; of several the first. */
+function holder(subgraph) {
+  return graphs().flatMap((graph) => graph.nodes).find((node) => node.subgraph === subgraph); // prettier-ignore
+}
+
+function graphs() {
+  const root = app.graph.rootGraph ?? app.graph;
+  return [root, ...(root.subgraphs?.values() ?? [])];
 }

@@ -2,17 +2,36 @@
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
-/** Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order. */
-export function fitWidgets(node, { choice, widgets }) {
+/**
+ * Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order.
+ *
+ * The node becomes as much lower or higher as they need, and keeps what it was made higher by hand; one that has just been
+ * loaded keeps its height.
+ */
+export function fitWidgets(node, { choice, widgets }, { saved = false } = {}) {
   const known = new Set(Object.values(widgets).flatMap(Object.keys));
   const chosen = widgets[find(node, choice).value];
   if (!chosen) return; // a choice of another version, or a widget that is fed by a link
+  const more = Math.max(0, node.size[1] - node.computeSize()[1]);
   for (const widget of node.widgets) {
     if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
   }
-  node.setSize([node.size[0], node.computeSize()[1]]);
+  const least = node.computeSize()[1];
+  node.setSize([node.size[0], saved ? Math.max(least, node.size[1]) : least + more]);
   node.setDirtyCanvas(true, true);
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
+}
+
+/** Refuses numbers that the choice does not take: one beyond a bound becomes the bound, or the default below the lowest. */
+export function keepBounds(node, { choice, bounds = {} }, widget) {
+  const [low, high] = bounds[find(node, choice).value]?.[widget.name] ?? [];
+  const { value } = widget;
+  if (low !== undefined && !UNSET.includes(value)) {
+    const least = widget.options.min < low && widget.lastKept >= low ? UNSET[0] : low; // on the way down
+    if (value < low) widget.value = least;
+    if (value > high) widget.value = high;
+  }
+  widget.lastKept = widget.value;
 }
 
 function show(widget, visible) {
@@ -34,18 +53,21 @@ function isLinked(node, widget) {
   return Boolean(node.graph) && slot >= 0 && node.isInputConnected(slot);
 }
 
-/** Shows what "default" means for the choice, "default: midpoint" in the place of "default" or -1, and "auto" for 0. */
-export function showDefaults(node, { choice, widgets, automatic = [] }) {
+/**
+ * Shows what a value means that stands for another: "default: midpoint" in the place of "default" or -1, and the words of
+ * `words`, such as "auto" for 0. `widget.said` gives that text, or null, for Vue nodes, which do not ask for it.
+ */
+export function showDefaults(node, { choice, widgets, words = {} }) {
   for (const widget of node.widgets) {
     const plain = accessor(widget, "_displayValue");
     if (!plain || widget.name === choice) continue;
-    Object.defineProperty(widget, "_displayValue", {
-      get() {
-        if (automatic.includes(widget.name) && this.value === 0) return "auto";
-        const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
-      },
-    });
+    widget.said = () => {
+      const word = words[widget.name]?.[widget.value];
+      if (word !== undefined) return word;
+      const value = widgets[find(node, choice).value]?.[widget.name];
+      return UNSET.includes(widget.value) && value != null ? `default: ${written(value)}` : null;
+    };
+    Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
   }
 }
 

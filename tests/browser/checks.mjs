@@ -9,7 +9,7 @@
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { add, answer, clear, design, open, picture, plotElement, set } from "./session.mjs";
+import { add, answer, clear, design, open, picture, plotElement, pointOf, set } from "./session.mjs";
 
 const given = JSON.parse(process.argv[2]);
 const checks = new Map();
@@ -86,11 +86,219 @@ both("the sigma plot follows the widgets", async ({ page }) => {
   assert.notDeepEqual(second.sigmas, second.karras);
   const after = await picture(page, id);
   assert.ok(!before.equals(after), "the picture has not changed");
-  await click(page, id, "plot");
-  assert.ok(!after.equals(await picture(page, id)), "a click does not change the axis");
   await set(page, id, "schedule", "karras");
-  await set(page, id, "rho", 0.5);
-  assert.match((await answer(page, id)).error, /rho/);
+  await page.evaluate((id) => (app.graph.getNodeById(id).widgets.find((w) => w.name === "rho").value = 0.5), id);
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.match((await answer(page, id)).error, /rho/); // as of a workflow that was written by hand
+});
+
+/** What a plot shows beside its answer, and where its node is. */
+function state(page, id) {
+  return page.evaluate((id) => {
+    const node = app.graph.getNodeById(id);
+    const { hover, area } = node.widgets.find((widget) => widget.name === "plot");
+    return { axis: node.properties.plot ?? "log", pos: [...node.pos], size: [...node.size], hover, height: area?.height };
+  }, id);
+}
+
+const valueOf = (page, id, name) =>
+  page.evaluate(([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value, [id, name]);
+
+/** Presses, moves in steps and releases. */
+async function dragged(page, [x, y], [dx, dy]) {
+  await page.mouse.move(x, y);
+  await page.mouse.down();
+  for (let part = 1; part <= 5; part++) await page.mouse.move(x + (dx * part) / 5, y + (dy * part) / 5);
+  await page.mouse.up();
+}
+
+both("on the plot a click changes the axis, a drag moves the node, and the cursor shows values", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  const [x, y] = await pointOf(page, id, 4);
+  const before = await state(page, id);
+  await page.mouse.move(x, y - 2);
+  await eventually(page, async () => assert.equal((await state(page, id)).hover, 4));
+  await page.mouse.move(5, 5);
+  await eventually(page, async () => assert.equal((await state(page, id)).hover, null));
+  await page.mouse.click(x, y + 30);
+  await eventually(page, async () => assert.equal((await state(page, id)).axis, "linear"));
+  assert.deepEqual((await state(page, id)).pos, before.pos);
+  await page.waitForTimeout(500); // else it is half of a double click
+  await dragged(page, [x, y + 30], [80, 50]);
+  await eventually(page, async () => close((await state(page, id)).pos, [before.pos[0] + 80, before.pos[1] + 50], 3));
+  assert.equal((await state(page, id)).axis, "linear");
+});
+
+both("a level is moved by hand on the plot, and the list is undone in one step", async ({ page }) => {
+  await page.evaluate(() => app.extensionManager.command.execute("Comfy.NewBlankWorkflow")); // which has a history
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const { sigmas } = await answer(page, id);
+  await page.waitForTimeout(500);
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState());
+  const before = await state(page, id);
+  await dragged(page, await pointOf(page, id, 3), [0, 14]);
+  const moved = (await answer(page, id)).sigmas;
+  assert.equal(await valueOf(page, id, "schedule"), "manual");
+  assert.ok(moved[3] < 0.95 * sigmas[3] && moved[3] > sigmas[4], `${moved[3]}`);
+  close(moved.filter((_, i) => i !== 3), sigmas.filter((_, i) => i !== 3), 1e-4);
+  assert.deepEqual((await state(page, id)).pos, before.pos);
+  await page.waitForTimeout(300);
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo());
+  await page.waitForTimeout(300);
+  assert.equal(await valueOf(page, id, "schedule"), "karras");
+  assert.deepEqual((await answer(page, id)).sigmas, sigmas);
+});
+
+both("the plot fills its node, which keeps a height set by hand", async ({ page, vue }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler");
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  const { size: [width, tall], height: before } = await state(page, id); // prettier-ignore
+  const corner = page.locator(`[data-node-id="${id}"] .cursor-se-resize`).last();
+  if (vue) {
+    const { x, y, width, height } = await corner.boundingBox();
+    await dragged(page, [x + width / 2, y + height / 2], [0, 90]);
+  } else {
+    await page.evaluate(([id, size]) => app.graph.getNodeById(id).setSize(size), [id, [width, tall + 90]]);
+    await page.evaluate(() => app.graph.setDirtyCanvas(true, true));
+  }
+  await page.waitForTimeout(1000);
+  const { height } = await state(page, id);
+  close([height], [before + 90], 6);
+  await set(page, id, "sampler", "euler"); // three widgets less
+  await answer(page, id);
+  await page.waitForTimeout(500);
+  assert.ok((await state(page, id)).height >= height - 6);
+  if (vue) return;
+  const { size } = await state(page, id);
+  await page.evaluate(() => app.loadGraphData(app.graph.serialize()));
+  await page.waitForTimeout(300);
+  assert.deepEqual((await state(page, id)).size, size);
+});
+
+check("plots are seen: contrast, no dots where there are many, curves alone in the distance, errors in red", async ({ page }) => {
+  for (const theme of ["light", "dark"]) {
+    await page.evaluate((theme) => app.extensionManager.setting.set("Comfy.ColorPalette", theme), theme);
+    const seen = await page.evaluate(async () => {
+      const { colours, contrast } = await import("/extensions/fewstep/colours.js");
+      const { drawSigmas, drawError } = await import("/extensions/fewstep/pictures.js");
+      const { background, grid, ...inks } = colours();
+      const drawn = (count, plain) => {
+        const calls = { arc: 0, fillText: 0, stroke: 0 };
+        const pen = document.createElement("canvas").getContext("2d");
+        for (const name of Object.keys(calls)) pen[name] = () => calls[name]++;
+        const sigmas = Array.from({ length: count }, (_, i) => 10 * (1 - i / count) + 0.01);
+        const levels = { sigma_min: 0.03, sigma_max: 14.6, known: false };
+        drawSigmas(pen, { left: 0, top: 0, width: 300, height: 180 }, { sigmas, karras: [], levels }, { log: true, plain, hover: null });
+        return calls;
+      };
+      const pen = document.createElement("canvas").getContext("2d");
+      drawError(pen, { left: 0, top: 0, width: 300, height: 180 }, "wrong");
+      return {
+        contrasts: Object.fromEntries(Object.entries(inks).map(([name, ink]) => [name, contrast(ink, background)])),
+        few: drawn(11, false), many: drawn(62, false), plain: drawn(11, true), error: [pen.fillStyle, inks.error],
+      }; // prettier-ignore
+    });
+    for (const [name, ratio] of Object.entries(seen.contrasts)) assert.ok(ratio >= 3, `${theme}: ${name} ${ratio}`);
+    assert.equal(seen.few.arc, 11);
+    assert.equal(seen.many.arc, 0);
+    assert.deepEqual(seen.plain, { arc: 0, fillText: 0, stroke: 1 });
+    assert.equal(...seen.error);
+    const [red, green] = [1, 3].map((i) => parseInt(seen.error[0].slice(i, i + 2), 16));
+    assert.ok(red > 2 * green, seen.error[0]);
+  }
+});
+
+check("in Vue nodes a plot says in words what it shows", async ({ page }) => {
+  await clear(page);
+  await design(page, true);
+  const id = await add(page, "FewStepScheduler");
+  await answer(page, id);
+  await page.getByRole("img", { name: /10 steps, sigma 14\.6 to 0/ }).waitFor({ timeout: 5000 });
+});
+
+both("the guidance plot shows the interval and what it saves, for a guider and for a patch", async ({ page }) => {
+  await clear(page);
+  const guidance = await add(page, "FewStepGuidance");
+  const example = await answer(page, guidance);
+  assert.equal(example.assumed, true);
+  assert.equal(example.guidance.length, 10);
+  assert.equal(example.passes, 10 + example.guidance.filter((scale) => scale !== 1).length);
+  const [patch, sampler] = [await add(page, "FewStepGuidancePatch", [400, 0]), await add(page, "KSampler", [700, 0])];
+  await connect(page, guidance, 0, patch, "guidance");
+  await connect(page, patch, 0, sampler, "model");
+  await set(page, sampler, "steps", 6);
+  await set(page, sampler, "sampler_name", "fewstep_dpmpp_2s");
+  await set(page, sampler, "scheduler", "exponential");
+  const patched = await answer(page, guidance);
+  assert.equal(patched.assumed, false);
+  assert.equal(patched.evaluations.length, 11);
+  await set(page, sampler, "denoise", 0.5);
+  assert.ok((await answer(page, guidance)).evaluations[0].sigma < 2);
+  await load(page, "SD1.5 guidance interval");
+  const [own, schedule] = await ids(page, "FewStepGuidance", "FewStepScheduler");
+  await set(page, schedule, "steps", 7);
+  const guided = await answer(page, own);
+  assert.equal(guided.guidance.length, 7);
+  assert.ok(guided.passes < 14);
+});
+
+both("the plan plot follows levels into and out of subgraphs", async ({ page }) => {
+  await load(page, "demo");
+  const [sampler, schedule] = await ids(page, "FewStepSampler", "FewStepScheduler");
+  await set(page, schedule, "steps", 6);
+  assert.equal((await answer(page, sampler)).evaluations.length, 6);
+  const pack = (type) =>
+    page.evaluate((type) => {
+      const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph._nodes.find((node) => node.type === type)]));
+      return [...subgraph.nodes][0].id;
+    }, type);
+  const inside = await pack("FewStepScheduler");
+  await page.waitForTimeout(300);
+  await page.evaluate((id) => {
+    const [subgraph] = app.graph.subgraphs.values();
+    const widget = subgraph.getNodeById(id).widgets.find(({ name }) => name === "steps");
+    widget.value = 7;
+    widget.callback?.(7);
+  }, inside);
+  assert.equal((await answer(page, sampler)).evaluations.length, 7);
+  await pack("SamplerCustom");
+  await page.waitForTimeout(300);
+  const drawn = await answer(page, sampler);
+  assert.equal(drawn.evaluations.length, 7);
+  assert.equal(drawn.assumed, false);
+});
+
+check("levels are remembered for each model", async ({ page }) => {
+  await clear(page);
+  const loader = await add(page, "CLIPLoader"); // any node with a value that can stand for a loader of models
+  const schedules = [await add(page, "FewStepScheduler", [300, 0]), await add(page, "FewStepScheduler", [600, 0])];
+  const known = async (id) => (await answer(page, id)).levels;
+  await page.evaluate((id) => (app.graph.getNodeById(id).outputs[0].type = "MODEL"), loader);
+  for (const id of schedules) await connect(page, loader, 0, id, "model");
+  const values = (value) =>
+    page.evaluate(([id, value]) => (app.graph.getNodeById(id).widgets[0].value = value), [loader, value]);
+  const ran = (id, sigma_max) =>
+    page.evaluate(
+      ([id, levels]) => app.graph.getNodeById(id).onExecuted({ fewstep_levels: [levels], fewstep_model: [{ family: "X" }] }),
+      [id, { sigma_min: 0.01, sigma_max, flow: false, shift: 1 }],
+    );
+  await values("one");
+  await ran(schedules[0], 20);
+  assert.equal((await known(schedules[1])).sigma_max, 20);
+  await values("two");
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.equal((await known(schedules[0])).known, false); // those of "one" are not its own
+  await ran(schedules[1], 30);
+  assert.equal((await known(schedules[0])).sigma_max, 30);
+  await values("one"); // whose results are kept: nothing runs
+  await page.evaluate(() => app.canvas.draw(true, true));
+  assert.deepEqual([(await known(schedules[0])).sigma_max, (await known(schedules[1])).sigma_max], [20, 20]);
 });
 
 both("the plan plot follows sampler, schedule and guidance", async ({ page }) => {
@@ -223,6 +431,117 @@ check("defaults are shown", async ({ page }) => {
   assert.equal(await start(), "auto");
   await set(page, guidance, "sigma_start", 3);
   assert.equal(await start(), "3.00");
+});
+
+both("defaults are said and labels are whole", async ({ page, vue }) => {
+  await clear(page);
+  const [sampler, schedule] = [await add(page, "FewStepSampler"), await add(page, "FewStepScheduler", [400, 0])];
+  const guidance = await add(page, "FewStepGuidance", [850, 0]);
+  await set(page, schedule, "schedule", "linear_quadratic");
+  const wanted = [
+    [sampler, "solver_type", "default: midpoint"], [sampler, "lower_order_final", "default: on"],
+    [schedule, "linear_steps", "half"], [schedule, "end_step", "all"], [schedule, "shift", "auto"], [guidance, "sigma_start", "auto"],
+  ]; // prettier-ignore
+  const shown = ([id, name]) =>
+    page.evaluate(
+      ([id, name]) => {
+        const node = app.graph.getNodeById(id);
+        const widget = node.widgets.find((widget) => widget.name === name);
+        if (!LiteGraph.vueNodesMode) return widget._displayValue;
+        const control = document.querySelector(`[data-node-id="${id}"] :is([role=combobox], input)[aria-label="${name}"],
+          [data-node-id="${id}"] [data-widget-name="${name}"] :is([role=combobox], input)`);
+        const box = control?.closest("[data-said]");
+        return box && getComputedStyle(box, "::after").content.slice(1, -1);
+      },
+      [id, name],
+    );
+  for (const one of wanted) await eventually(page, async () => assert.equal(await shown(one), one[2], one[1]));
+  await set(page, sampler, "solver_type", "heun");
+  await eventually(page, async () => assert.notEqual(await shown([sampler, "solver_type"]), "default: midpoint"));
+  if (!vue) return;
+  const cut = await page.evaluate(() =>
+    [...document.querySelectorAll(".lg-node-widget :is(p.lod-toggle, [data-testid=widget-layout-field-label])")]
+      .filter((label) => label.scrollWidth > label.clientWidth + 1)
+      .map((label) => label.textContent),
+  );
+  assert.deepEqual(cut, []);
+});
+
+check("a number that the choice does not take is refused", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepScheduler");
+  const after = async (value) => {
+    await set(page, id, "rho", value);
+    return valueOf(page, id, "rho");
+  };
+  assert.deepEqual([await after(0.5), await after(5), await after(0.99), await after(-0.99), await after(1000)], [1, 5, -1, 1, 100]);
+  await set(page, id, "schedule", "edm");
+  assert.equal(await after(0.5), 0.5);
+});
+
+both("a tooltip tells of the choice alone, and changes with it", async ({ page, vue }) => {
+  await clear(page);
+  const id = await add(page, "FewStepSampler", [200, 100]);
+  await answer(page, id);
+  const hovered = async () => {
+    await page.mouse.move(20, 400);
+    await page.waitForTimeout(600);
+    const row = page.locator(`[data-node-id="${id}"] .lg-node-widget`).first().locator("p, [data-testid=widget-layout-field-label]");
+    const place = vue ? await row.first().boundingBox() : await page.evaluate((id) => {
+      const node = app.graph.getNodeById(id);
+      const { left, top } = app.canvas.canvas.getBoundingClientRect();
+      const { offset, scale } = app.canvas.ds;
+      return { x: (node.pos[0] + node.size[0] - 60 + offset[0]) * scale + left, y: (node.pos[1] + node.widgets[0].last_y + offset[1]) * scale + top, width: 20, height: 20 };
+    }, id); // prettier-ignore
+    await page.mouse.move(place.x + 8, place.y + place.height / 2);
+    await page.mouse.move(place.x + 10, place.y + place.height / 2);
+    const tip = page.locator(".node-tooltip:visible, .p-tooltip-text, [role=tooltip]").first();
+    await tip.waitFor({ state: "attached", timeout: 5000 });
+    return tip.textContent();
+  };
+  for (const sampler of ["dpmpp_2m", "unipc"]) {
+    await set(page, id, "sampler", sampler);
+    await page.waitForTimeout(500);
+    await eventually(page, async () => {
+      const text = await hovered();
+      assert.ok(text.startsWith(`${sampler}: `) && !text.includes("\n"), text.slice(0, 80));
+    });
+  }
+  const options = await page.evaluate((id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "solver_type").tooltip, id);
+  assert.equal(options, "bh1 or bh2. The function B(h) of the paper; bh2 is the usual one.");
+});
+
+check("no tooltip of ours is a wall", async ({ page }) => {
+  await clear(page);
+  for (const { name } of await nodesOfThePack(page)) await add(page, name);
+  const long = await page.evaluate(() =>
+    app.graph._nodes.flatMap((node) =>
+      (node.widgets ?? []).filter((w) => !w.hidden && w.tooltip?.length > 400).map((w) => `${node.type}.${w.name} ${w.tooltip.length}`),
+    ),
+  );
+  assert.deepEqual(long, []);
+});
+
+check("titles are whole, our types have colours, and seeds stay", async ({ page }) => {
+  await clear(page);
+  for (const { name } of await nodesOfThePack(page)) await add(page, name);
+  const seen = await page.evaluate(() => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.font = "14px Inter, Arial, sans-serif";
+    const cut = app.graph._nodes.filter((node) => pen.measureText(node.title).width > node.size[0] - 110).map(({ type }) => type);
+    const strip = app.graph._nodes.find(({ type }) => type === "FewStepFilmStrip");
+    const types = ["FEWSTEP_PLAN", "FEWSTEP_GUIDANCE"];
+    return {
+      cut,
+      seed: strip.widgets.find(({ name }) => name === "control_after_generate").value,
+      canvas: types.map((type) => app.canvas.default_connection_color_byType[type]),
+      vue: types.map((type) => getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()),
+    };
+  });
+  assert.deepEqual(seen.cut, []);
+  assert.equal(seen.seed, "fixed");
+  assert.deepEqual(seen.canvas, seen.vue);
+  assert.ok(new Set(seen.canvas).size === 2 && seen.canvas.every(Boolean));
 });
 
 check("Vue nodes show the widgets that the sampler has, and the plot below", async ({ page, complaints }) => {
@@ -663,28 +982,10 @@ function ids(page, ...types) {
   return page.evaluate((types) => types.map((type) => app.graph._nodes.find((node) => node.type === type).id), types);
 }
 
-/** Clicks on a widget; in nodes made of elements, on the plot. */
-async function click(page, id, name) {
-  if (await page.evaluate(() => LiteGraph.vueNodesMode)) return plotElement(page, id).click();
-  const place = await page.evaluate(
-    ([id, name]) => {
-      const node = app.graph.getNodeById(id);
-      const widget = node.widgets.find((widget) => widget.name === name);
-      const { scale, offset } = app.canvas.ds;
-      const canvas = app.canvas.canvas.getBoundingClientRect();
-      return [
-        (node.pos[0] + node.size[0] / 2 + offset[0]) * scale + canvas.left,
-        (node.pos[1] + widget.last_y + 40 + offset[1]) * scale + canvas.top,
-      ];
-    },
-    [id, name],
-  );
-  await page.mouse.click(...place);
-}
-
-function close(a, b) {
+/** Whether numbers are the same, but for the last digits or, where `off` is 1 or more, for so many pixels. */
+function close(a, b, off = 1e-5) {
   assert.equal(a.length, b.length);
-  a.forEach((value, i) => assert.ok(Math.abs(value - b[i]) <= 1e-5 * Math.abs(b[i]), `${value} and ${b[i]}`));
+  a.forEach((value, i) => assert.ok(Math.abs(value - b[i]) <= (off < 1 ? off * Math.abs(b[i]) : off), `${value} and ${b[i]}`));
 }
 
 const results = {};

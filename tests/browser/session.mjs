@@ -30,6 +30,7 @@ export async function open(url, { chromium, modules }) {
     await context.close();
     rmSync(profile, { recursive: true, force: true });
   };
+  context.setDefaultNavigationTimeout(120000); // on a busy machine
   let locale = "en";
   try {
     await context.route("**", (route) =>
@@ -144,6 +145,25 @@ export async function answer(page, id) {
 /** The plot of a node made of elements. */
 export function plotElement(page, id) {
   return page.locator(`[data-node-id="${id}"] canvas`);
+}
+
+/** Where a point of the plot of a node is on the page. */
+export async function pointOf(page, id, i) {
+  return page.evaluate(
+    ([id, i]) => {
+      const node = app.graph.getNodeById(id);
+      const plot = node.widgets.find((widget) => widget.name === "plot");
+      const [x, y] = plot.drawing.place(i);
+      const { scale, offset } = app.canvas.ds;
+      if (LiteGraph.vueNodesMode) {
+        const { left, top } = plot.element.getBoundingClientRect();
+        return [left + x * scale, top + y * scale];
+      }
+      const { left, top } = app.canvas.canvas.getBoundingClientRect();
+      return [(node.pos[0] + x + offset[0]) * scale + left, (node.pos[1] + y + offset[1]) * scale + top];
+    },
+    [id, i],
+  );
 }
 
 /** The picture of a node, cut out of the canvas; of one made of elements, that of its plot. */

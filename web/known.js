@@ -1,0 +1,57 @@
+/** What is known of models: a node tells its levels and kind when it runs, and they hold for all nodes with that model. */
+
+import { origin } from "./requests.js";
+
+const FAR = 50; // nodes that are followed at most
+const KEPT = 50; // models
+const PLACE = "fewstep.levels"; // in the browser, since a run whose results are kept tells nothing
+const LEVELS_STAY = ["FewStepGuidancePatch", "CFGOverride", "LoraLoader", "LoraLoaderModelOnly"]; // what these patch
+
+const byModel = new Map(stored());
+
+/** {levels, model} of the model that a node is connected to, or undefined. */
+export function known(node) {
+  if (!node) return undefined;
+  const { levels, model, levels_of } = node.properties;
+  const key = modelOf(node);
+  return (key && byModel.get(key)) || (levels && (!levels_of || !key || levels_of === key) ? { levels, model } : undefined);
+}
+
+/** What a node has told of its model. */
+export function learn(node, levels, model) {
+  const key = modelOf(node);
+  Object.assign(node.properties, { levels, model, levels_of: key });
+  if (!key) return;
+  byModel.delete(key);
+  byModel.set(key, { levels, model });
+  try {
+    localStorage.setItem(PLACE, JSON.stringify([...byModel].slice(-KEPT)));
+  } catch {
+    // of a browser that keeps nothing
+  }
+}
+
+/** A model as text: the nodes that it comes from, with their values. Null where none is connected. */
+function modelOf(node) {
+  const guider = origin(node, "guider") ?? node;
+  const chain = [];
+  let at = origin(guider, "model");
+  for (let i = 0; at && i < FAR; i++) {
+    if (!LEVELS_STAY.includes(at.comfyClass)) chain.push([at.comfyClass, ...values(at)]);
+    const input = at.inputs?.find(({ type }) => type === "MODEL");
+    at = input && origin(at, input.name);
+  }
+  return chain.length ? JSON.stringify(chain) : null;
+}
+
+function values(node) {
+  return (node.widgets ?? []).filter((widget) => widget.serialize !== false).map((widget) => widget.value);
+}
+
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(PLACE)) ?? [];
+  } catch {
+    return [];
+  }
+}
