@@ -19,7 +19,8 @@ from .needs import missing
 __all__ = ["comfy_entrypoint", "register"]
 
 GROUPS = (
-    ".sampling", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".trajectory", ".calibrate", "..demo.nodes",
+    ".ksampler", ".sampling", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".trajectory", ".calibrate",
+    "..demo.nodes",
 )  # fmt: skip
 """Modules with a list NODES each, in the order of the host's lists."""
 

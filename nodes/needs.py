@@ -84,6 +84,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "folder_paths.get_user_directory",
         "folder_paths.models_dir",
     ),
+    "Few-Step KSampler, Few-Step KSampler (Advanced)": (
+        "comfy_extras.nodes_custom_sampler.Noise_EmptyNoise",
+        "comfy_extras.nodes_custom_sampler.Noise_RandomNoise",
+        "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute",
+    ),
     "Few-Step Guider, Few-Step Guidance Patch": (
         "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
         "comfy.model_patcher.ModelPatcher.clone",

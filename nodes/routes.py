@@ -11,7 +11,7 @@ answered with {"error": text}, which the node shows in place of its plot. `reque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import comfy.model_sampling
@@ -29,6 +29,7 @@ from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
+from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request
 from .requests import answer as _answer
@@ -42,6 +43,9 @@ Kind = Mapping[str, Any] | None
 STABLE_DIFFUSION = LevelRange(0.029167158, 14.614641)
 SD15 = {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"}
 """Drawn for where no model is known yet: its levels, and what else is known of it."""
+
+KSAMPLERS = {cls.__name__: cls for cls in (FewStepKSampler, FewStepKSamplerAdvanced)}
+"""Nodes that have sampler and schedule in one."""
 
 LONGEST = 1000
 """Steps of a run that is still drawn."""
@@ -61,11 +65,14 @@ def register_routes() -> None:
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults, and those in
+    """By node: the widgets that choose, for each choice the others that belong to it, with their defaults, and those in
     which 0 is automatic."""
 
-    def of(registry: Mapping[str, Any]) -> dict[str, Any]:
-        return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
+    def of(registry: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+        return {
+            id: {option.name: option.default for option in spec.options if option.name not in without}
+            for id, spec in registry.items()
+        }
 
     ramp = dict.fromkeys(("cfg", "cfg_end", "sigma_start", "sigma_end"))
     shapes = {
@@ -74,10 +81,18 @@ def options() -> dict[str, Any]:
         **{name: ramp | ({"power": None} if name == "power" else {}) for name in RAMPS},
         "list": {"values": None},
     }
+    samplers = {"choice": "sampler", "widgets": of(SAMPLERS)}
+    schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]}
+    both = [
+        {**samplers, "choice": "sampler_name"},
+        {**schedules, "choice": "scheduler", "widgets": of(SCHEDULES, INSTEAD)},
+    ]
     return {
-        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS)},
-        "FewStepScheduler": {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]},
-        "FewStepGuidance": {"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]},
+        "FewStepSampler": [samplers],
+        "FewStepScheduler": [schedules],
+        "FewStepKSampler": both,
+        "FewStepKSamplerAdvanced": both,
+        "FewStepGuidance": [{"choice": "schedule", "widgets": shapes, "automatic": ["sigma_start", "sigma_end"]}],
     }
 
 
@@ -233,6 +248,16 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         spec, options, found = choice.spec, choice.options, found or choice.sigmas.tolist()
         if choice.plan is not None:
             return follow(choice.plan, found, predicts=True)
+    elif node["type"] in KSAMPLERS:
+        inputs["plan"] = _plan_of(inputs) if inputs.get("plan") else None
+        _drawn(inputs["steps"], inputs.get("denoise", 1.0))
+        found = KSAMPLERS[node["type"]].sigmas(levels, **inputs).tolist()
+        if not found:
+            raise ValueError("no steps")
+        if inputs["plan"] is not None:
+            return follow(inputs["plan"], found, predicts=True)
+        spec = SAMPLERS[inputs["sampler_name"]]
+        options = chosen_options(spec, inputs)
     elif node["type"] != "FewStepSampler":
         raise RequestError(f"node: {shortened(node['type'])} is not a node that samples")
     else:

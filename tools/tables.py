@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from samplers import SAMPLERS, SCHEDULES  # noqa: E402
 README = ROOT / "README.md"
 SAMPLERS_PAGE = ROOT / "docs" / "SAMPLERS.md"
 AUTO_PAGE = ROOT / "web" / "docs" / "FewStepAuto.md"
+KSAMPLER_PAGES = [ROOT / "web" / "docs" / f"FewStepKSampler{kind}.md" for kind in ("", "Advanced")]
 QUALITY = ROOT / "docs" / "quality.csv"
 PICKS = ROOT / "nodes" / "picks.json"
 
@@ -55,6 +57,7 @@ def tables() -> dict[Path, dict[str, str]]:
     return {
         README: {"picks": _picked()},
         AUTO_PAGE: {"picks": _picked()},
+        **{page: {"options": _all_options()} for page in KSAMPLER_PAGES},
         SAMPLERS_PAGE: {
             "samplers": _listed(SAMPLERS),
             "sampler properties": _sampler_properties(),
@@ -62,6 +65,16 @@ def tables() -> dict[Path, dict[str, str]]:
             "schedule properties": _schedule_properties(),
         },
     }
+
+
+def _all_options() -> str:
+    """The names of all options, in lines."""
+    lines = []
+    for kind, specs in (("Samplers", SAMPLERS), ("Schedules", SCHEDULES)):
+        names = dict.fromkeys(option.name for spec in specs.values() for option in spec.options)
+        names = [f"`{name}`" for name in names if name not in ("start_step", "end_step")]
+        lines.append(textwrap.fill(f"* {kind}: {', '.join(names)}", 120, subsequent_indent="  "))
+    return "\n".join(lines)
 
 
 def _listed(specs: Mapping[str, Any]) -> str:

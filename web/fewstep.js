@@ -15,6 +15,8 @@ const PLOTS = {
   FewStepSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
   FewStepAuto: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
   FewStepPlanSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepKSampler: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
+  FewStepKSamplerAdvanced: { route: "/fewstep/plan", request: planRequest, draw: drawPlan },
 };
 
 const WIDTH = 320; // of a new node: names and values in full
@@ -60,7 +62,7 @@ app.registerExtension({
     });
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
-        if (own && widget.name === own.choice) fitWidgets(node, own);
+        if (own?.some(({ choice }) => choice === widget.name)) fitWidgets(node, own);
         delete node.fewstepPlan; // of a run with other values
         refreshAll();
       });

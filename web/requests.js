@@ -10,8 +10,8 @@ export function sigmasRequest(node) {
 
 /** For POST /fewstep/plan. The schedule and the guidance are those of the node that samples, if it is connected. */
 export function planRequest(node) {
-  const sampling = takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null;
-  const { schedule, sigmas } = sampling ? scheduleOf(sampling) : {};
+  const sampling = samples(node) ? node : (takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null);
+  const { schedule, sigmas } = sampling && sampling !== node ? scheduleOf(sampling) : {};
   const { levels, model } = schedule?.properties?.levels ? schedule.properties : node.properties;
   return {
     node: described(node),
@@ -20,6 +20,11 @@ export function planRequest(node) {
     sigmas,
     guidance: sampling && guidanceOf(sampling),
   };
+}
+
+/** Whether a node has sampler and schedule in one. */
+function samples(node) {
+  return node.comfyClass.startsWith("FewStepKSampler");
 }
 
 /** A node as {type, inputs}: the values of its widgets, and the nodes of ours that it is connected to. */

@@ -4,6 +4,7 @@
  */
 
 const WORDS = {
+  FewStepKSampler: "sampler",
   FewStepSampler: "dpm++ 2m, amed",
   FewStepScheduler: "karras, ays",
   FewStepLoadPlan: "amed",

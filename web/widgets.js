@@ -2,17 +2,27 @@
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
-/** Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order. */
-export function fitWidgets(node, { choice, widgets }) {
-  const known = new Set(Object.values(widgets).flatMap(Object.keys));
-  const chosen = widgets[find(node, choice).value];
-  if (!chosen) return; // a choice of another version, or a widget that is fed by a link
-  for (const widget of node.widgets) {
-    if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+/**
+ * Hides the widgets that the choices do not have. Their values stay, and are saved with the others, in order.
+ *
+ * @param own for each widget that chooses its name, and by choice the widgets that belong to it, with their defaults
+ */
+export function fitWidgets(node, own) {
+  for (const { choice, widgets } of own) {
+    const known = namesOf(widgets);
+    const chosen = widgets[find(node, choice).value];
+    if (!chosen) continue; // a choice of another version, or a widget that is fed by a link
+    for (const widget of node.widgets) {
+      if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+    }
   }
   node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas(true, true);
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
+}
+
+function namesOf(widgets) {
+  return new Set(Object.values(widgets).flatMap(Object.keys));
 }
 
 function show(widget, visible) {
@@ -35,17 +45,20 @@ function isLinked(node, widget) {
 }
 
 /** Shows what "default" means for the choice, "default: midpoint" in the place of "default" or -1, and "auto" for 0. */
-export function showDefaults(node, { choice, widgets, automatic = [] }) {
-  for (const widget of node.widgets) {
-    const plain = accessor(widget, "_displayValue");
-    if (!plain || widget.name === choice) continue;
-    Object.defineProperty(widget, "_displayValue", {
-      get() {
-        if (automatic.includes(widget.name) && this.value === 0) return "auto";
-        const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
-      },
-    });
+export function showDefaults(node, own) {
+  for (const { choice, widgets, automatic = [] } of own) {
+    const known = namesOf(widgets);
+    for (const widget of node.widgets) {
+      const plain = known.has(widget.name) && accessor(widget, "_displayValue");
+      if (!plain) continue;
+      Object.defineProperty(widget, "_displayValue", {
+        get() {
+          if (automatic.includes(widget.name) && this.value === 0) return "auto";
+          const value = widgets[find(node, choice).value]?.[widget.name];
+          return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
+        },
+      });
+    }
   }
 }
 
