@@ -15,6 +15,7 @@ from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.calibrated import CalibratedPlan
 from ..samplers.guidance import Guidance
 from ..samplers.schedule import END_STEP, START_STEP
+from .host.display import say
 from .host.guidance import guide
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Conditioning, Latent, Patcher
@@ -33,6 +34,7 @@ from .ui.options import (
     seed_input,
     steps_input,
 )
+from .ui.trained import notes_of_schedule
 
 ENABLE, DISABLE = "enable", "disable"  # the host's words for a switch
 
@@ -127,6 +129,7 @@ class FewStepKSampler(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         sigmas = cls.sigmas(_levels(model), plan=plan, **widgets)
+        _tell(model, widgets, cfg, guidance, plan)
         noise = custom.Noise_RandomNoise(seed)
         guider = _guider(model, positive, negative, cfg, guidance)
         return _sample(noise, guider, _sampler(widgets, plan), sigmas, latent_image, plan)
@@ -203,6 +206,7 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         sigmas = cls.sigmas(_levels(model), plan=plan, **widgets)
+        _tell(model, widgets, cfg, guidance, plan)
         noise = custom.Noise_RandomNoise(noise_seed) if add_noise == ENABLE else custom.Noise_EmptyNoise()
         noise.seed = noise_seed  # of a sampler that adds noise
         guider = _guider(model, positive, negative, cfg, guidance)
@@ -235,6 +239,15 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
                 )
             part = torch.cat([part[:-1], part.new_zeros(1)])
         return part[start_at_step:] if start_at_step < len(part) - 1 else part[:0]
+
+
+def _tell(
+    model: Patcher, widgets: Mapping[str, Any], cfg: float, guidance: Guidance | None, plan: CalibratedPlan | None
+) -> None:
+    """Say on the node where the run differs from what a distilled model was trained for."""
+    scale = cfg if guidance is None else guidance.strongest
+    if plan is None and (notes := notes_of_schedule(_levels(model), widgets["scheduler"], widgets, scale)):
+        say("\n".join(notes))
 
 
 def _levels(model: Patcher) -> LevelRange:

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
+from .host.display import say
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Patcher
 from .host.sampling import sampler_function
@@ -22,6 +23,7 @@ from .ui.options import (
     scheduled,
     steps_input,
 )
+from .ui.trained import notes_of_schedule
 
 
 class FewStepSampler(io.ComfyNode):
@@ -79,6 +81,8 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
+        if notes := notes_of_schedule(levels, schedule, options):
+            say("\n".join(notes))
         return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 
     @staticmethod
