@@ -19,8 +19,8 @@ from .needs import missing
 __all__ = ["comfy_entrypoint", "register"]
 
 GROUPS = (
-    ".sampling", ".parts", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".side_by_side", ".trajectory",
-    ".calibrate",
+    ".ksampler", ".sampling", ".parts", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".side_by_side",
+    ".trajectory", ".calibrate",
     "..demo.nodes",
 )  # fmt: skip
 """Modules with a list NODES each, in the order of the host's lists."""

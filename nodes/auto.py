@@ -6,6 +6,7 @@ import bisect
 import functools
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +20,17 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
+from ..samplers.schedules.trained import of_flow, steps_of, trained_models
 from .host.display import say
+from .host.families import DISTILLED, DISTILLED_STEPS, Family, distilled_in, distilled_models, family_of, names_of
 from .host.guider import same_guidance
-from .host.model import LevelRange, fingerprint, level_range, levels_ui
+from .host.model import LevelRange, check_plan, fingerprint, level_range, levels_ui
 from .host.plan_files import BUILT_IN, FOLDER, find, is_unfinished
 from .host.sampling import plan_sampler, sampler_function, sigmas_over
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
 from .ui.plans import conditions, summary
+from .ui.trained import trained_notes
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -95,7 +99,7 @@ def why_not(plan: CalibratedPlan, model: Mapping[str, Any], budget: int, cfg: fl
         cfg: the guidance of the run; None where it is not known.
     """
     try:
-        plan.check_model(model)
+        check_plan(plan, model)
     except ValueError as error:
         return str(error)
     if plan.recipe.nfe > budget:
@@ -163,24 +167,104 @@ def choose(
     plan: CalibratedPlan | None = None,
     cfg: float = 0.0,
 ) -> Choice:
-    """From the inputs of the node and what is known of the model: its range of levels, and its `fingerprint`."""
+    """From the inputs of the node and what is known of the model: its range of levels, its `fingerprint`, and beside it
+    what `distilled_in` found."""
     if denoise <= 0:
         return Choice(SAMPLERS["euler"], {}, None, torch.FloatTensor([]), "denoise is 0: the latent is not changed.")
     notes: list[str] = []
-    found = _plan(model, evaluations, variety, denoise, use_plans, plan, cfg or None, notes)
+    family = family_of(model)
+    distilled = model.get(DISTILLED) or (family and family.distilled)
+    if distilled not in trained_models() or of_flow(trained_models()[distilled]) != levels.flow:
+        distilled = None
+    search = use_plans and distilled is None  # plans do not say whether their model was distilled
+    found = _plan(model, evaluations, variety, denoise, search, plan, cfg or None, notes)
     if found is not None:
         name, chosen = found
         spec, options = SAMPLERS[chosen.recipe.base], chosen.recipe.options
         sigmas = torch.tensor(chosen.recipe.sigmas, dtype=torch.float32)
         text = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
         text = " ".join([text, *conditions(chosen, known=bool(cfg))])
-    else:
-        row, chosen = pick(levels.flow, variety, evaluations), None
-        steps = row.steps(levels, evaluations)
-        spec, options = SAMPLERS[row.sampler], row.options
-        sigmas = row.sigmas(levels, steps, denoise)
-        text = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
-    return Choice(spec, options, chosen, sigmas, "\n".join([text, *notes]))
+        return Choice(spec, options, chosen, sigmas, "\n".join([text, *notes]))
+    if distilled is not None and (
+        choice := _as_trained(distilled, levels, evaluations, denoise, model.get(DISTILLED_STEPS), cfg or None, notes)
+    ):
+        return choice
+    row = _recommended(family, variety) or pick(levels.flow, variety, evaluations)
+    steps = row.steps(levels, evaluations)
+    text = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
+    if family is not None and distilled is None:
+        notes = [*_advice(family, levels, cfg or None), *notes]
+    sigmas = row.sigmas(levels, steps, denoise)
+    return Choice(SAMPLERS[row.sampler], row.options, None, sigmas, "\n".join([text, *notes]))
+
+
+def _recommended(family: Family | None, variety: str) -> Pick | None:
+    """What is recommended for a family that is of another kind than the models that were measured."""
+    sampler = None if family is None or family.measured else family.varied if variety == VARIED else family.sampler
+    if family is None or sampler is None:
+        return None
+    why = f"Recommended for {family.name}; what was measured is of another kind (docs/MODELS.md)."
+    return Pick(1, sampler, {}, family.schedule, False, why)
+
+
+def _advice(family: Family, levels: LevelRange, cfg: float | None) -> list[str]:
+    """What else is recommended for a family, and where the run differs from it."""
+    low, high = family.cfg
+    shift = "" if family.shift is None else f", shift {family.shift:g}"
+    lines = [
+        f"This model: {family.name}. Recommended for it: {family.sampler} on {family.schedule}, "
+        f"{_between(*family.steps)} steps, cfg {_between(low, high)}{shift}."
+    ]
+    if family.note:
+        lines.append(family.note)
+    if cfg is not None and not low - 0.01 <= cfg <= high + 0.01:
+        lines.append(f"cfg is {cfg:g}, outside of what is recommended.")
+    if family.shift is not None and levels.flow and not math.isclose(family.shift, levels.shift, rel_tol=0.05):
+        lines.append(
+            f"The shift of the connected model is {levels.shift:.4g}: ModelSamplingSD3 sets it to {family.shift:g}."
+        )
+    return lines
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _as_trained(
+    distilled: str,
+    levels: LevelRange,
+    budget: int,
+    denoise: float,
+    wanted: int | None,
+    cfg: float | None,
+    notes: list[str],
+) -> Choice | None:
+    """The levels that a distilled model was trained on; None, with a note, if the budget allows none of its numbers of
+    steps.
+
+    Args:
+        wanted: the number of steps that the name of its file says, if it does.
+    """
+    entry = trained_models()[distilled]
+    known = [n for n in steps_of(entry) if n == wanted] or steps_of(entry)
+    kept = {n: max(1, round(n * denoise)) for n in known}
+    fits = [n for n in known if kept[n] <= budget]
+    if not fits:
+        notes.append(
+            f"{entry['name']} was trained for {' or '.join(map(str, known))} steps: give it as many evaluations."
+        )
+        return None
+    steps = max(fits)
+    sampler = next((model.sampler for model in distilled_models() if model.id == distilled), "euler")
+    sigmas = sigmas_over(SCHEDULES["trained"], levels, steps, distilled=distilled)[-kept[steps] - 1 :]
+    part = "" if kept[steps] == steps else f", the last {kept[steps]} of {steps}"
+    text = (
+        f"{sampler} on trained (distilled = {distilled}): {kept[steps]} steps{part}, {kept[steps]} evaluations.\n"
+        f"{entry['name']}: these are the noise levels that it was trained on."
+    )
+    return Choice(
+        SAMPLERS[sampler], {}, None, sigmas, "\n".join([text, *trained_notes(levels, distilled, cfg), *notes])
+    )
 
 
 # The node
@@ -197,8 +281,9 @@ class FewStepAuto(io.ComfyNode):
             category=CATEGORY,
             description="Say how many evaluations of the model you want to spend. The node chooses the sampler, the "
             "schedule and the steps, or a calibrated plan that fits, and says what it chose and why. The choice "
-            "follows docs/QUALITY.md, which was measured at guidance 3. If strong guidance breaks the image, use "
-            "dpmpp_2m in Few-Step Sampler.",
+            "follows docs/QUALITY.md, which was measured at guidance 3, and for distilled and other special models "
+            "what their makers recommend (docs/MODELS.md). If strong guidance breaks the image, use dpmpp_2m in "
+            "Few-Step Sampler.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -260,6 +345,7 @@ class FewStepAuto(io.ComfyNode):
                 io.Sigmas.Output(tooltip="Noise levels for that sampler."),
                 io.String.Output(display_name="choice", tooltip="What was chosen and why."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **search_words("auto sampler", "number of evaluations", "which sampler", "fast"),
         )
 
@@ -281,8 +367,12 @@ class FewStepAuto(io.ComfyNode):
         plan: CalibratedPlan | None = None,
         cfg: float = 0.0,
     ) -> io.NodeOutput:
+        asked = getattr(cls, "hidden", None)
+        facts = fingerprint(model)
+        if asked is not None:
+            facts |= distilled_in(names_of(asked.prompt, asked.unique_id))
         choice = choose(
-            level_range(model.get_model_object("model_sampling")), fingerprint(model), evaluations=evaluations,
+            level_range(model.get_model_object("model_sampling")), facts, evaluations=evaluations,
             variety=variety, denoise=denoise, use_plans=use_plans, plan=plan, cfg=cfg,
         )  # fmt: skip
         if choice.plan is None:
@@ -290,7 +380,11 @@ class FewStepAuto(io.ComfyNode):
         else:
             sampler = plan_sampler(choice.plan)
         say(choice.text)
-        drawn = {**levels_ui(model), "fewstep_plan": ["" if choice.plan is None else choice.plan.text()]}
+        drawn = {
+            **levels_ui(model),
+            "fewstep_model": [facts],
+            "fewstep_plan": ["" if choice.plan is None else choice.plan.text()],
+        }
         return io.NodeOutput(sampler, choice.sigmas, choice.text, ui=ui.PreviewText(choice.text).as_dict() | drawn)
 
 

@@ -26,6 +26,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy_api.latest.io.Custom",
         "comfy_api.latest.io.Float.Input(default, max, min, optional, round, step, tooltip)",
         "comfy_api.latest.io.Guider.Output(tooltip)",
+        "comfy_api.latest.io.Hidden.prompt",
+        "comfy_api.latest.io.Hidden.unique_id",
         "comfy_api.latest.io.Image.Input(tooltip)",
         "comfy_api.latest.io.Image.Output(display_name, tooltip)",
         "comfy_api.latest.io.Input",
@@ -40,7 +42,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy_api.latest.io.Output",
         "comfy_api.latest.io.Sampler.Input(tooltip)",
         "comfy_api.latest.io.Sampler.Output(tooltip)",
-        "comfy_api.latest.io.Schema(category, description, display_name, inputs, is_output_node, node_id, outputs)",
+        "comfy_api.latest.io.Schema(category, description, display_name, hidden, inputs, is_output_node, node_id, "
+        "outputs)",
         "comfy_api.latest.io.Sigmas.Input(tooltip)",
         "comfy_api.latest.io.Sigmas.Output(display_name, tooltip)",
         "comfy_api.latest.io.String.Input(default, multiline, optional, tooltip)",
@@ -73,6 +76,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.samplers.calculate_sigmas",
         "comfy.samplers.sampler_object",
     ),
+    "distilled models by the name of their file: Few-Step Auto": (
+        "comfy.utils.safetensors_header",
+        "folder_paths.get_full_path",
+    ),
     "the folder models/fewstep: Few-Step Load Plan, Save Plan, Auto, Calibrate, Train AMED": (
         "folder_paths.add_model_folder_path(is_default)",
         "folder_paths.folder_names_and_paths",
@@ -83,6 +90,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "folder_paths.get_save_image_path",
         "folder_paths.get_user_directory",
         "folder_paths.models_dir",
+    ),
+    "Few-Step KSampler, Few-Step KSampler (Advanced)": (
+        "comfy_extras.nodes_custom_sampler.Noise_EmptyNoise",
+        "comfy_extras.nodes_custom_sampler.Noise_RandomNoise",
+        "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute",
     ),
     "Few-Step Guider, Few-Step Guidance Patch, the samplers with CFG++": (
         "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..samplers.calibrated import CalibratedPlan, FileError, load, parse
 from .host.display import say
-from .host.model import fingerprint
+from .host.model import check_plan, fingerprint
 from .host.plan_files import BUILT_IN, FOLDER, check_filename, entries, find, keep, save
 from .host.sampling import plan_sampler
 from .ui.links import PLAN
@@ -175,7 +175,7 @@ class FewStepPlanSampler(io.ComfyNode):
     @classmethod
     def execute(cls, plan: CalibratedPlan, see_bottleneck: bool = True, model: Any = None) -> io.NodeOutput:
         if model is not None:
-            plan.check_model(fingerprint(model))
+            check_plan(plan, fingerprint(model))
         if sentences := conditions(plan):
             say(" ".join(sentences))
         sampler = plan_sampler(plan, see_bottleneck=see_bottleneck)

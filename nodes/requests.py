@@ -22,6 +22,7 @@ from ..samplers import UnknownIdError
 from ..samplers.checks import read_number, shortened
 from .auto import FewStepAuto
 from .guidance import FewStepGuidance
+from .ksampler import FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan, FewStepPlanSampler
 from .sampling import FewStepSampler, FewStepScheduler
 
@@ -151,9 +152,17 @@ _worker = _Worker()
 
 _NODES = {
     cls.__name__: cls
-    for cls in (FewStepSampler, FewStepScheduler, FewStepAuto, FewStepGuidance, FewStepLoadPlan, FewStepPlanSampler)
+    for cls in (
+        FewStepSampler, FewStepScheduler, FewStepKSampler, FewStepKSamplerAdvanced, FewStepAuto, FewStepGuidance,
+        FewStepLoadPlan, FewStepPlanSampler,
+    )
+}  # fmt: skip
+_NESTED = {
+    "SplitSigmas": "sigmas",
+    **dict.fromkeys(
+        ("FewStepPlanSampler", "FewStepSampler", "FewStepAuto", "FewStepKSampler", "FewStepKSamplerAdvanced"), "plan"
+    ),
 }
-_NESTED = {"FewStepPlanSampler": "plan", "FewStepSampler": "plan", "FewStepAuto": "plan", "SplitSigmas": "sigmas"}
 _DEEPEST = 50  # nodes within each other
 _LEVEL = (1e-6, 1e6)
 _SCALE = (-1e6, 1e6)  # of guidance

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import comfy.model_sampling
@@ -38,6 +38,7 @@ from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
+from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request, read_texts, texts_among
 from .requests import answer as _answer
@@ -52,6 +53,9 @@ Kind = Mapping[str, Any] | None
 STABLE_DIFFUSION = LevelRange(0.029167158, 14.614641)
 SD15 = {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"}
 """Drawn for where no model is known yet: its levels, and what else is known of it."""
+
+KSAMPLERS = {cls.__name__: cls for cls in (FewStepKSampler, FewStepKSamplerAdvanced)}
+"""Nodes that have sampler and schedule in one."""
 
 LONGEST = 1000
 """Steps of a run that is still drawn."""
@@ -87,11 +91,14 @@ def words() -> dict[str, list[str]]:
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults and, of numbers,
+    """By node: each widget that chooses, by choice the others that belong to it, with their defaults and, of numbers,
     their bounds, and the words that some values of them stand for."""
 
-    def of(registry: Mapping[str, Any]) -> dict[str, Any]:
-        return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
+    def of(registry: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+        return {
+            id: {option.name: option.default for option in spec.options if option.name not in without}
+            for id, spec in registry.items()
+        }
 
     def bounds(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -108,19 +115,25 @@ def options() -> dict[str, Any]:
         **{name: ramp | ({"power": None} if name == "power" else {}) for name in RAMPS},
         "list": {"values": None},
     }
+    words = {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}}
+    samplers = {"choice": "sampler", "widgets": of(SAMPLERS), "bounds": bounds(SAMPLERS)}
+    schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "bounds": bounds(SCHEDULES), "words": words}
+    both = [
+        {**samplers, "choice": "sampler_name"},
+        {**schedules, "choice": "scheduler", "widgets": of(SCHEDULES, INSTEAD)},
+    ]
     return {
-        "FewStepSampler": {"choice": "sampler", "widgets": of(SAMPLERS), "bounds": bounds(SAMPLERS)},
-        "FewStepScheduler": {
-            "choice": "schedule",
-            "widgets": of(SCHEDULES),
-            "bounds": bounds(SCHEDULES),
-            "words": {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}},
-        },
-        "FewStepGuidance": {
-            "choice": "schedule",
-            "widgets": shapes,
-            "words": {name: {"0": "auto"} for name in ("sigma_start", "sigma_end")},
-        },
+        "FewStepSampler": [samplers],
+        "FewStepScheduler": [schedules],
+        "FewStepKSampler": both,
+        "FewStepKSamplerAdvanced": both,
+        "FewStepGuidance": [
+            {
+                "choice": "schedule",
+                "widgets": shapes,
+                "words": {name: {"0": "auto"} for name in ("sigma_start", "sigma_end")},
+            }
+        ],
     }
 
 
@@ -308,6 +321,16 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         spec, options, found = choice.spec, choice.options, found or choice.sigmas.tolist()
         if choice.plan is not None:
             return follow(choice.plan, found, predicts=True)
+    elif node["type"] in KSAMPLERS:
+        inputs["plan"] = _plan_of(inputs) if inputs.get("plan") else None
+        _drawn(inputs["steps"], inputs.get("denoise", 1.0))
+        found = KSAMPLERS[node["type"]].sigmas(levels, **inputs).tolist()
+        if not found:
+            raise ValueError("no steps")
+        if inputs["plan"] is not None:
+            return follow(inputs["plan"], found, predicts=True)
+        spec = SAMPLERS[inputs["sampler_name"]]
+        options = chosen_options(spec, inputs)
     elif node["type"] != "FewStepSampler":
         raise RequestError(f"node: {shortened(node['type'])} is not a node that samples")
     else:

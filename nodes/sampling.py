@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import comfy.samplers
@@ -10,16 +9,21 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
+from .host.display import say
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Patcher
-from .host.sampling import sampler_function, sigmas_over
+from .host.sampling import sampler_function
 from .ui.menu import CATEGORY, known_names, search_words
-from .ui.options import chosen_options, option_inputs
-
-
-def _choice(specs: Mapping[str, Any]) -> str:
-    return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
-
+from .ui.options import (
+    chosen_options,
+    denoise_input,
+    option_inputs,
+    sampler_input,
+    schedule_input,
+    scheduled,
+    steps_input,
+)
+from .ui.trained import notes_of_schedule
 
 WANTED = ("sigma", "sigmas", "noise schedule", "turbo", "lightning", "distilled", "lcm", "tcd", "hyper-sd", "schnell")
 """What a schedule is looked for by, beside its name."""
@@ -38,7 +42,7 @@ class FewStepSampler(io.ComfyNode):
             "default unless you know what it does. Options that the chosen sampler does not have are ignored. A "
             "choice that only another sampler has is an error.",
             inputs=[
-                io.Combo.Input("sampler", options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS)),
+                sampler_input(),
                 *option_inputs(SAMPLERS.values()),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
@@ -64,17 +68,9 @@ class FewStepScheduler(io.ComfyNode):
             description="Chooses the noise levels between full noise and the clean image, for the connected model.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled: its range of noise levels is used."),
-                io.Combo.Input("schedule", options=list(SCHEDULES), default="karras", tooltip=_choice(SCHEDULES)),
-                io.Int.Input("steps", default=10, min=1, max=10000, tooltip="Number of steps."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 starts from pure noise. A lower value keeps more of the input latent (img2img): the "
-                    "schedule is made longer, and only its last steps are run. 0 does not change the latent.",
-                ),
+                schedule_input(),
+                steps_input(),
+                denoise_input(),
                 *option_inputs(SCHEDULES.values()),
             ],
             outputs=[
@@ -90,15 +86,14 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
+        if notes := notes_of_schedule(levels, schedule, options):
+            say("\n".join(notes))
         return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 
     @staticmethod
     def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options: Any) -> torch.Tensor:
         """The values of the widgets as noise levels."""
-        if denoise <= 0:
-            return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
-        spec = SCHEDULES[schedule]
-        return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, options))
+        return scheduled(levels, schedule, steps, denoise, options)
 
 
 NODES = [FewStepSampler, FewStepScheduler]

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ from samplers import SAMPLERS, SCHEDULES  # noqa: E402
 README = ROOT / "README.md"
 SAMPLERS_PAGE = ROOT / "docs" / "SAMPLERS.md"
 AUTO_PAGE = ROOT / "web" / "docs" / "FewStepAuto.md"
+KSAMPLER_PAGES = [ROOT / "web" / "docs" / f"FewStepKSampler{kind}.md" for kind in ("", "Advanced")]
 QUALITY = ROOT / "docs" / "quality.csv"
 PICKS = ROOT / "nodes" / "picks.json"
+MODELS = ROOT / "nodes" / "models.json"
+MODELS_PAGE = ROOT / "docs" / "MODELS.md"
+TEMPLATES = "https://github.com/Comfy-Org/workflow_templates/blob/main/templates/"
 
 
 # Of the documents
@@ -55,6 +60,8 @@ def tables() -> dict[Path, dict[str, str]]:
     return {
         README: {"picks": _picked()},
         AUTO_PAGE: {"picks": _picked()},
+        **{page: {"options": _all_options()} for page in KSAMPLER_PAGES},
+        MODELS_PAGE: {"families": _families(), "distilled": _distilled()},
         SAMPLERS_PAGE: {
             "samplers": _listed(SAMPLERS),
             "sampler properties": _sampler_properties(),
@@ -62,6 +69,68 @@ def tables() -> dict[Path, dict[str, str]]:
             "schedule properties": _schedule_properties(),
         },
     }
+
+
+def _families() -> str:
+    """What is recommended for each family of models, and where that was read."""
+    rows = []
+    for family in json.loads(MODELS.read_text())["families"]:
+        known = {"shift": "", "note": "", "varied": None} | family
+        samplers = " or ".join(f"`{id}`" for id in (known["sampler"], known["varied"]) if id)
+        takes = "the measured choice" if known["measured"] else "what is recommended"
+        if "distilled" in known:
+            takes = f"`trained`, `{known['distilled']}`"
+        numbers = (_between(*known["steps"]), _between(*known["cfg"]), str(known["shift"]))
+        classes = ", ".join(f"`{name}`" for name in known["classes"])
+        recommended = f"{samplers}, `{known['schedule']}`"
+        rows.append((known["name"], classes, recommended, *numbers, takes, known["note"], _sources(known["sources"])))
+    header = ("model", "class in ComfyUI", "sampler, schedule", "steps", "cfg", "shift", "Auto takes", "", "source")
+    return _table(header, rows)
+
+
+def _distilled() -> str:
+    """By what Few-Step Auto knows a distilled model, and what it takes."""
+    return _table(
+        ("name contains", "`distilled`", "sampler", "cfg", "source"),
+        (
+            (
+                f"`{_escaped(m['names'])}`",
+                f"`{m['id']}`",
+                f"`{m['sampler']}`",
+                _between(*m["cfg"]),
+                _sources(m["sources"]),
+            )
+            for m in json.loads(MODELS.read_text())["distilled"]
+        ),
+    )
+
+
+def _escaped(pattern: str) -> str:
+    return pattern.replace("|", "\\|")
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _sources(sources: Iterable[str]) -> str:
+    """Addresses; ComfyUI's workflow templates by their names."""
+
+    def written(source: str) -> str:
+        name = source.removeprefix("template:")
+        return source if name == source else f"[{name}]({TEMPLATES}{name}.json)"
+
+    return " ".join(map(written, sources))
+
+
+def _all_options() -> str:
+    """The names of all options, in lines."""
+    lines = []
+    for kind, specs in (("Samplers", SAMPLERS), ("Schedules", SCHEDULES)):
+        names = dict.fromkeys(option.name for spec in specs.values() for option in spec.options)
+        names = [f"`{name}`" for name in names if name not in ("start_step", "end_step")]
+        lines.append(textwrap.fill(f"* {kind}: {', '.join(names)}", 120, subsequent_indent="  "))
+    return "\n".join(lines)
 
 
 def _listed(specs: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ const PLOTS = {
   FewStepSampler: PLAN,
   FewStepAuto: PLAN,
   FewStepPlanSampler: PLAN,
+  FewStepKSampler: PLAN,
+  FewStepKSamplerAdvanced: PLAN,
   FewStepGuidance: GUIDANCE,
 };
 
@@ -116,7 +118,7 @@ app.registerExtension({
     });
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
-        if (own && widget.name === own.choice) fitWidgets(node, own);
+        if (own?.some(({ choice }) => choice === widget.name)) fitWidgets(node, own);
         else if (own) keepBounds(node, own, widget);
         delete node.fewstepPlan; // of a run with other values
         refreshAll();

@@ -16,7 +16,7 @@ export function sigmasRequest(node) {
 
 /** For POST /fewstep/plan. The schedule and the guidance are those of the node that samples, if it is connected. */
 export function planRequest(node) {
-  const sampling = takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null;
+  const sampling = samples(node) ? node : (takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null);
   return { ...runOf(node, sampling), node: described(node), guidance: sampling && guidanceOf(sampling) };
 }
 
@@ -28,9 +28,14 @@ export function guidanceRequest(node) {
 
 /** The levels of the run that a node belongs to, and what is known of its model. */
 function runOf(node, sampling) {
-  const { schedule, sigmas } = sampling ? scheduleOf(sampling) : {};
+  const { schedule, sigmas } = sampling && !samples(sampling) ? scheduleOf(sampling) : {};
   const { levels, model } = known(schedule) ?? known(sampling) ?? known(node) ?? {};
   return { levels, model, sigmas };
+}
+
+/** Whether a node has sampler and schedule in one. */
+function samples(node) {
+  return node.comfyClass.startsWith("FewStepKSampler");
 }
 
 /** A node as {type, inputs}: the values of its widgets, and the nodes of ours that it is connected to. */
@@ -81,6 +86,7 @@ function split(sigmas, step, output) {
 function samplerOf(sampling) {
   const from = sampling && origin(sampling, "sampler");
   if (WITH_SAMPLER.includes(from?.comfyClass)) return described(from);
+  if (sampling && samples(sampling)) return described(sampling);
   const name = sampling && valueOf(sampling, "sampler_name");
   return { type: "FewStepSampler", inputs: { sampler: name?.startsWith(PREFIX) ? name.slice(PREFIX.length) : "euler" } };
 }

@@ -55,13 +55,14 @@ export function fitTooltips(node, own) {
   for (const [name, { text, values }] of Object.entries(whole[node.comfyClass] ?? {})) {
     const widget = find(name);
     if (!widget) continue;
-    const owners = own && name !== own.choice ? Object.keys(own.widgets) : [];
+    const group = own?.find(({ widgets }) => Object.values(widgets).some((names) => name in names));
+    const owners = group ? Object.keys(group.widgets) : [];
     widget.shownTooltips = new Set();
     Object.defineProperty(widget, "tooltip", {
       configurable: true,
       enumerable: true,
       get() {
-        const shown = fittingTooltip(text, { value: widget.value, values, owner: own && find(own.choice).value, owners });
+        const shown = fittingTooltip(text, { value: widget.value, values, owner: group && find(group.choice).value, owners });
         widget.shownTooltips.add(shown);
         return shown;
       },

@@ -3,18 +3,22 @@
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
 /**
- * Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order.
+ * Hides the widgets that the choices do not have. Their values stay, and are saved with the others, in order.
  *
  * The node becomes as much lower or higher as they need, and keeps what it was made higher by hand; one that has just been
  * loaded keeps its height.
+ *
+ * @param own for each widget that chooses its name, and by choice the widgets that belong to it, with their defaults
  */
-export function fitWidgets(node, { choice, widgets }, { saved = false } = {}) {
-  const known = new Set(Object.values(widgets).flatMap(Object.keys));
-  const chosen = widgets[find(node, choice).value];
-  if (!chosen) return; // a choice of another version, or a widget that is fed by a link
+export function fitWidgets(node, own, { saved = false } = {}) {
   const more = Math.max(0, node.size[1] - node.computeSize()[1]);
-  for (const widget of node.widgets) {
-    if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+  for (const { choice, widgets } of own) {
+    const known = namesOf(widgets);
+    const chosen = widgets[find(node, choice).value];
+    if (!chosen) continue; // a choice of another version, or a widget that is fed by a link
+    for (const widget of node.widgets) {
+      if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+    }
   }
   const least = node.computeSize()[1];
   node.setSize([node.size[0], saved ? Math.max(least, node.size[1]) : least + more]);
@@ -23,8 +27,9 @@ export function fitWidgets(node, { choice, widgets }, { saved = false } = {}) {
 }
 
 /** Refuses numbers that the choice does not take: one beyond a bound becomes the bound, or the default below the lowest. */
-export function keepBounds(node, { choice, bounds = {} }, widget) {
-  const [low, high] = bounds[find(node, choice).value]?.[widget.name] ?? [];
+export function keepBounds(node, own, widget) {
+  const { choice, bounds = {} } = own.find(({ widgets }) => namesOf(widgets).has(widget.name)) ?? {};
+  const [low, high] = (choice && bounds[find(node, choice).value]?.[widget.name]) ?? [];
   const { value } = widget;
   if (low !== undefined && !UNSET.includes(value)) {
     const least = widget.options.min < low && widget.lastKept >= low ? UNSET[0] : low; // on the way down
@@ -32,6 +37,10 @@ export function keepBounds(node, { choice, bounds = {} }, widget) {
     if (value > high) widget.value = high;
   }
   widget.lastKept = widget.value;
+}
+
+function namesOf(widgets) {
+  return new Set(Object.values(widgets).flatMap(Object.keys));
 }
 
 function show(widget, visible) {
@@ -57,17 +66,20 @@ function isLinked(node, widget) {
  * Shows what a value means that stands for another: "default: midpoint" in the place of "default" or -1, and the words of
  * `words`, such as "auto" for 0. `widget.said` gives that text, or null, for Vue nodes, which do not ask for it.
  */
-export function showDefaults(node, { choice, widgets, words = {} }) {
-  for (const widget of node.widgets) {
-    const plain = accessor(widget, "_displayValue");
-    if (!plain || widget.name === choice) continue;
-    widget.said = () => {
-      const word = words[widget.name]?.[widget.value];
-      if (word !== undefined) return word;
-      const value = widgets[find(node, choice).value]?.[widget.name];
-      return UNSET.includes(widget.value) && value != null ? `default: ${written(value)}` : null;
-    };
-    Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
+export function showDefaults(node, own) {
+  for (const { choice, widgets, words = {} } of own) {
+    const known = namesOf(widgets);
+    for (const widget of node.widgets) {
+      const plain = known.has(widget.name) && accessor(widget, "_displayValue");
+      if (!plain) continue;
+      widget.said = () => {
+        const word = words[widget.name]?.[widget.value];
+        if (word !== undefined) return word;
+        const value = widgets[find(node, choice).value]?.[widget.name];
+        return UNSET.includes(widget.value) && value != null ? `default: ${written(value)}` : null;
+      };
+      Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
+    }
   }
 }
 

@@ -99,6 +99,9 @@ class RunGuidance:
 
         self.factor = 1.0
 
+        self.seen: set[float] = set()
+        """The scales that evaluations of this run had, without the factor."""
+
     @property
     def scale(self) -> float:
         return self._guider.cfg
@@ -117,6 +120,7 @@ class RunGuidance:
 
     def predict(self, guided: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
         """The innermost wrapper of an evaluation, which has the last word."""
+        self.seen.add(self.scale)
         with self.at(with_factor(self.scale, self.factor)):
             return guided(*arguments, **options)
 
@@ -179,6 +183,14 @@ def guidance_scale(guider: Any) -> float | None:
     """
     plain = isinstance(guider, comfy.samplers.CFGGuider) and guider.conds.keys() == {"positive", "negative"}
     return guider.cfg if plain else None
+
+
+def run_scale(guider: Any, guidance: RunGuidance | None) -> float | None:
+    """The scale of a run as a whole; that of a guider without a negative prompt is none. None where there is no one."""
+    if guidance is not None:
+        return guidance.of_run
+    plain = isinstance(guider, comfy.samplers.CFGGuider) and guider.conds.keys() == {"positive"}
+    return NONE if plain else None
 
 
 def same_guidance(plan: CalibratedPlan, scale: float | None) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import comfy.model_sampling
 import scipy.optimize
 import torch
 
+from ...samplers.calibrated.plan import CalibratedPlan
+from .families import family_name
 from .protocols import ModelSampling, Patcher
 
 
@@ -110,6 +112,21 @@ def fingerprint(patcher: Patcher) -> dict[str, Any]:
         "noise_scale": noise_scale(sampling),
         "latent_channels": int(model.latent_format.latent_channels),
     }
+
+
+def check_plan(plan: CalibratedPlan, model: Mapping[str, Any]) -> None:
+    """Check that a plan was made for this kind of model (`fingerprint`).
+
+    Raises:
+        ValueError: naming both models, or the first field that differs.
+    """
+    wanted, found = (facts.get("family") for facts in (plan.about.model, model))
+    if wanted is not None and found is not None and wanted != found:
+        raise ValueError(
+            f"this plan is for {family_name(str(wanted)[:80])}; your model is {family_name(found)}. Load the model it "
+            "was made for, or calibrate a plan for this one"
+        )
+    plan.check_model(model)
 
 
 _SAMPLINGS = [name for name in vars(comfy.model_sampling) if name.startswith(("ModelSampling", "StableCascade"))]

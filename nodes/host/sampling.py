@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -15,8 +16,8 @@ from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from .bottleneck import Bottleneck
 from .display import say
-from .guider import guidance_of_run, guider_of, patcher_of, run_guidance, same_guidance, taken_apart
-from .model import LevelRange, fingerprint, is_flow, level_range, noise_scale
+from .guider import guidance_of_run, guider_of, patcher_of, run_guidance, run_scale, same_guidance, taken_apart
+from .model import LevelRange, check_plan, fingerprint, is_flow, level_range, noise_scale
 from .protocols import ModelSampling, SamplerFunction
 from .runs import Run, announce, follow, resolve
 from .seeds import image_seeds
@@ -142,28 +143,56 @@ def _sample_plan(
     """Sample along a plan. A `published` one of a sampler has levels of its own, whatever the sigmas are."""
     guider = guider_of(model)
     patcher = guider.model_patcher
-    plan.check_model(fingerprint(patcher))
+    check_plan(plan, fingerprint(patcher))
     network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
     with guidance_of_run(guider) as guidance, Bottleneck(network) as bottleneck:
-        if guidance is not None:
-            _compare_guidance(plan, guidance.of_run)
+        warnings = [*_other_guidance(plan, run_scale(guider, guidance)), *_other_size(plan, x)]
+        _warn(warnings)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)
         assert run.calibrated is not None
         evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
-        return run.calibrated.function(
+        samples = run.calibrated.function(
             bottleneck.watch(evaluate), x, None, extra_args, callback, disable,
             set_guidance=None if guidance is None else guidance.set_factor,
             bottleneck=bottleneck if bottleneck.sees else None,
         )  # fmt: skip
+        if guidance is not None and guidance.schedule is None:  # another node may have set the scale on the way
+            others = [_other_guidance(plan, scale) for scale in sorted(guidance.seen)]
+            _warn([found[0] for found in others if found and found[0] not in warnings][:1])
+        return samples
 
 
-def _compare_guidance(plan: CalibratedPlan, scale: float) -> None:
-    """Warn in the log, and on the node that samples, of a scale that the plan was not made for."""
-    if not same_guidance(plan, scale):
-        wanted = plan.about.guidance
-        warning = (
-            f"this plan was made at guidance {wanted:g} and runs at {scale:g}, so the image is worse than it could be: "
-            f"set cfg to {wanted:g}, or choose another plan or sampler"
-        )
+def _warn(warnings: Sequence[str]) -> None:
+    """In the log, and on the node that samples."""
+    for warning in warnings:
         logging.warning(warning)
-        say(f"Warning: {warning}.")
+    if warnings:
+        say("\n".join(f"Warning: {warning}." for warning in warnings))
+
+
+def _other_guidance(plan: CalibratedPlan, scale: float | None) -> list[str]:
+    """A warning of a scale that the plan was not made for."""
+    wanted = plan.about.guidance
+    if wanted is None or (scale is not None and same_guidance(plan, scale)):
+        return []
+    if scale is None:
+        return [
+            f"this plan was made at guidance {wanted:g}, and the guider of this run has no single scale to compare "
+            "with it: the image may be worse than with a plan made for this guider"
+        ]
+    return [
+        f"this plan was made at guidance {wanted:g} and runs at {scale:g}, so the image is worse than it could be: "
+        f"set cfg to {wanted:g}, or choose another plan or sampler"
+    ]
+
+
+def _other_size(plan: CalibratedPlan, x: Tensor) -> list[str]:
+    """A warning of latents of a size that the plan was not made for."""
+    wanted, found = tuple(plan.about.latent[1:]), tuple(x.shape[2:])
+    if not wanted or wanted == found:
+        return []
+    made, here = (" x ".join(map(str, size)) for size in (wanted, found))
+    return [
+        f"this plan was made with latents of the size {made} and this one has {here} (height x width), so the image "
+        "may be worse than it could be: use the size that the plan was made for, or calibrate one for this size"
+    ]

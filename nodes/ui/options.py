@@ -13,9 +13,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ...samplers import Option
+from ...samplers import SAMPLERS, SCHEDULES, Option
+from ..host.model import LevelRange
+from ..host.sampling import sigmas_over
 from .theme import THEMES
 
 DEFAULT = "default"
@@ -137,7 +141,47 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+def scheduled(levels: LevelRange, schedule: str, steps: int, denoise: float, widgets: Mapping[str, Any]) -> Tensor:
+    """The noise levels of a schedule with the values of these widgets, over the levels of a model; as SIGMAS."""
+    if denoise <= 0:
+        return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
+    spec = SCHEDULES[schedule]
+    return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, widgets))
+
+
 # Widgets that several nodes have
+
+
+def _choice(specs: Mapping[str, Any]) -> str:
+    return "\n".join(f"{spec.id}: {spec.help}" for spec in specs.values())
+
+
+def sampler_input(id: str = "sampler") -> io.Input:
+    """The choice of a sampler of the registry."""
+    return io.Combo.Input(id, options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS))
+
+
+def schedule_input(id: str = "schedule") -> io.Input:
+    """The choice of a schedule of the registry."""
+    return io.Combo.Input(id, options=list(SCHEDULES), default="karras", tooltip=_choice(SCHEDULES))
+
+
+def steps_input(tooltip: str = "Number of steps.") -> io.Input:
+    """How many steps, as Few-Step Scheduler has it."""
+    return io.Int.Input("steps", default=10, min=1, max=10000, tooltip=tooltip)
+
+
+def denoise_input() -> io.Input:
+    """How much of the noise schedule is run, as Few-Step Scheduler has it."""
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="1 starts from pure noise. A lower value keeps more of the input latent (img2img): the "
+        "schedule is made longer, and only its last steps are run. 0 does not change the latent.",
+    )
 
 
 def cfg_input(default: float, tooltip: str = "Guidance scale; 1 is none.") -> io.Input:
@@ -145,10 +189,10 @@ def cfg_input(default: float, tooltip: str = "Guidance scale; 1 is none.") -> io
     return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
 
 
-def seed_input(tooltip: str, *, changes: bool = True) -> io.Input:
+def seed_input(tooltip: str, *, changes: bool = True, id: str = "seed") -> io.Input:
     """The seed of some noise, as the host's sampler nodes have it; whether it changes after each run."""
     most = 0xFFFFFFFFFFFFFFFF
-    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip)
+    return io.Int.Input(id, default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip)
 
 
 def theme_input(tooltip: str) -> io.Input:

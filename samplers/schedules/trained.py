@@ -35,6 +35,11 @@ def steps_of(entry: dict[str, Any]) -> list[int]:
     return entry["steps"] if "shift" in entry else [int(n) for n in entry.get("times") or entry["sigmas"]]
 
 
+def of_flow(entry: dict[str, Any]) -> bool:
+    """Whether a model has the levels of a rectified flow; those of Stable Diffusion if not."""
+    return any(form in entry for form in _OF_FLOW)
+
+
 def _of_stable_diffusion(times: Iterable[int]) -> Tensor:
     return torch.tensor([stable_diffusion_sigma(time + 1) for time in times], dtype=torch.float64)
 
@@ -74,7 +79,7 @@ def trained(
     """
     entry = trained_models()[distilled]
     form = next(form for form in _LEVELS if form in entry)
-    if flow != (form in _OF_FLOW):
+    if flow != of_flow(entry):
         kinds = "Stable Diffusion", "rectified-flow"
         raise ValueError(
             f"distilled = {distilled}: {entry['name']} has the levels of a {kinds[not flow]} model, and the connected "

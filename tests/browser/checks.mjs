@@ -331,6 +331,38 @@ both("the plan plot follows split levels", async ({ page }) => {
   assert.equal((await answer(page, sampler)).evaluations.length, 12);
 });
 
+both("one node in the place of a KSampler shows the options of both choices and draws its run", async ({ page, vue }) => {
+  await clear(page);
+  const id = await add(page, "FewStepKSampler");
+  const visible = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.filter((w) => !w.options.hidden).map((w) => w.name), id);
+  const always = ["seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"];
+  const names = async (...more) => assert.deepEqual(await visible(), [...always, ...more, "plot"]);
+  await names("solver_type", "lower_order_final", "corrected_start", "rho", "discard_penultimate", "shift");
+  await set(page, id, "sampler_name", "euler_ancestral");
+  await set(page, id, "scheduler", "beta");
+  await names("eta", "s_noise", "noise_device", "ancestral_step", "discard_penultimate", "shift", "alpha", "beta");
+  await set(page, id, "sampler_name", "dpmpp_2s");
+  await set(page, id, "steps", 6);
+  const drawn = await answer(page, id);
+  assert.equal(drawn.evaluations.length, 11);
+  assert.deepEqual([drawn.passes, drawn.assumed], [22, false]);
+  await set(page, id, "denoise", 0.5);
+  assert.ok((await answer(page, id)).evaluations[0].sigma < drawn.evaluations[0].sigma);
+  await set(page, id, "cfg", 1);
+  assert.equal((await answer(page, id)).passes, 11);
+  if (vue) return;
+  const guidance = await add(page, "FewStepGuidance", [400, 0]);
+  await set(page, guidance, "schedule", "list");
+  await set(page, guidance, "values", "5, 1");
+  await connect(page, guidance, 0, id, "guidance");
+  assert.equal((await answer(page, id)).passes, 11 + 2); // two evaluations in the first step
+  const plan = await add(page, "FewStepLoadPlan", [800, 0]);
+  await connect(page, plan, 0, id, "plan");
+  await set(page, id, "denoise", 1);
+  assert.match((await answer(page, id)).label, /calibrated/);
+});
+
 check("an option that a link feeds is shown for every choice", async ({ page }) => {
   await clear(page);
   const [value, sampler] = [await add(page, "PrimitiveFloat"), await add(page, "FewStepSampler", [400, 0])];

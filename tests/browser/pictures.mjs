@@ -25,6 +25,12 @@ const SCENES = {
     ],
     show: [1],
   },
+  FewStepKSampler: {
+    nodes: [["FewStepKSampler", { sampler_name: "dpmpp_2m_sde", scheduler: "karras" }, {}]],
+  },
+  FewStepKSamplerAdvanced: {
+    nodes: [["FewStepKSamplerAdvanced", { steps: 12, end_at_step: 6, return_with_leftover_noise: "enable" }, {}]],
+  },
   FewStepScheduler: { nodes: [["FewStepScheduler", { schedule: "ays", steps: 8 }]] },
   FewStepChain: {
     nodes: [

@@ -652,7 +652,9 @@ def test_nodes_lie_beside_those_of_the_host(comfyui):
 
 # What the pack uses of the host
 
-HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "nodes")
+HOST_MODULES = (
+    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "server", "nodes",
+)  # fmt: skip
 CODE = [*sorted((ROOT / "nodes").rglob("*.py")), ROOT / "demo" / "nodes.py", ROOT / "demo" / "model.py"]
 
 
@@ -733,7 +735,8 @@ def another_copy(name: str):
 
 GONE = {  # what a host lacks: which nodes are left out, and what the log says of it
     "comfy.patcher_extension.WrapperExecutor": (
-        {"FewStepGuidance", "FewStepGuider", "FewStepGuidancePatch"}, "affected: Few-Step Guider",
+        {"FewStepGuidance", "FewStepGuider", "FewStepGuidancePatch", "FewStepKSampler", "FewStepKSamplerAdvanced"},
+        "affected: Few-Step Guider",
     ),
     "comfy.model_management.OOM_EXCEPTION": ({"FewStepCompare"}, "affected: the nodes that sample by themselves"),
     "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),

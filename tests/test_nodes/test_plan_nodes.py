@@ -27,6 +27,7 @@ from samplers.calibrated.predictor import Predictor, pool
 from samplers.calibrated.published import AMED_SD15, PUBLISHED
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
+from samplers.guidance import Guidance
 from samplers.solvers.amed import with_midpoints
 from samplers.trajectory import principal
 
@@ -308,6 +309,8 @@ def test_a_plan_for_another_model(comfyui, eps_model, field, value):
     """Told at once where the model is connected, else when sampling begins."""
     plan = small_plan(model={field: value})
     message = f"this plan was made for another model: {field} is {value:g}" if field == "sigma_max" else f"{field} is "
+    if field == "family":
+        message = "this plan is for SDXL; your model is the Few-Step demo"
     for attempt in (lambda: sampler(comfyui, plan, model=eps_model), lambda: sample(comfyui, plan, eps_model)):
         with pytest.raises(ValueError, match=f"{message}.*Load the model it was made for, or calibrate"):
             attempt()
@@ -480,6 +483,83 @@ def test_guiders_without_a_guidance_scale(comfyui, eps_model):
     for guider in (one, two.result[0]):
         with pytest.raises(ValueError, match="this run has no guidance scale: sample with"):
             guider.sample(starting_noise(eps_model), torch.zeros(1, 4, 8, 8), solver, sigmas, seed=0)
+
+
+def test_another_size_than_the_plans_is_told(comfyui, eps_model, caplog):
+    fits, differs = (CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(latent=(4, *n))) for n in ((8, 8), (8, 12)))
+    sample(comfyui, fits, eps_model)
+    assert "size" not in caplog.text
+    sample(comfyui, differs, eps_model)
+    assert "made with latents of the size 8 x 12 and this one has 8 x 8" in caplog.text
+
+
+def told(comfyui, monkeypatch, run) -> list[str]:
+    """What a run says on the node that samples."""
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.sampling"), "say", shown.append)
+    run()
+    return shown
+
+
+def test_guiders_are_compared_as_far_as_they_have_a_scale(comfyui, eps_model, monkeypatch):
+    """Without a negative prompt there is no guidance; a guider that mixes three prompts has no one scale."""
+    one = comfyui.nodes["BasicGuider"].execute(eps_model, conditioning(1)).result[0]
+    dual = comfyui.nodes["DualCFGGuider"]
+    two = dual.execute(eps_model, conditioning(1), conditioning(3), conditioning(2), 3, 2, "regular").result[0]
+    empty = torch.zeros(1, 4, 8, 8)
+    for guider, scale, expected in ((one, 1.0, None), (one, 4.0, "4 and runs at 1"), (two, 4.0, "no single scale")):
+        plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(guidance=scale))
+        solver, sigmas = sampler(comfyui, plan)
+        shown = told(
+            comfyui,
+            monkeypatch,
+            lambda g=guider, s=solver, at=sigmas: g.sample(starting_noise(eps_model), empty, s, at),
+        )
+        assert bool(shown) == (expected is not None)
+        assert not shown or expected in shown[0]
+
+
+def test_a_scale_that_another_node_sets_on_the_way_is_compared(comfyui, eps_model, monkeypatch):
+    """As the host's CFG Override does: known once the run has passed there."""
+    from comfy.patcher_extension import WrappersMP
+
+    def override(guided, x, sigma, *arguments):
+        guider = guided.class_obj
+        before, guider.cfg = guider.cfg, 7.0
+        try:
+            return guided(x, sigma, *arguments)
+        finally:
+            guider.cfg = before
+
+    plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(guidance=CFG))
+    assert not told(comfyui, monkeypatch, lambda: sample(comfyui, plan, eps_model, cfg=CFG))
+    patched = eps_model.clone()
+    patched.add_wrapper(WrappersMP.PREDICT_NOISE, override)
+    shown = told(comfyui, monkeypatch, lambda: sample(comfyui, plan, patched, cfg=CFG))
+    assert len(shown) == 1 and f"made at guidance {CFG:g} and runs at 7" in shown[0]
+
+
+def test_one_node_that_samples_tells_the_same(comfyui, eps_model, monkeypatch):
+    """Few-Step KSampler: guidance, also that of a schedule, size, and the kind of model."""
+    plan = CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(guidance=3.0, latent=(4, 16, 8)))
+
+    def run(plan=plan, **more) -> None:
+        given = {"cfg": 3.0, **more}
+        comfyui.nodes["FewStepKSampler"].execute(
+            model=eps_model, seed=0, steps=10, sampler_name="euler", scheduler="karras", positive=conditioning(1),
+            negative=conditioning(2), latent_image={"samples": torch.zeros(1, 4, 8, 8)}, denoise=1.0, plan=plan,
+            **given,
+        )  # fmt: skip
+
+    size = "Warning: this plan was made with latents of the size 16 x 8"
+    (shown,) = told(comfyui, monkeypatch, run)
+    assert shown.startswith(size) and "guidance" not in shown
+    (shown,) = told(comfyui, monkeypatch, lambda: run(cfg=7.0))
+    assert "made at guidance 3 and runs at 7" in shown.splitlines()[0] and shown.splitlines()[1].startswith(size)
+    (shown,) = told(comfyui, monkeypatch, lambda: run(guidance=Guidance("interval", cfg=6.0)))
+    assert "made at guidance 3 and runs at 6" in shown
+    with pytest.raises(ValueError, match=r"this plan is for SD1\.5; your model is the Few-Step demo"):
+        run(CalibratedPlan(Recipe("dpmpp_2m", SIGMAS), about=About(model={"family": "SD15"})))
 
 
 def test_another_guidance_than_the_plans_is_told(comfyui, eps_model, caplog):

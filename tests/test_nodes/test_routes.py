@@ -161,11 +161,12 @@ def test_adaptive_samplers_have_no_plan(routes):
 
 
 def test_widgets_of_each_choice(comfyui, routes):
-    for kind, table in routes.options().items():
+    for kind, choices in routes.options().items():
         inputs = {i.id: i for i in comfyui.nodes[kind].define_schema().inputs}
-        assert list(table["widgets"]) == inputs[table["choice"]].options
-        for names in table["widgets"].values():
-            assert names.keys() <= inputs.keys()
+        for table in choices:
+            assert list(table["widgets"]) == inputs[table["choice"]].options
+            for names in table["widgets"].values():
+                assert names.keys() <= inputs.keys()
 
 
 def test_over_http(running_host):
@@ -173,7 +174,7 @@ def test_over_http(running_host):
     assert status == 200 and len(answer["sigmas"]) == 4
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
     assert status == 200 and "steps" in answer["error"]  # shown in the node
-    assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"]["widgets"]
+    assert "dpmpp_2m" in running_host.get("/fewstep/options")["FewStepSampler"][0]["widgets"]
     assert running_host.post("/fewstep/check", {"steps": "5, x"})[1]["faults"].keys() == {"steps"}
     assert {"samplers", "schedules"} == running_host.get("/fewstep/names").keys()
     levels = {"sigma_min": 0.0292, "sigma_max": 14.6146, "flow": False, "shift": 1.0}

@@ -1,0 +1,173 @@
+"""Which family a model is of, and what its makers and users recommend for it. models.json holds that, with sources."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import comfy.utils
+import folder_paths
+
+MODELS = Path(__file__).parents[1] / "models.json"
+
+DEMO = "Config"
+"""The name of the demo model's class, as its plans have it."""
+
+DISTILLED, DISTILLED_STEPS = "distilled", "distilled_steps"
+"""Facts of a model beside its `fingerprint`: the id of a distilled model, as `trained` has it, and the number of steps
+that its file names."""
+
+_ZERO_SNR = 1000.0  # the highest level of a model whose last time step is all noise; 14.6 otherwise
+
+
+class Family(NamedTuple):
+    """A family of models, and what is recommended for it."""
+
+    id: str
+    name: str
+    classes: list[str]
+    """Of the host (`comfy.supported_models`)."""
+
+    sampler: str
+    schedule: str
+    steps: list[int]
+    """The fewest and the most that are recommended."""
+
+    cfg: list[float]
+    measured: bool
+    """Whether the recommended sampler is of the kind of those that were measured: the best of these is then taken."""
+
+    sources: list[str]
+    varied: str | None = None
+    """The sampler with added noise, where another than that of the table of Few-Step Auto is recommended."""
+
+    shift: float | None = None
+    """Time shift of a flow model."""
+
+    distilled: str | None = None
+    """All models of this family are distilled: the id in `trained`."""
+
+    prediction: str | None = None
+    zero_snr: bool = False
+    note: str = ""
+
+
+class Distilled(NamedTuple):
+    """A distilled model, which its file is known by."""
+
+    id: str
+    """As the schedule `trained` has it."""
+
+    names: str
+    """A pattern of names of files, in small letters, with _ for what stands between words."""
+
+    sampler: str
+    cfg: list[float]
+    sources: list[str]
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    return tuple(Family(**fields) for fields in _read()["families"])
+
+
+@functools.cache
+def distilled_models() -> tuple[Distilled, ...]:
+    """The first whose pattern is found in a name counts."""
+    return tuple(Distilled(**fields) for fields in _read()["distilled"])
+
+
+def _read() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(MODELS.read_text(encoding="utf-8"))
+    return found
+
+
+def family_of(model: Mapping[str, Any]) -> Family | None:
+    """The family of a model by its `fingerprint`; None if it is not in the list."""
+    zero_snr = model.get("sigma_max", 0.0) >= _ZERO_SNR
+    for family in families():
+        if (
+            model.get("family") in family.classes
+            and family.prediction in (None, model.get("prediction"))
+            and zero_snr >= family.zero_snr
+        ):
+            return family
+    return None
+
+
+def family_name(name: str) -> str:
+    """A class of the host in the words of its users."""
+    if name == DEMO:
+        return "the Few-Step demo"
+    return next((family.name for family in families() if name in family.classes and not family.prediction), name)
+
+
+# Distilled models
+
+
+def distilled_in(names: Iterable[str]) -> dict[str, Any]:
+    """What names of files and models say of a distillation: facts for a `fingerprint`, none if they say nothing."""
+    for name in map(_plain, names):
+        for model in distilled_models():
+            if re.search(model.names, name):
+                steps = re.search(r"(\d+)_?steps?(_|$)", name)
+                return {DISTILLED: model.id} | ({DISTILLED_STEPS: int(steps[1])} if steps else {})
+    return {}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
+
+def names_of(prompt: Mapping[str, Any] | None, node: Any, input: str = "model") -> list[str]:
+    """The names of a MODEL's files, and those in their metadata, LoRAs before the checkpoint: as the prompt has them.
+
+    Args:
+        prompt: the workflow that runs, as the host keeps it; None where that is not known.
+        node: the id of the node that is asking, and its input.
+    """
+    files = [] if prompt is None else _files(prompt, str(node), input)
+    return [name for file, folder in files for name in (PurePath(file).stem, *_titles(file, folder))]
+
+
+_FOLDERS = {"lora_name": "loras", "ckpt_name": "checkpoints", "unet_name": "diffusion_models"}
+"""Inputs of the host's loaders, and of many others, with the folder of their files."""
+
+
+def _files(prompt: Mapping[str, Any], node: str, input: str) -> Iterator[tuple[str, str]]:
+    """The files of the loaders that a MODEL comes through, from the last to the first."""
+    seen = set()
+    while True:
+        link = prompt.get(node, {}).get("inputs", {}).get(input)
+        if not isinstance(link, list) or not link or link[0] in seen:
+            return
+        node, input = str(link[0]), "model"
+        seen.add(node)
+        inputs = prompt.get(node, {}).get("inputs", {})
+        used = inputs.get("strength_model", 1) != 0
+        yield from ((inputs[name], folder) for name, folder in _FOLDERS.items() if used and _is_name(inputs.get(name)))
+        if input not in inputs:  # of a node that names its input in another way, such as a reroute
+            input = next((name for name, value in inputs.items() if isinstance(value, list)), input)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_TITLES = ("modelspec.title", "ss_output_name")
+"""Fields of a file's metadata that name the model."""
+
+
+def _titles(file: str, folder: str) -> list[str]:
+    """The names of a model in the metadata of its file."""
+    try:
+        path = folder_paths.get_full_path(folder, file)
+        header = comfy.utils.safetensors_header(path) if path and path.endswith((".safetensors", ".sft")) else None
+        metadata = json.loads(header or "{}").get("__metadata__", {})
+        return [metadata[name] for name in _TITLES if isinstance(metadata.get(name), str)]
+    except Exception:  # of a damaged file: the loader says what is wrong with it
+        return []

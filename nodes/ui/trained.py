@@ -1,0 +1,60 @@
+"""What is said of the levels that a distilled model was trained on, where the run differs from the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...samplers import SCHEDULES
+from ...samplers.schedules.trained import of_flow, trained_models
+from ..host.families import distilled_models
+from ..host.model import LevelRange
+from .options import chosen_options
+
+_PLAIN = [1.0, 1.0]  # cfg of a distilled model, if nothing else is known
+
+
+def notes_of_schedule(
+    levels: LevelRange, schedule: str, widgets: Mapping[str, Any], cfg: float | None = None
+) -> list[str]:
+    """`trained_notes` for the values of the widgets of a node that chooses a schedule; none of another schedule."""
+    if schedule != "trained":
+        return []
+    spec = SCHEDULES[schedule]
+    return trained_notes(levels, spec.check_options(chosen_options(spec, widgets))["distilled"], cfg)
+
+
+def trained_notes(levels: LevelRange, distilled: str, cfg: float | None = None) -> list[str]:
+    """Sentences for the node.
+
+    Args:
+        levels: of the model that is connected.
+        distilled: the id of a distilled model, as `trained` has it.
+        cfg: the scale of guidance of the run; None where it is not known.
+    """
+    entry = trained_models()[distilled]
+    notes = []
+    shift = entry.get("shift")
+    if levels.flow and of_flow(entry) and shift and not math.isclose(shift, levels.shift, rel_tol=0.01):
+        notes.append(
+            f"{entry['name']} was trained at shift {shift:.4g} and the model is set to {levels.shift:.4g}. The levels "
+            "of this schedule are levels of noise, the same for any shift; but nodes that count in percent of the run, "
+            f"such as ControlNet's start and end, go by the shift of the model: set it to {shift:.4g} for these."
+        )
+    low, high = recommended_cfg(distilled)
+    wanted = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    if cfg is None:
+        notes.append(f"{entry['name']} is sampled at cfg {wanted}.")
+    elif not low - 0.01 <= cfg <= high + 0.01:
+        notes.append(
+            f"{entry['name']} was trained for cfg {wanted} and this run has {cfg:g}, which changes colours and "
+            f"contrast: set cfg to {low:g}."
+        )
+    return notes
+
+
+def recommended_cfg(distilled: str) -> tuple[float, float]:
+    """The least and the greatest scale of guidance for a distilled model."""
+    low, high = next((model.cfg for model in distilled_models() if model.id == distilled), _PLAIN)
+    return low, high

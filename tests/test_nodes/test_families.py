@@ -1,0 +1,266 @@
+"""What Few-Step Auto knows of model families: told by the host's class, with the recommendation of makers and users."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from in_the_host import module
+from small_models import small_model
+
+from samplers import SAMPLERS, SCHEDULES
+from samplers.schedules.trained import of_flow, steps_of, trained_models
+
+SD = {"sampling": "ModelSamplingDiscrete", "prediction": "EPS", "sigma_max": 14.614641189575195, "shift": 1.0}
+FLOW = {"sampling": "ModelSamplingDiscreteFlow", "prediction": "CONST", "sigma_max": 1.0, "shift": 3.0}
+
+
+@pytest.fixture
+def families(comfyui):
+    return module(comfyui, "host.families")
+
+
+@pytest.fixture
+def choose(comfyui, folder):
+    """What Auto does with a model of which the facts are these."""
+    auto, model = module(comfyui, "auto"), module(comfyui, "host.model")
+
+    def chosen(facts: dict[str, Any], evaluations: int = 8, variety: str = "exact seed", denoise: float = 1.0, **more):
+        flow = facts["prediction"] == "CONST"
+        low = 0.001 if flow else 0.03
+        levels = model.LevelRange(low, facts["sigma_max"], flow, facts["shift"])
+        return auto.choose(levels, facts, evaluations=evaluations, variety=variety, denoise=denoise, **more)
+
+    return chosen
+
+
+# The data
+
+
+def test_every_class_is_one_of_the_host_and_every_name_one_of_ours(comfyui, families):
+    import comfy.supported_models
+
+    seen = []
+    for family in families.families():
+        for name in family.classes:
+            assert hasattr(comfy.supported_models, name), name
+            seen.append((name, family.prediction))
+        for id in (family.sampler, family.varied):
+            assert id is None or id in SAMPLERS
+        assert family.schedule in SCHEDULES and family.sources
+        assert family.steps == sorted(family.steps) and family.cfg == sorted(family.cfg)
+        assert family.distilled is None or family.distilled in trained_models()
+    assert len(set(seen)) == len(seen), "one class, one family"
+    for model in families.distilled_models():
+        assert model.id in trained_models() and model.sampler in SAMPLERS and model.sources
+        re.compile(model.names)
+
+
+def test_every_source_is_an_address_or_a_template(families):
+    for entry in (*families.families(), *families.distilled_models()):
+        for source in entry.sources:
+            assert re.fullmatch(r"https://\S+|template:[\w.]+", source)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "id"),
+    [
+        ("SD15", SD, "sd15"), ("SDXL", SD, "sdxl"), ("SDXL", SD | {"prediction": "V_PREDICTION"}, "sdxl"),
+        ("SDXL", SD | {"prediction": "V_PREDICTION", "sigma_max": 4518.7}, "sdxl_v_zsnr"), ("SD3", FLOW, "sd35"),
+        ("Flux", FLOW, "flux"), ("FluxSchnell", FLOW, "flux_schnell"), ("Flux2", FLOW, "flux2"),
+        ("QwenImage", FLOW, "qwen_image"), ("WAN21_I2V", FLOW, "wan21"), ("WAN22_T2V", FLOW, "wan22_5b"),
+        ("HunyuanVideo", FLOW, "hunyuan_video"), ("HunyuanVideo15", FLOW, "hunyuan_video_15"),
+        ("Chroma", FLOW, "chroma"), ("ZImage", FLOW, "z_image"), ("ACEStep", FLOW, None),
+    ],
+)  # fmt: skip
+def test_the_class_of_the_host_tells_the_family(families, name, facts, id):
+    found = families.family_of({**facts, "family": name})
+    assert (found and found.id) == id
+
+
+def test_a_real_v_prediction_model_with_zero_snr_is_known(comfyui, families):
+    """By the levels that the host gives it."""
+    patched = comfyui.nodes["ModelSamplingDiscrete"]().patch(small_model("EPS"), "v_prediction", True)[0]
+    facts = module(comfyui, "host.model").fingerprint(patched) | {"family": "SDXL"}
+    assert families.family_of(facts).id == "sdxl_v_zsnr"
+
+
+# The choice
+
+
+def test_measured_where_the_kinds_agree_and_the_recommendation_is_told(choose, comfyui):
+    auto = module(comfyui, "auto")
+    for name, facts in (("SDXL", SD), ("QwenImage", FLOW), ("WAN21_T2V", FLOW)):
+        found = choose({**facts, "family": name})
+        assert found.spec.id == auto.pick(name != "SDXL", "exact seed", 8).sampler
+        assert "Recommended for it:" in found.text and "cfg" in found.text
+    assert "dpmpp_2m on karras, 25 to 28 steps, cfg 5 to 7" in choose({**SD, "family": "SDXL"}).text
+
+
+def test_recommended_where_they_do_not(choose):
+    zero_snr = SD | {"family": "SDXL", "prediction": "V_PREDICTION", "sigma_max": 4518.7}
+    found = choose(zero_snr)
+    assert found.spec.id == "euler" and "euler on sgm_uniform: 8 steps" in found.text
+    assert "of another kind" in found.text and "rescale" in found.text
+    assert choose(zero_snr, variety="more variety").spec.id == "dpmpp_2m_sde"
+    flux2 = choose(FLOW | {"family": "Flux2"})
+    assert "euler on flux2: 8 steps" in flux2.text and "1024 by 1024" in flux2.text
+
+
+def test_shift_and_cfg_that_differ_are_told(choose):
+    qwen = FLOW | {"family": "QwenImage", "shift": 1.15}
+    text = choose(qwen, cfg=9.0).text
+    assert "shift of the connected model is 1.15: ModelSamplingSD3 sets it to 3.1" in text
+    assert "cfg is 9, outside" in text
+    fits = choose(qwen | {"shift": 3.1}, cfg=4.0).text
+    assert "connected model is" not in fits and "outside" not in fits
+
+
+def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
+    assert "Recommended" not in choose(FLOW | {"family": "Config"}).text
+
+
+# Distilled models
+
+
+@pytest.mark.parametrize(
+    ("file", "id", "steps"),
+    [
+        ("sdxl_lightning_4step_lora", "sdxl_lightning", 4), ("SDXL-Lightning-8steps", "sdxl_lightning", 8),
+        ("lcm-lora-sdv1-5", "lcm", None), ("sd_xl_turbo_1.0_fp16", "sdxl_turbo", None),
+        ("Hyper-SDXL-8steps-lora", "hyper_sd", 8), ("Hyper-FLUX.1-dev-8steps-lora", "hyper_flux", 8),
+        ("dmd2_sdxl_4step_lora_fp16", "dmd2_sdxl", 4), ("flux1-schnell-fp8", "flux_schnell", None),
+        ("Flux_2-Turbo-LoRA_comfyui", "flux2_dev_turbo", None), ("z_image_turbo_bf16", "z_image_turbo", None),
+        ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "wan22_lightning", 4),
+        ("Qwen-Image-Lightning-8steps-V1.0", "qwen_image_lightning", 8), ("sd_xl_base_1.0", None, None),
+        ("lightning storm style", None, None), ("calcmodel", None, None), ("turbo_diesel", None, None),
+    ],
+)  # fmt: skip
+def test_files_tell_a_distillation(families, file, id, steps):
+    found = families.distilled_in([file])
+    assert (found.get("distilled"), found.get("distilled_steps")) == (id, steps)
+
+
+@pytest.mark.parametrize("id", trained_models())
+@pytest.mark.parametrize("budget", [1, 4, 8])
+def test_its_own_levels_within_the_budget(choose, id, budget):
+    entry = trained_models()[id]
+    facts = (FLOW if of_flow(entry) else SD) | {"family": "Some", "distilled": id}
+    found = choose(facts, budget)
+    known = [n for n in steps_of(entry) if n <= budget]
+    made = found.spec.nfe(found.sigmas, flow=of_flow(entry), **found.options)
+    assert made <= budget
+    if known:
+        assert made == max(known) and f"trained (distilled = {id})" in found.text
+        levels = (
+            SCHEDULES["trained"].function(max(known), 0.0291, 14.6147, distilled=id) if not of_flow(entry) else None
+        )
+        if levels is not None:
+            torch.testing.assert_close(found.sigmas, levels.float())
+    else:
+        assert "was trained for" in found.text and "give it as many evaluations" in found.text
+
+
+def test_image_to_image_takes_the_last_of_its_steps(choose):
+    found = choose(SD | {"family": "SDXL", "distilled": "sdxl_lightning"}, 4, denoise=0.5)
+    assert len(found.sigmas) == 5 and "the last 4 of 8" in found.text
+    whole = SCHEDULES["trained"].function(8, 0.03, SD["sigma_max"]).float()
+    assert torch.equal(found.sigmas, whole[-5:])
+
+
+def test_the_number_in_the_name_of_a_file_counts(choose):
+    found = choose(SD | {"family": "SDXL", "distilled": "sdxl_lightning", "distilled_steps": 4}, 8)
+    assert len(found.sigmas) == 5
+
+
+def test_a_name_of_another_kind_of_model_is_passed_over(choose):
+    found = choose(FLOW | {"family": "Flux", "distilled": "sdxl_lightning"})
+    assert "trained" not in found.text
+
+
+def test_a_model_of_a_distilled_family_needs_no_name(choose):
+    found = choose(FLOW | {"family": "FluxSchnell"}, 4)
+    assert "distilled = flux_schnell" in found.text and len(found.sigmas) == 5
+    assert "trained for cfg 1 and this run has 3.5" in choose(FLOW | {"family": "FluxSchnell"}, 4, cfg=3.5).text
+
+
+# Through the workflow
+
+
+def write(path, title: str) -> None:
+    """A safetensors file without tensors."""
+    header = json.dumps({"__metadata__": {"modelspec.title": title}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def prompt(**lora) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "mine.safetensors"}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "strength_model": 1.0, **lora}},
+        "3": {"class_type": "Reroute", "inputs": {"": ["2", 0]}},
+        "4": {"class_type": "FewStepAuto", "inputs": {"model": ["3", 0]}},
+    }
+
+
+def test_names_are_found_along_the_model(families, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    write(tmp_path / "mine.safetensors", "SDXL Lightning, 4 steps")
+    found = families.names_of(prompt(lora_name="styles/lcm-lora.safetensors"), "4")
+    assert found == ["lcm-lora", "mine", "SDXL Lightning, 4 steps"]
+    assert families.distilled_in(found) == {"distilled": "lcm"}
+    off = families.names_of(prompt(lora_name="lcm-lora.safetensors", strength_model=0), "4")
+    assert families.distilled_in(off) == {"distilled": "sdxl_lightning", "distilled_steps": 4}
+
+
+@pytest.mark.parametrize(
+    "graph", [None, {}, {"4": {}}, {"4": {"inputs": {"model": ["4", 0]}}}, {"4": {"inputs": {"model": 3}}}]
+)
+def test_odd_workflows_name_nothing(families, graph):
+    assert families.names_of(graph, "4") == []
+
+
+def test_damaged_files_are_passed_over(families, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    for content in (b"", b"\x05", struct.pack("<Q", 8) + b"not json", struct.pack("<Q", 2) + b"[]"):
+        (tmp_path / "mine.safetensors").write_bytes(content)
+        assert families.names_of(prompt(), "4") == ["mine"]
+
+
+def test_the_node_looks_at_the_workflow_and_tells_the_plot(comfyui, folder, routes, monkeypatch):
+    auto = comfyui.nodes["FewStepAuto"]
+    graph = prompt(lora_name="lcm-lora.safetensors")
+    monkeypatch.setattr(auto, "hidden", SimpleNamespace(prompt=graph, unique_id="4"), raising=False)
+    out = auto.execute(small_model("EPS"), 4, "exact seed", 1.0)
+    assert "consistency on trained (distilled = lcm): 4 steps" in out.result[2]
+    request = {
+        "node": {"type": "FewStepAuto", "inputs": {"evaluations": 4}},
+        "levels": out.ui["fewstep_levels"][0],
+        "model": out.ui["fewstep_model"][0],
+    }
+    drawn = [evaluation["sigma"] for evaluation in routes.plan(request)["evaluations"]]
+    assert drawn == pytest.approx(out.result[1][:-1].tolist())
+
+
+# The schedule by itself
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_shift_that_differs_from_the_trained_is_told(comfyui, monkeypatch, shift):
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "sampling"), "say", shown.append)
+    model = comfyui.nodes["ModelSamplingSD3"]().patch(small_model("FLOW"), shift=shift)[0]
+    comfyui.nodes["FewStepScheduler"].execute(model, "trained", 8, 1.0, distilled="z_image_turbo")
+    assert ("was trained at shift 3 and the model is set to 1." in shown[0]) == (shift == 1)
+    assert "sampled at cfg 1" in shown[0]
+    shown.clear()
+    comfyui.nodes["FewStepScheduler"].execute(model, "simple", 8, 1.0)
+    assert not shown
