@@ -6,7 +6,7 @@ import { addPlot, refreshAll } from "./plot.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
-import { translateDefinitions, translateNode } from "./translate.js";
+import { translated, translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { fitWidgets, showDefaults } from "./widgets.js";
 
 /** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
@@ -26,11 +26,16 @@ app.registerExtension({
   name: "FewStep",
 
   async init() {
+    translateMessages();
     options = await (await api.fetchApi("/fewstep/options")).json();
   },
 
   addCustomNodeDefs(definitions) {
     return translateDefinitions(definitions);
+  },
+
+  beforeConfigureGraph(workflow) {
+    translateWorkflow(workflow);
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {
@@ -55,7 +60,7 @@ app.registerExtension({
       if (output?.fewstep_levels) node.properties.levels = output.fewstep_levels[0];
       if (output?.fewstep_model) node.properties.model = output.fewstep_model[0];
       node.fewstepPlan = output?.fewstep_plan?.[0];
-      if (output?.text) makeRoom(node, output.text[0]);
+      if (output?.text) makeRoom(node, translated(output.text[0]));
       refreshAll();
     });
     for (const widget of node.widgets ?? []) {
@@ -71,7 +76,8 @@ app.registerExtension({
 /** Makes a node high enough for the text below its widgets, which the host shows two lines of. */
 function makeRoom(node, text) {
   const letters = (node.size[0] - 60) / LETTER;
-  const lines = text.split("\n").reduce((sum, line) => sum + Math.ceil(line.length / letters), 0);
+  const wide = (line) => line.length + (line.match(/[\u2e80-\uffef]/g)?.length ?? 0); // Chinese letters are two wide
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.ceil(wide(line) / letters), 0);
   const height = node.computeSize()[1] + Math.max(0, lines - 2) * LINE;
   if (height > node.size[1]) node.setSize([node.size[0], height]);
 }

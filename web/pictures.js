@@ -1,5 +1,7 @@
 /** The drawings: noise levels of a schedule, evaluations of a sampler. */
 
+import { t, translated } from "./translate.js";
+
 const BLUE = "#56b4e9";
 const ORANGE = "#e69f00";
 const MARGIN = { left: 40, right: 12, top: 24, bottom: 36 };
@@ -13,8 +15,9 @@ export function drawSigmas(pen, area, { sigmas, karras, levels }, log) {
   axes.line(sigmas, BLUE, 1.5);
   if (sigmas.length <= 4 * MANY) sigmas.forEach((sigma, i) => axes.dot(i, sigma, BLUE));
   const steps = sigmas.length - 1;
-  axes.above(`${steps} step${steps === 1 ? "" : "s"}: sigma ${short(sigmas[0])} to ${short(sigmas[steps])}`);
-  axes.below(`${range(levels)}; ${log ? "log" : "linear"} axis`);
+  const ends = { steps, high: short(sigmas[0]), low: short(sigmas[steps]) };
+  axes.above(steps === 1 ? t("1 step: sigma {high} to {low}", ends) : t("{steps} steps: sigma {high} to {low}", ends));
+  axes.below(`${range(levels)}; ${log ? t("log axis") : t("linear axis")}`);
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
@@ -29,22 +32,25 @@ export function drawPlan(pen, area, answer, log) {
     axes.dot(i, sigma, BLUE, noise);
     if (evaluations.length <= MANY) axes.under(i, order);
   });
-  const total = passes === null ? "" : `, ${at_most ? "at most " : ""}${passes} passes`;
-  axes.above(`${label}: ${evaluations.length} evaluations${total}, order ${order}`);
-  axes.below(`${over(answer)}; ${log ? "log" : "linear"} axis`);
+  const counts = [t("{n} evaluations", { n: evaluations.length })];
+  if (passes !== null) counts.push(at_most ? t("at most {n} passes", { n: passes }) : t("{n} passes", { n: passes }));
+  axes.above(`${translated(label)}: ${[...counts, t("order {n}", { n: order })].join(", ")}`);
+  axes.below(`${over(answer)}; ${log ? t("log axis") : t("linear axis")}`);
 }
 
 /** What a plan is drawn over. */
 function over({ assumed, published, unknown, levels }) {
-  if (assumed) return `example: ${published ? "SD1.5" : "karras"}, 10 steps`;
-  if (published) return levels.known ? "its published plan, on any schedule" : "its published plan, if the model is SD1.5";
-  if (unknown) return "may follow a plan: known after a run";
-  return levels ? range(levels) : "levels of the plan";
+  if (assumed) return t("example: {levels}, 10 steps", { levels: published ? "SD1.5" : "karras" });
+  if (published && levels.known) return t("its published plan, on any schedule");
+  if (published) return t("its published plan, if the model is SD1.5");
+  if (unknown) return t("may follow a plan: known after a run");
+  return levels ? range(levels) : t("levels of the plan");
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {
-  if (!known) return "assumed range: Stable Diffusion";
-  return `range of ${flow ? "a flow model" : "the model"}, ${short(sigma_min)} to ${short(sigma_max)}`;
+  if (!known) return t("assumed range: Stable Diffusion");
+  const ends = { low: short(sigma_min), high: short(sigma_max) };
+  return flow ? t("range of a flow model, {low} to {high}", ends) : t("range of the model, {low} to {high}", ends);
 }
 
 class Axes {

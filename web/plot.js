@@ -1,6 +1,7 @@
 /** A plot as a widget of a node: asks the server again whenever its request changes, and draws the answer. */
 
 import { api } from "../../scripts/api.js";
+import { t, translated } from "./translate.js";
 
 const HEIGHT = 170;
 const PATIENCE = 80; // ms without a change before the server is asked
@@ -36,7 +37,7 @@ export function addPlot(node, { route, request, draw }) {
       const area = { left: 10, top: y, width: width - 20, height: HEIGHT };
       pen.save();
       background(pen, area);
-      if (plot.answer?.error) write(pen, area, plot.answer.error);
+      if (plot.answer?.error) write(pen, area, translated(plot.answer.error));
       else if (plot.answer) draw(pen, area, plot.answer, node.properties.plot !== "linear");
       pen.restore();
     },
@@ -75,7 +76,7 @@ export function addPlot(node, { route, request, draw }) {
       });
       answer = await response.json();
     } catch {
-      answer = { error: "ComfyUI does not answer" };
+      answer = { error: t("ComfyUI does not answer") };
     }
     if (body !== plot.asked) return; // another one is on its way
     plot.answer = answer;

@@ -1,5 +1,7 @@
 /** A node that chooses a sampler or schedule offers the options of all: shows those of the choice, and their defaults. */
 
+import { t } from "./translate.js";
+
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
 /** Hides the widgets that the choice does not have. Their values stay, and are saved with the others, in order. */
@@ -41,9 +43,9 @@ export function showDefaults(node, { choice, widgets, automatic = [] }) {
     if (!plain || widget.name === choice) continue;
     Object.defineProperty(widget, "_displayValue", {
       get() {
-        if (automatic.includes(widget.name) && this.value === 0) return "auto";
+        if (automatic.includes(widget.name) && this.value === 0) return t("auto");
         const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(this.value) && value != null ? `default: ${written(value)}` : plain.call(this);
+        return UNSET.includes(this.value) && value != null ? t("default: {value}", { value: written(value) }) : plain.call(this);
       },
     });
   }
@@ -57,7 +59,7 @@ function accessor(object, name) {
 }
 
 function written(value) {
-  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value === "boolean") return value ? t("on") : t("off");
   return typeof value === "number" ? String(+value.toFixed(4)) : value;
 }
 
