@@ -34,7 +34,7 @@ Written by `make bench-quality`; all numbers are in [quality.csv](quality.csv). 
 options (some of ours also with others, which are named), each on the schedule that was best for it on other prompts
 and seeds. `*` marks a schedule without its last level above 0.
 
-An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several
+An evaluation is one call of the model, in which guidance runs the network twice. A sampler with several
 evaluations a step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on
 another device. Its `..._cfg_pp` samplers apply guidance in another way and lead to another image, so their error says
 little.
@@ -58,7 +58,7 @@ def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -
         "",
         "![Error against evaluations](quality.png)",
         "",
-        "| NFE | best of ours | error, 90% | best of the host | error, 90% | ours / host |",
+        "| evaluations | best of ours | error, 90% | best of the host | error, 90% | ours / host |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for duel in found:
@@ -75,7 +75,7 @@ def _describe_errors(results: Results, floor: tuple[float, float], size: Size) -
         lines += [
             "The best samplers of the host on our schedules:",
             "",
-            "| NFE | sampler | error |",
+            "| evaluations | sampler | error |",
             "| --- | --- | --- |",
         ]
         for budget in size.budgets:
@@ -116,7 +116,7 @@ def _describe_distribution(distribution: Distribution, size: Size) -> str:
         "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "
         "that are missing were not reached within the time limit; the next run continues with them.",
         "",
-        "| NFE | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
+        "| evaluations | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell, _, many, data in sorted(distribution.rows, key=lambda r: (r[0].budget, r[2].frechet[0])):

@@ -20,6 +20,7 @@ from .ui.menu import CATEGORY, search_words
 from .ui.names import SYNTAX, checked_length, read_samplers, read_schedules
 from .ui.options import cfg_input, seed_input
 from .ui.pictures import Tile, decode, sheet
+from .ui.plans import counted
 from .ui.plots import Panel, line_plot
 from .ui.tables import text_table
 
@@ -75,7 +76,7 @@ def grid(work: Comparison, width: int, vae: Any = None) -> Tensor:
     if len(references) == 1:
         (found,) = references.values()
         picture = decode(work.patcher, found.latents[:1], vae)[0]
-        rows.append([Tile(picture, f"NFE {found.evaluations}")])
+        rows.append([Tile(picture, counted(found.evaluations, "evaluation"))])
         left.append(f"reference\n{MANY_STEPS}")
     return sheet(rows, width, top=[f"{steps} steps" for steps in work.columns], left=left)
 
@@ -87,7 +88,7 @@ def _tile(work: Comparison, cell: Cell, vae: Any) -> Tile:
     if (first := work.first(cell)) != cell:
         same = f"the same run as on {first.schedule.label}"
         return Tile(fault=f"{same}: {_WHATEVER}" if work.published(cell) else same, caption="same run")
-    caption = f"NFE {found.evaluations}" + ("" if error is None else f", error {error:.2g}")
+    caption = counted(found.evaluations, "evaluation") + ("" if error is None else f", error {error:.2g}")
     caption += f", {PUBLISHED_PLAN}" if work.published(cell) else ""
     return Tile(decode(work.patcher, found.latents[:1], vae)[0], caption)
 
@@ -157,7 +158,7 @@ class FewStepCompare(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="The images with labels, evaluations (NFE) and errors."),
+                io.Image.Output(display_name="grid", tooltip="The images, with numbers of evaluations and errors."),
                 io.Image.Output(display_name="chart", tooltip="Error against evaluations of the model."),
                 io.String.Output(display_name="table", tooltip="Evaluations and errors as text."),
                 io.Latent.Output(

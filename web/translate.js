@@ -55,13 +55,16 @@ function names() {
   return Object.fromEntries(inputs.map(([name, own]) => [name, own.name ?? name]));
 }
 
-/** Translates what Python says of our nodes before the host shows it: while they work, in errors, before a run. */
+const SPOKEN = { progress_text: "text", execution_error: "exception_message" }; // events with a message, and its field
+
+/** Translates what Python says before the host shows it: on nodes while they work, and in errors. */
 export function translateMessages() {
-  for (const [event, field] of [["progress_text", "text"], ["execution_error", "exception_message"]]) {
-    const first = { capture: true }; // before the host reads it
-    api.addEventListener(event, ({ detail }) => (detail[field] = translated(detail[field])), first);
-  }
-  const { queuePrompt } = api;
+  const { dispatchCustomEvent, queuePrompt } = api;
+  api.dispatchCustomEvent = function (event, detail) {
+    const field = SPOKEN[event];
+    const said = detail?.[field] === undefined ? detail : { ...detail, [field]: translated(detail[field]) };
+    return dispatchCustomEvent.call(this, event, said);
+  };
   api.queuePrompt = async function (...given) {
     try {
       return await queuePrompt.apply(this, given);

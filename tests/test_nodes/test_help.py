@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from host import ROOT
+from messages import messages
 from translations import LOCALES, aligned, digests, leaves, outdated, texts, with_pages
 
 DOCS = ROOT / "web" / "docs"
@@ -65,6 +66,27 @@ def test_no_picture_without_a_page():
 def test_every_input_has_a_tooltip(nodes):
     for id, cls in nodes.items():
         assert not [part.id for part in cls.define_schema().inputs if not part.tooltip], id
+
+
+FOR_AUTHORS = {"ARCHITECTURE", "EXTENDING", "LIBRARY", "PUBLISHING"}
+SHORTHAND = re.compile(r"\bNFE\b|\btold\b|\bkept apart\b")
+
+
+def test_texts_for_artists_have_no_shorthand(nodes):
+    documents = [ROOT / "README.md", *PAGES.values(), *(ROOT / "demo").glob("*.md")]
+    documents += [path for path in (ROOT / "docs").glob("*.md") if path.stem not in FOR_AUTHORS]
+    said = {path.name: path.read_text(encoding="utf-8") for path in documents}
+    said |= {".".join(where): text for where, text in leaves({id: texts(cls) for id, cls in nodes.items()})}
+    said |= {text: text for text in messages()}
+    assert not {where: found[0] for where, text in said.items() if (found := SHORTHAND.search(text))}
+
+
+def test_the_readme_says_what_is_counted_before_it_counts():
+    """Steps, evaluations and passes, once and above the first table that has numbers of them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before = text[: text.index("| evaluations |")]
+    for word in ("step", "evaluation", "passes"):
+        assert f"*{word}*" in before
 
 
 def test_english_is_that_of_the_nodes():
