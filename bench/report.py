@@ -110,7 +110,7 @@ def _describe_distribution(distribution: Distribution, size: Size) -> str:
         f"{schedule}) and to the training images: sliced Wasserstein (SW, {directions} directions) and squared Fréchet "
         f"(FD, {axes} principal axes), ± the standard error (jackknife over prompts). Lower is better. All sets use "
         f"the same prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} "
-        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances cannot be told from each other.",
+        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances mean no difference.",
         "",
         f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is "
         "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "

@@ -4,21 +4,28 @@
  */
 
 const JOINTS = [
+  [/ - /, "："], // as the host joins an input and its error
   [/(?<=[.!?]) /, ""], // sentences
   [/; /, "；"],
   [/: /, "："],
   [/, /, "，"],
-  [/ - /, "："], // as the host joins an input and its error
 ];
+
+const SENTENCES = /[.!?] /;
+const PROSE = /[a-z]+ [a-z]+ [a-z]+/; // which a template of a word or two must not take for a value
+const FEW = 8; // letters of such a template
+const LONGEST = 1000; // letters of a line that is looked at
+const DEEPEST = 5; // messages within each other
 
 /** The messages of one language: {English template: translation}, and the words that values may be, as names of inputs. */
 export class Messages {
   constructor(translations = {}, words = {}) {
     this.translations = new Map(Object.entries(translations).filter(([, text]) => text));
     this.words = words;
+    this.seen = new Map(); // parts of the text that is at work, as they were translated
     this.templates = [...this.translations.keys()]
       .filter((english) => /\{\w+\}/.test(english))
-      .sort((a, b) => letters(b) - letters(a)) // the one that says most goes first
+      .sort((a, b) => said(b).length - said(a).length) // the one that says most goes first
       .map((english) => ({ english, ...pattern(english) }));
   }
 
@@ -30,13 +37,20 @@ export class Messages {
   /** A text that came from Python, line by line. */
   translated(text) {
     if (!this.translations.size || typeof text !== "string") return text;
-    return text.split("\n").map((line) => this.#line(line)).join("\n"); // prettier-ignore
+    this.seen.clear();
+    const translated = (line) => (line.length > LONGEST ? line : this.#line(line, DEEPEST));
+    return text.split("\n").map(translated).join("\n"); // prettier-ignore
   }
 
-  #line(line) {
+  #line(line, depth) {
+    if (!depth || !/[a-z]{2}/i.test(line)) return line;
     const [, before, text, after] = /^(\s*)(.*?)(\s*)$/s.exec(line);
-    const found = this.#whole(text) ?? this.#choice(text) ?? this.#parts(text) ?? this.#whole(text, true);
-    return before + (found ?? text) + after;
+    if (!this.seen.has(text)) this.seen.set(text, this.#found(text, depth) ?? text);
+    return before + this.seen.get(text) + after;
+  }
+
+  #found(text, depth) {
+    return this.#whole(text, depth) ?? this.#choice(text) ?? this.#parts(text, depth) ?? this.#whole(text, depth, true);
   }
 
   /** Names to choose from: "heun or midpoint". */
@@ -44,22 +58,23 @@ export class Messages {
     if (/^\S+( or \S+)+$/.test(text)) return text.replaceAll(" or ", ` ${this.t("or")} `);
   }
 
-  /** A text that is one message, whose values may hold several sentences or not. */
-  #whole(text, sentences = false) {
+  /** A text that is one message; its values are translated as well, and hold several sentences only where asked for. */
+  #whole(text, depth, sentences = false) {
     if (this.translations.has(text)) return this.translations.get(text);
-    for (const { english, regex, names } of this.templates) {
-      const found = regex.exec(text);
-      if (!found || (!sentences && found.slice(1).some((value) => JOINTS[0][0].test(value)))) continue;
-      const values = names.map((name, i) => [name, this.words[found[i + 1]] ?? this.#line(found[i + 1])]);
-      return filled(this.translations.get(english), Object.fromEntries(values));
+    for (const { english, parts, regex, names, weak } of this.templates) {
+      const given = contains(text, parts) ? regex.exec(text)?.slice(1) : null;
+      if (!given || (!sentences && given.some((value) => SENTENCES.test(value)))) continue;
+      const values = given.map((value) => this.words[value] ?? this.#line(value, depth - 1));
+      if (weak && values.some((value, i) => value === given[i] && PROSE.test(value))) continue;
+      return filled(this.translations.get(english), Object.fromEntries(names.map((name, i) => [name, values[i]])));
     }
   }
 
   /** A text of several messages, if any of them is known. */
-  #parts(text) {
+  #parts(text, depth) {
     for (const [joint, theirs] of JOINTS) {
       const parts = text.split(joint);
-      const known = parts.length > 1 ? parts.map((part) => this.words[part] ?? this.#line(part)) : parts;
+      const known = parts.length > 1 ? parts.map((part) => this.words[part] ?? this.#line(part, depth - 1)) : parts;
       if (known.some((part, i) => part !== parts[i])) return known.join(theirs);
     }
   }
@@ -69,8 +84,15 @@ function filled(template, values) {
   return template.replace(/\{(\w+)\}/g, (hole, name) => values[name] ?? hole);
 }
 
-function letters(english) {
-  return english.replace(/\{\w+\}/g, "").length;
+/** How much of a template is not a placeholder. */
+function said(english) {
+  return english.replace(/\{\w+\}/g, "");
+}
+
+/** Whether a text has the parts in order: quicker than the pattern, for the many that it does not match. */
+function contains(text, parts) {
+  let at = 0;
+  return parts.every((part) => (at = text.indexOf(part, at) + part.length) >= part.length);
 }
 
 /** What a template matches, and the names of its placeholders in order. */
@@ -81,5 +103,5 @@ function pattern(english) {
     names.push(part);
     return `('[^']*'|.*?)`; // what is quoted may hold anything
   });
-  return { names, regex: new RegExp(`^${source.join("")}$`, "s") };
+  return { names, parts: parts.filter((_, i) => i % 2 === 0), regex: new RegExp(`^${source.join("")}$`, "s"), weak: said(english).replace(/\W/g, "").length < FEW };
 }

@@ -69,8 +69,10 @@ export function translateMessages() {
     try {
       return await queuePrompt.apply(this, given);
     } catch (error) {
-      const faulty = Object.values(error.response?.node_errors ?? {}).filter((node) => node.class_type in texts);
-      for (const fault of faulty.flatMap(({ errors }) => errors)) fault.details = translated(fault.details);
+      const { node_errors = {}, error: whole } = error.response ?? {};
+      const ours = Object.values(node_errors).filter((node) => node.class_type in texts);
+      for (const fault of ours.flatMap(({ errors }) => errors)) fault.details = translated(fault.details);
+      if (ours.length && whole?.details) whole.details = translated(whole.details);
       throw error;
     }
   };

@@ -78,6 +78,16 @@ def test_every_message_is_found_by_its_own_template(language):
             "filename = 'a b: c' holds ':', which not every system takes in the name of a file: leave it out",
             "“文件名”= 'a b: c' 含有 ':'，并非所有系统都允许文件名中出现它：请去掉",
         ),
+        # in the host's own words
+        (
+            "Custom validation failed for node: filename - filename = 'a*b' holds '*', which not every system takes in "
+            "the name of a file: leave it out",
+            "Custom validation failed for node: filename："
+            "“文件名”= 'a*b' 含有 '*'，并非所有系统都允许文件名中出现它：请去掉",
+        ),
+        # of others: a template of few letters, here {1} of {2}: {3}, takes no sentence for a value
+        ("3 of 12: dpmpp_2m, karras, 8 steps", "第 3 项，共 12 项：dpmpp_2m，karras，8 步"),
+        ("an image of a cat: nothing to see here", "an image of a cat: nothing to see here"),
         # several messages: lines, sentences, parts
         (
             "It was made at guidance 7: set cfg to this. It was not finished.\nnobody knows this line",
