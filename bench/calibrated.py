@@ -93,7 +93,7 @@ def describe(subject: Subject, scores: Mapping[Cell, Score], frechet: Mapping[Ce
         "of the section above, on the same images. In brackets: the ratio to the best sampler of the host on the best "
         "of its schedules.",
         "",
-        "| NFE | best of the host | best plain of ours | calibrated | best AMED | goals |",
+        "| evaluations | best of the host | best plain of ours | calibrated | best AMED | goals |",
         "| --- | --- | --- | --- | --- | --- |",
         *(_row(scores, files, budget) for budget in sorted({f.evaluations for f in files})),
         "",

@@ -44,7 +44,7 @@ Few-Step, and *the host's* are those of ComfyUI. All were measured on {subject.t
 {subject.guidance:g}, with their default options (some of ours also with others, which are named), each on the schedule
 that was best for it on other prompts and seeds. `*` marks a schedule without its last level above 0.
 
-An evaluation (NFE) is one call of the model, in which guidance runs the network twice. A sampler with several
+An evaluation is one call of the model, in which guidance runs the network twice. A sampler with several
 evaluations a step gets fewer steps. The host's `..._gpu` samplers are left out, since they only draw the noise on
 another device. Its `..._cfg_pp` samplers apply guidance in another way and lead to another image, so their error says
 little.
@@ -71,7 +71,7 @@ def _describe_errors(results: Results, floor: tuple[float, float], bench: Bench)
         "",
         f"![Error against evaluations]({bench.subject.stem}.png)",
         "",
-        "| NFE | best of ours | error, 90% | best of the host | error, 90% | ours / host |",
+        "| evaluations | best of ours | error, 90% | best of the host | error, 90% | ours / host |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for duel in found:
@@ -88,7 +88,7 @@ def _describe_errors(results: Results, floor: tuple[float, float], bench: Bench)
         lines += [
             "The best samplers of the host on our schedules:",
             "",
-            "| NFE | sampler | error |",
+            "| evaluations | sampler | error |",
             "| --- | --- | --- |",
         ]
         for budget in size.budgets:
@@ -124,13 +124,13 @@ def _describe_distribution(distribution: Distribution, bench: Bench) -> str:
         f"{schedule}) and to the training images: sliced Wasserstein (SW, {directions} directions) and squared Fréchet "
         f"(FD, {axes} principal axes), ± the standard error (jackknife over prompts). Lower is better. All sets use "
         f"the same prompts, each with its own seeds. Two independent sets of many-step samples are {wasserstein:.4f} "
-        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances cannot be told from each other.",
+        f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances mean no difference.",
         "",
         f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is "
         "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "
         "that are missing were not reached within the time limit; the next run continues with them.",
         "",
-        "| NFE | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
+        "| evaluations | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell, _, many, data in sorted(distribution.rows, key=lambda r: (r[0].budget, r[2].frechet[0])):

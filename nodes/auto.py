@@ -400,8 +400,8 @@ def _changed(file: str) -> int | None:
 def described(row: Pick) -> str:
     """Sampler and schedule by the names of our nodes."""
     options = ", ".join(f"{name} = {value}" for name, value in row.options.items())
-    discard = " with discard_penultimate" if row.discard_penultimate else ""
-    return f"{row.sampler}{f' ({options})' if options else ''} on {row.schedule}{discard}"
+    schedule = f"{row.schedule}{' with discard_penultimate' if row.discard_penultimate else ''}"
+    return f"{row.sampler}{f' ({options})' if options else ''} on {schedule}"
 
 
 def _plan(

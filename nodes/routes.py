@@ -215,7 +215,7 @@ def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list
 def _drawn(steps: int, denoise: float = 1.0) -> int:
     """The steps, if a schedule of so many is drawn."""
     if denoise <= 0:
-        raise ValueError("denoise 0: no steps")
+        raise ValueError("denoise is 0: there are no steps")
     if steps > LONGEST * denoise:
         raise ValueError(f"more than {LONGEST} steps are not drawn")
     return steps

@@ -132,7 +132,7 @@ def _read_levels(sampler: SamplerSpec, sigmas: Tensor | Sequence[float], flow: b
         raise ValueError("sigmas ascend: give them descending, as the sampler uses them")
     if not value(levels[len(levels) - 2].alpha) and not value(levels[len(levels) - 1].sigma):
         raise ValueError(
-            "sigmas hold one step, from pure noise to the clean image, which no noise can be told from: take more steps"
+            "sigmas hold one step, from pure noise to the clean image, and every noise fits that: take more steps"
         )
     return run
 

@@ -14,7 +14,7 @@ import torch
 from host import ROOT
 from tables import PICKS, README, tables, with_tables
 
-DOCUMENTS = [path for folder in ("", "docs/", "demo/", "web/docs/") for path in ROOT.glob(f"{folder}*.md")]
+DOCUMENTS = [path for folder in ("", "docs/", "docs/zh/", "demo/", "web/docs/") for path in ROOT.glob(f"{folder}*.md")]
 
 
 @pytest.mark.parametrize("path", tables(), ids=lambda path: path.name)

@@ -23,6 +23,7 @@ README = ROOT / "README.md"
 SAMPLERS_PAGE = ROOT / "docs" / "SAMPLERS.md"
 AUTO_PAGE = ROOT / "web" / "docs" / "FewStepAuto.md"
 KSAMPLER_PAGES = [ROOT / "web" / "docs" / f"FewStepKSampler{kind}.md" for kind in ("", "Advanced")]
+AUTO_PAGE_ZH = ROOT / "web" / "docs" / "FewStepAuto" / "zh.md"
 QUALITY = ROOT / "docs" / "quality.csv"
 PICKS = ROOT / "nodes" / "picks.json"
 MODELS = ROOT / "nodes" / "models.json"
@@ -55,6 +56,23 @@ def _options(spec) -> str:
     return ", ".join(f"`{o.name}`" for o in spec.options if o not in spec.common) or "none"
 
 
+def _in_chinese(table: str) -> str:
+    """The table of what Few-Step Auto picks, which is mostly names."""
+    for english, chinese in _CHINESE.items():
+        table = re.sub(english, chinese, table)
+    return table
+
+
+_CHINESE = {
+    r"the same, more variety": "同左，more variety",
+    r" \((\d+) evaluations a step\)": r"（每步 \1 次求值）",
+    r" \(order (\d+)\)": r"（\1 阶）",
+    r"evaluations": "求值次数",
+    r"(\d+) to (\d+)": r"\1 到 \2",
+    r"(\d+) and more": r"\1 以上",
+}
+
+
 def tables() -> dict[Path, dict[str, str]]:
     """By document and name."""
     return {
@@ -62,6 +80,7 @@ def tables() -> dict[Path, dict[str, str]]:
         AUTO_PAGE: {"picks": _picked()},
         **{page: {"options": _all_options()} for page in KSAMPLER_PAGES},
         MODELS_PAGE: {"families": _families(), "distilled": _distilled()},
+        AUTO_PAGE_ZH: {"picks": _in_chinese(_picked())},
         SAMPLERS_PAGE: {
             "samplers": _listed(SAMPLERS),
             "sampler properties": _sampler_properties(),

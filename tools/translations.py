@@ -1,11 +1,17 @@
-"""Brings locales/*/nodeDefs.json in line with the nodes: entries of what is gone go, those of what is new come, empty.
+"""Brings locales/ in line with what the pack says: entries of what is gone go, those of what is new come, empty.
 
     .host/venv/bin/python tools/translations.py
     .host/venv/bin/python tools/translations.py --reviewed
 
-English needs no file: the host takes it from the nodes themselves. Beside each nodeDefs.json lies english.json, which
-holds for each translation a digest of the English text that it was made from. Where the English has changed since, the
-translation is printed, and a test fails. Bring it up to date, or see that it still fits, and say `--reviewed`.
+For each language there are
+
+* nodeDefs.json, what the nodes show. English needs no file: the host takes it from the nodes themselves.
+* main.json, under "fewstep": messages (see messages.py), by their English. One that has changed is another message, and
+  the translation of the old one is printed as it goes.
+* web/docs/<node>/<language>.md, the help pages.
+* english.json, a digest of the English that each text of a node and each help page was translated from. Where the
+  English has changed since, the translation is printed, and a test fails. Bring it up to date, or see that it still
+  fits, and say `--reviewed`.
 """
 
 from __future__ import annotations
@@ -19,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from host import ROOT, import_comfyui, import_pack
+from messages import messages
 
-LOCALES = ROOT / "locales"
+LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 
 
 def texts(cls: Any) -> dict[str, Any]:
@@ -36,6 +43,11 @@ def texts(cls: Any) -> dict[str, Any]:
         for i, output in enumerate(schema.outputs)
     }
     return found | {"inputs": inputs, "outputs": outputs}
+
+
+def with_pages(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of all nodes, each with its help page."""
+    return {id: own | {"page": (DOCS / f"{id}.md").read_text(encoding="utf-8")} for id, own in nodes.items()}
 
 
 def _tooltip(part: Any) -> dict[str, str]:
@@ -87,14 +99,23 @@ def main() -> None:
     import_comfyui()
     nodes = asyncio.run(asyncio.run(import_pack().comfy_entrypoint()).get_node_list())
     wanted = {cls.define_schema().node_id: texts(cls) for cls in nodes}
-    english = dict(leaves(wanted))
-    for path in sorted(LOCALES.glob("*/nodeDefs.json")):
-        translated, made_from = aligned(wanted, read(path)), path.with_name("english.json")
-        write(path, translated)
-        old = outdated(wanted, read(made_from))
-        for where in old:
-            print(f"{path.parent.name}: {'.'.join(where)}\n  {english[where]}\n  {dict(leaves(translated))[where]}")
-        write(made_from, digests(wanted) if options.reviewed else aligned(wanted, read(made_from)))
+    pages = with_pages(wanted)
+    said, english = {text: text for text in messages()}, dict(leaves(wanted))
+    for folder in sorted(path.parent for path in LOCALES.glob("*/nodeDefs.json")):
+        nodes, main = aligned(wanted, read(folder / "nodeDefs.json")), read(folder / "main.json")
+        write(folder / "nodeDefs.json", nodes)
+        known = main.get("fewstep", {})
+        for text in sorted(known.keys() - said):
+            print(f"{folder.name}: no longer said\n  {text}\n  {known[text]}")
+        write(folder / "main.json", main | {"fewstep": aligned(said, known)})
+        made_from = read(folder / "english.json")
+        translated = dict(leaves(nodes))
+        for where in outdated(pages, made_from):
+            if where[-1] == "page":
+                print(f"{folder.name}: web/docs/{where[0]}/{folder.name}.md, from web/docs/{where[0]}.md")
+            else:
+                print(f"{folder.name}: {'.'.join(where)}\n  {english[where]}\n  {translated[where]}")
+        write(folder / "english.json", digests(pages) if options.reviewed else aligned(pages, made_from))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import { addSearchWords, searchByWords } from "./search.js";
 import { addSlider } from "./slider.js";
 import { showTexts } from "./status.js";
 import { cutTooltips, fitTooltips } from "./tooltips.js";
-import { translateDefinitions, translateNode } from "./translate.js";
+import { translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { showWhole } from "./view.js";
 import { addStyle, markRows } from "./vue.js";
 import { fitWidgets, keepBounds, showDefaults } from "./widgets.js";
@@ -56,6 +56,7 @@ app.registerExtension({
     [options, words] = await Promise.all(answers.map((answer) => answer.json()));
     followPlans();
     showTexts();
+    translateMessages(); // before the others hear of them
   },
 
   getCustomWidgets() {
@@ -66,6 +67,10 @@ app.registerExtension({
     boxesIn(definitions);
     await translateDefinitions(definitions);
     cutTooltips(definitions);
+  },
+
+  beforeConfigureGraph(workflow) {
+    translateWorkflow(workflow);
   },
 
   beforeRegisterVueAppNodeDefs(definitions) {

@@ -6,6 +6,7 @@
  */
 
 import { colours } from "./colours.js";
+import { t, translated } from "./translate.js";
 
 const MARGIN = { left: 44, right: 14, top: 38, bottom: 36 };
 const PLAIN = { left: 8, right: 8, top: 8, bottom: 8 }; // curves alone
@@ -19,15 +20,16 @@ const SAME = 0.01; // of levels that are not told apart
 export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
   const last = sigmas.length - 1;
   const axes = new Axes(pen, area, Math.max(last, karras.length - 1), [...sigmas, ...karras], view);
-  const [title, below] = [`${counted(last, "step")}, sigma ${short(sigmas[0])} to ${short(sigmas[last])}`, range(levels)];
+  const ends = { steps: last, high: short(sigmas[0]), low: short(sigmas[last]) };
+  const title = last === 1 ? t("1 step: sigma {high} to {low}", ends) : t("{steps} steps: sigma {high} to {low}", ends);
   const compared = karras.length !== 0 && !sameLevels(karras, sigmas);
   axes.grid();
   if (compared) axes.line(karras, axes.colours.compared);
   axes.line(sigmas, axes.colours.levels);
   axes.dots(sigmas, () => false);
-  axes.numbers("step");
+  axes.numbers(t("step"));
   axes.legend(compared ? [["karras", axes.colours.compared]] : []);
-  return axes.finish(title, below, sigmas, (i) => `step ${i}: sigma ${short(sigmas[i])}`);
+  return axes.finish(title, range(levels), sigmas, (i) => t("step {i}: sigma {sigma}", { i, sigma: short(sigmas[i]) }));
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
@@ -42,17 +44,20 @@ export function drawPlan(pen, area, answer, view) {
   if (lowered) axes.line(told, axes.colours.compared, [4, 3]);
   axes.line(levels, axes.colours.levels);
   axes.dots(levels, (i) => evaluations[i].noise);
-  axes.below("order", evaluations.length <= ORDERS ? evaluations.map((evaluation) => evaluation.order) : []);
+  axes.below(t("order"), evaluations.length <= ORDERS ? evaluations.map((evaluation) => evaluation.order) : []);
   axes.legend([
-    ...(lowered ? [["given to the model", axes.colours.compared]] : []),
-    ...(guidance ? [["cfg", axes.colours.guidance]] : []),
+    ...(lowered ? [[t("given to the model"), axes.colours.compared]] : []),
+    ...(guidance ? [[t("cfg"), axes.colours.guidance]] : []),
   ]);
-  const total = passes === null ? "" : `, ${at_most ? "at most " : ""}${passes} passes`;
-  const title = `${label}: ${counted(evaluations.length, "evaluation")}${total}, order ${order}`;
-  return axes.finish(title, over(answer), levels, (i) => {
+  const parts = [counted(evaluations.length)];
+  if (passes !== null) parts.push(at_most ? t("at most {n} passes", { n: passes }) : t("{n} passes", { n: passes }));
+  parts.push(t("order {n}", { n: order }));
+  return axes.finish(`${translated(label)}: ${parts.join(", ")}`, over(answer), levels, (i) => {
     const { level, order, noise } = evaluations[i];
-    const scale = guidance ? `, cfg ${short(guidance[i])}` : "";
-    return `evaluation ${i + 1}: sigma ${short(level)}, order ${order}${scale}${noise ? ", adds noise" : ""}`;
+    const said = [t("evaluation {n}: sigma {sigma}", { n: i + 1, sigma: short(level) }), t("order {n}", { n: order })];
+    if (guidance) said.push(t("cfg {scale}", { scale: short(guidance[i]) }));
+    if (noise) said.push(t("adds noise"));
+    return said.join(", ");
   });
 }
 
@@ -66,14 +71,16 @@ export function drawGuidance(pen, area, answer, view) {
   axes.line(levels, axes.colours.levels);
   axes.scales(guidance, true);
   axes.dots(levels, (i) => guidance[i] === 1);
-  axes.below("cfg", evaluations.length <= SCALES ? guidance.map(short) : []);
-  axes.legend([["cfg", axes.colours.guidance]]);
+  axes.below(t("cfg"), evaluations.length <= SCALES ? guidance.map(short) : []);
+  axes.legend([[t("cfg"), axes.colours.guidance]]);
   const whole = 2 * evaluations.length;
-  const saved = passes < whole ? `, ${Math.round(100 * (1 - passes / whole))} % of the time saved` : "";
-  const title = `guidance in ${guided} of ${counted(evaluations.length, "evaluation")}${at_most ? " at most" : ""}${saved}`;
-  return axes.finish(title, over(answer), levels, (i) =>
-    `evaluation ${i + 1}: sigma ${short(levels[i])}, ${guidance[i] === 1 ? "no guidance" : `cfg ${short(guidance[i])}`}`,
-  );
+  const counts = { n: guided, of: evaluations.length };
+  const parts = [at_most ? t("guidance in at most {n} of {of}", counts) : t("guidance in {n} of {of}", counts)];
+  if (passes < whole) parts.push(t("{share} % of the time saved", { share: Math.round(100 * (1 - passes / whole)) }));
+  return axes.finish(parts.join(", "), over(answer), levels, (i) => {
+    const said = t("evaluation {n}: sigma {sigma}", { n: i + 1, sigma: short(levels[i]) });
+    return `${said}, ${guidance[i] === 1 ? t("no guidance") : t("cfg {scale}", { scale: short(guidance[i]) })}`;
+  });
 }
 
 /** A message in the place of a drawing. */
@@ -99,15 +106,17 @@ export function drawError(pen, { left, top, width, height }, text) {
 
 /** What a plan is drawn over. */
 function over({ assumed, published, unknown, levels }) {
-  if (assumed) return `example: ${published ? "SD1.5" : "karras"}, 10 steps`;
-  if (published) return levels.known ? "its published plan, on any schedule" : "its published plan, if the model is SD1.5";
-  if (unknown) return "may follow a plan: known after a run";
-  return levels ? range(levels) : "levels of the plan";
+  if (assumed) return t("example: {levels}, 10 steps", { levels: published ? "SD1.5" : "karras" });
+  if (published && levels.known) return t("its published plan, on any schedule");
+  if (published) return t("its published plan, if the model is SD1.5");
+  if (unknown) return t("may follow a plan: known after a run");
+  return levels ? range(levels) : t("levels of the plan");
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {
-  if (!known) return "range of Stable Diffusion, until a run";
-  return `range of ${flow ? "a flow model" : "the model"}, ${short(sigma_min)} to ${short(sigma_max)}`;
+  if (!known) return t("range of Stable Diffusion, until a run");
+  const ends = { low: short(sigma_min), high: short(sigma_max) };
+  return flow ? t("range of a flow model, {low} to {high}", ends) : t("range of the model, {low} to {high}", ends);
 }
 
 class Axes {
@@ -283,8 +292,8 @@ function sameLevels(a, b) {
   return a.length === b.length && a.every((level, i) => Math.abs(level - b[i]) <= SAME * level);
 }
 
-function counted(number, what) {
-  return `${number} ${what}${number === 1 ? "" : "s"}`;
+function counted(number) {
+  return number === 1 ? t("1 evaluation") : t("{n} evaluations", { n: number });
 }
 
 function short(number) {

@@ -10,6 +10,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { colours } from "./colours.js";
 import { drawError } from "./pictures.js";
+import { translated } from "./translate.js";
 
 const HEIGHT = 180; // at least: a node that is made higher has a higher plot
 const PATIENCE = 80; // ms without a change before the server is asked
@@ -58,7 +59,7 @@ export function addPlot(node, { route, request, draw, edit }) {
       pen.fill();
       pen.clip();
       const view = { log: isLog(), plain: plain || app.canvas.ds.scale < SMALL, hover: plot.hover };
-      if (plot.answer?.error) plot.drawing = drawError(pen, area, plot.answer.error);
+      if (plot.answer?.error) plot.drawing = drawError(pen, area, translated(plot.answer.error));
       else plot.drawing = plot.answer && draw(pen, area, plot.answer, view);
       pen.restore();
     },
@@ -93,7 +94,7 @@ export function addPlot(node, { route, request, draw, edit }) {
       });
       answer = await response.json();
     } catch {
-      answer = { error: "ComfyUI does not answer" };
+      answer = { error: t("ComfyUI does not answer") };
     }
     if (body !== plot.asked) return; // another one is on its way
     plot.answer = answer;

@@ -1,5 +1,7 @@
 /** A node that chooses a sampler or schedule offers the options of all: shows those of the choice, and their defaults. */
 
+import { t } from "./translate.js";
+
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
 
 /**
@@ -74,9 +76,9 @@ export function showDefaults(node, own) {
       if (!plain) continue;
       widget.said = () => {
         const word = words[widget.name]?.[widget.value];
-        if (word !== undefined) return word;
+        if (word !== undefined) return t(word);
         const value = widgets[find(node, choice).value]?.[widget.name];
-        return UNSET.includes(widget.value) && value != null ? `default: ${written(value)}` : null;
+        return UNSET.includes(widget.value) && value != null ? t("default: {value}", { value: written(value) }) : null;
       };
       Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
     }
@@ -91,7 +93,7 @@ function accessor(object, name) {
 }
 
 function written(value) {
-  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value === "boolean") return value ? t("on") : t("off");
   return typeof value === "number" ? String(+value.toFixed(4)) : value;
 }
 

@@ -127,8 +127,8 @@ def gradient_estimation(
     ge_gamma: Annotated[
         float,
         Bounds(0.0, 5.0),
-        "Weight of the newest derivative, 1 - ge_gamma is that of the one before. 1: euler; 1.5: the Adams method of "
-        "order 2 for equal steps; 2: the paper's.",
+        "Weight of the newest derivative; the one before has the weight 1 - ge_gamma. 1: euler; 1.5: the Adams method "
+        "of order 2 for equal steps; 2: as in the paper.",
     ] = 2.0,
 ) -> Iterator[Stage]:
     """Gradient estimation: Euler's method on a combination of the last two derivatives.

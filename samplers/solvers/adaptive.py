@@ -35,7 +35,9 @@ _UNEVEN = 5  # how many times longer than now the steps may become yet
 def dpm_adaptive(
     levels: Levels,
     *,
-    order: Annotated[int, Bounds(2, 3), "2: DPM-Solver-12, 3: DPM-Solver-23; so many evaluations an attempt."] = 3,
+    order: Annotated[
+        int, Bounds(2, 3), "Evaluations in each attempt at a step. 2: DPM-Solver-12; 3: DPM-Solver-23."
+    ] = 3,
     rtol: Annotated[
         float,
         Bounds(1e-5, 1.0, step=1e-4),
@@ -46,7 +48,9 @@ def dpm_adaptive(
     ] = 0.0078,
     h_init: Annotated[float, Bounds(1e-3, 10.0, step=1e-3), "Length of the first step, in log-SNR / 2."] = 0.05,
     accept_safety: Annotated[
-        float, Bounds(0.01, 1.0), "An attempt is repeated if its error asks for a step shorter than this share of it."
+        float,
+        Bounds(0.01, 1.0),
+        "A step is tried again if its error asks for a step that is shorter than this share of its length.",
     ] = 0.81,
     pcoeff: Annotated[float, Bounds(0.0, 5.0), "Proportional term of the step size controller."] = 0.0,
     icoeff: Annotated[float, Bounds(0.0, 5.0), "Integral term of the step size controller."] = 1.0,

@@ -83,7 +83,7 @@ def er_sde(
     eta: Eta = 1.0,
     noise_scaler: Annotated[
         Literal["er", "sde"],
-        "How the noise goes along the run. er: the paper's, little at the end; sde: that of dpmpp_2m_sde.",
+        "How much noise is added along the run. er: as in the paper, little at the end; sde: as in dpmpp_2m_sde.",
     ] = "er",
     order: Annotated[int, Bounds(1, 3), "Number of predictions used."] = 3,
     solver_type: Curvature = "published",

@@ -33,7 +33,7 @@ from .dpm_solver import DATA, R1, R2, Form, LowerOrderFinal, R, finite_step, mul
 from .sde import sde_noise
 
 C2 = Annotated[float, Bounds(0.05, 1.0), "Where in the step (in log-SNR) the second evaluation lies."]
-C3 = Annotated[float, Bounds(0.05, 1.0), "Where in the step the third evaluation lies; not at c2."]
+C3 = Annotated[float, Bounds(0.05, 1.0), "Where in the step the third evaluation lies. It must differ from c2."]
 
 
 class Tableau(NamedTuple):

@@ -43,10 +43,12 @@ BASES: dict[str, Callable[[Levels], Iterator[Stage]]] = {
 def restart(
     levels: Levels,
     *,
-    restarts: Annotated[int, Bounds(0, 20), "How often the interval is gone through again. 0: never."] = 1,
+    restarts: Annotated[
+        int, Bounds(0, 20), "How many times noise is added again and the interval sampled anew. 0: never."
+    ] = 1,
     restart_max: Annotated[float, Bounds(0.0, 1000.0), "Noise level, sigma / alpha, up to which noise is added."] = 2.0,
     restart_min: Annotated[float, Bounds(0.0, 1000.0), "Noise level, sigma / alpha, at which the interval ends."] = 0.1,
-    base: Annotated[Literal["heun", "euler", "dpmpp_2s", "dpmpp_2m", "ipndm_v"], "The solver."] = "heun",
+    base: Annotated[Literal["heun", "euler", "dpmpp_2s", "dpmpp_2m", "ipndm_v"], "The solver of all steps."] = "heun",
 ) -> Iterator[Stage]:
     """Restart sampling: from level m, near `restart_min`, noise up to level M, near `restart_max`, and down again.
 

@@ -37,13 +37,13 @@ def sa_solver(
     levels: Levels,
     *,
     eta: Annotated[
-        float, Bounds(0.0, 10.0), "Amount of added noise, the tau of the paper. 0: none; 1: the SDE's."
+        float, Bounds(0.0, 10.0), "Amount of added noise, the tau of the paper. 0: none; 1: the full noise of the SDE."
     ] = 1.0,
     predictor_order: Annotated[int, Bounds(1, 4), "Number of predictions that the predictor uses."] = 3,
     corrector_order: Annotated[int, Bounds(0, 4), "Number of predictions that the corrector uses. 0: none."] = 4,
     pece: Annotated[bool, "Evaluate the corrected sample again: steadier, two evaluations a step."] = False,
     sde_start: Annotated[float, Bounds(0.0, 1.0), "Share of the model's time after which noise is added."] = 0.2,
-    sde_end: Annotated[float, Bounds(0.0, 1.0), "Share of the model's time after which none is added."] = 0.8,
+    sde_end: Annotated[float, Bounds(0.0, 1.0), "Share of the model's time after which no noise is added."] = 0.8,
     lower_order_final: LowerOrderFinal = True,
 ) -> Iterator[Stage]:
     """SA-Solver, PEC (one evaluation a step) or PECE (two).

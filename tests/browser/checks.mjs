@@ -959,6 +959,56 @@ check("in Chinese, nodes have Chinese names", async ({ page, load }) => {
   assert.equal(await page.evaluate(() => app.graph._nodes.at(-1).title), "Few-Step 采样器");
 });
 
+both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({ page, load: open, vue }) => {
+  await open("zh");
+  await design(page, vue);
+  await load(page, "demo");
+  const opened = await page.evaluate(() => {
+    const note = app.graph._nodes.find((node) => node.type === "MarkdownNote");
+    return [note.widgets[0].value, ...app.graph._groups.map((group) => group.title)];
+  });
+  assert.deepEqual(opened.filter((text) => !/[\u4e00-\u9fff]/.test(text)), []);
+
+  await clear(page);
+  const [sampler, schedule] = [await add(page, "FewStepSampler"), await add(page, "FewStepScheduler", [400, 0])];
+  const drawn = (await textsOf(page, [sampler, schedule])).filter((text) => /[a-z]{3}/i.test(text));
+  assert.deepEqual(drawn.filter((text) => !/[\u4e00-\u9fff]/.test(text)), []);
+  assert.ok(drawn.some((text) => /\d+ 步/.test(text)), drawn.join("\n"));
+  const shown = await page.evaluate(
+    (id) => app.graph.getNodeById(id).widgets.find(({ name }) => name === "solver_type")._displayValue,
+    sampler,
+  );
+  assert.equal(shown, "默认：midpoint");
+  await set(page, schedule, "rho", 0.5);
+  await answer(page, schedule);
+  assert.match((await textsOf(page, [schedule])).join(""), /必须介于/);
+
+  await clear(page);
+  const [file, plan, any] = [
+    await add(page, "FewStepLoadPlan"),
+    await add(page, "FewStepPlanSampler", [400, 0]),
+    await add(page, "PreviewAny", [800, 0]),
+  ];
+  await connect(page, file, 0, plan, "plan");
+  await connect(page, plan, 1, any, "source");
+  await set(page, plan, "see_bottleneck", !vue); // else the host has it in its cache, and says nothing
+  await page.evaluate(() => app.queuePrompt(0));
+  const said = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.map(({ value }) => value).find((v) => /引导强度/.test(v)), plan);
+  await eventually(page, async () => assert.match(String(await said()), /它是在引导强度 7.5 下制作的/));
+  await set(page, file, "text", "{");
+  await page.evaluate(() => void app.queuePrompt(0));
+  await page.getByText(/这段文本不是计划/).first().waitFor({ timeout: 10000 });
+  await page.keyboard.press("Escape");
+  await clear(page);
+  const [again, saved] = [await add(page, "FewStepLoadPlan"), await add(page, "FewStepSavePlan", [400, 0])];
+  await connect(page, again, 0, saved, "plan");
+  await set(page, saved, "filename", "a*b");
+  await page.evaluate(() => void app.queuePrompt(0).catch(() => {}));
+  await page.getByText(/并非所有系统都允许/).first().waitFor({ timeout: 10000 });
+  await page.keyboard.press("Escape");
+});
+
 check("nothing of ours complained in the meantime", async ({ complaints }) => {
   const ours = complaints.filter((text) => /extensions\/fewstep|\/fewstep\//.test(text));
   assert.deepEqual(ours.filter((text) => !/\/docs\/\w+\/en\.md/.test(text)), []); // the host tries that first
@@ -986,6 +1036,21 @@ async function search(page, words, title) {
 async function endSearch(page, key) {
   await page.keyboard.press(key);
   await page.locator(SEARCH_BOX).waitFor({ state: "detached", timeout: 5000 });
+}
+
+/** What the plots of nodes write, once they are answered. */
+async function textsOf(page, ids) {
+  for (const id of ids) await answer(page, id);
+  return page.evaluate((ids) => {
+    const written = [];
+    const canvas = document.createElement("div").appendChild(document.createElement("canvas"));
+    const pen = canvas.getContext("2d");
+    pen.fillText = (text) => written.push(text);
+    for (const node of ids.map((id) => app.graph.getNodeById(id))) {
+      node.widgets.find(({ name }) => name === "plot").draw(pen, node, 320, 0);
+    }
+    return written;
+  }, ids);
 }
 
 function connect(page, from, output, to, input) {
