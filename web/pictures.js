@@ -260,9 +260,9 @@ class Axes {
     const seen = hover !== null && hover < values.length;
     const centre = area.left + area.width / 2;
     this.text(seen ? at(hover) : title, centre, this.top - 27, "center", colours.text);
-    this.text("noise (sigma)", left - 34, this.top - 12, "left", colours.levels);
+    this.text(t("noise (sigma)"), left - 34, this.top - 12, "left", colours.levels);
     this.text(below, area.left + 10, this.bottom + 26, "left", undefined, area.width - 70);
-    this.text(this.log ? "log" : "linear", this.area.left + area.width - 10, this.bottom + 26, "right");
+    this.text(this.log ? t("log") : t("linear"), this.area.left + area.width - 10, this.bottom + 26, "right");
     const nearest = (x) => Math.min(values.length - 1, Math.max(0, Math.round(((x - left) / (this.right - left)) * this.last)));
     return {
       summary: `${title}; ${below}`,
