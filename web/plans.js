@@ -26,6 +26,8 @@ export function addBrowser(node) {
   button.serialize = false;
   button.label = "browse plans";
   button.tooltip = "Shows all plans with their model, guidance and errors; renames and deletes them.";
+  const text = node.widgets.find(({ name }) => name === "text");
+  if (text && !text.label) text.label = "or paste a plan here"; // in the empty box of Vue nodes
   offer(node);
 }
 
