@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
+import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { addResults } from "./compare.js";
 import { drawPlan, drawSigmas } from "./pictures.js";
@@ -32,6 +32,7 @@ app.registerExtension({
   name: "FewStep",
 
   async init() {
+    sayOnce();
     options = await (await api.fetchApi("/fewstep/options")).json();
   },
 
