@@ -95,7 +95,9 @@ class FewStepCompare(io.ComfyNode):
                 theme_input("Colours of the sheet and the chart."),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="The images with labels, evaluations of the model and errors."),
+                io.Image.Output(
+                    display_name="grid", tooltip="The images with labels, evaluations of the model and errors."
+                ),
                 io.Image.Output(display_name="chart", tooltip="Error against evaluations of the model."),
                 io.String.Output(display_name="table", tooltip="Evaluations and errors as text."),
                 io.Latent.Output(

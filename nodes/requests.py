@@ -185,7 +185,7 @@ def read_request(given: Any) -> dict[str, Any]:
     }
 
 
-def read_texts(given: Any, names: Iterable[str]) -> dict[str, str]:
+def given_texts(given: Any, names: Iterable[str]) -> dict[str, str]:
     """The texts among the fields of a request.
 
     Raises:

@@ -32,7 +32,7 @@ from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
 from .plans import FewStepLoadPlan
-from .requests import RequestError, read_request, read_texts
+from .requests import RequestError, given_texts, read_request
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.menu import host_node
@@ -88,7 +88,7 @@ def options() -> dict[str, Any]:
 
 def check(request: Any) -> dict[str, Any]:
     """What is wrong in which of the boxes of Few-Step Compare, while they are typed in."""
-    return {"faults": faults(read_texts(request, READERS))}
+    return {"faults": faults(given_texts(request, READERS))}
 
 
 # Schedules
