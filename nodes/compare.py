@@ -25,11 +25,10 @@ from .ui.theme import THEMES
 
 def output(shown: Shown, sheet: Tensor) -> dict[str, Any]:
     """What the node shows when it is done: the sheet, and the cells with their images for its table in the browser."""
-    pictures, whole = shown.pictures, preview_image(sheet)
-    each = preview_image(torch.stack(list(pictures.values()))) if pictures else None
-    files = dict(zip(pictures, each.as_dict()["images"] if each is not None else (), strict=False))
-    found = {"fewstep_compare": [cells(shown.work, files)]}
-    return {**found, **(whole.as_dict() if whole is not None else {})}
+    each = {cell: preview_image(picture[None]) for cell, picture in shown.pictures.items()}
+    files = {cell: saved.as_dict()["images"][0] for cell, saved in each.items() if saved is not None}
+    whole = preview_image(sheet)
+    return {"fewstep_compare": [cells(shown.work, files)], **(whole.as_dict() if whole is not None else {})}
 
 
 class FewStepCompare(io.ComfyNode):

@@ -199,7 +199,7 @@ def read_request(given: Any) -> dict[str, Any]:
     }
 
 
-def texts_among(given: Any, names: Iterable[str]) -> dict[str, str]:
+def given_texts(given: Any, names: Iterable[str]) -> dict[str, str]:
     """The texts among the fields of a request.
 
     Raises:
@@ -218,7 +218,7 @@ def read_texts(given: Any, *names: str) -> list[str]:
     Raises:
         RequestError: naming the field at fault.
     """
-    found = texts_among(given, names)
+    found = given_texts(given, names)
     for name in names:
         if name not in found:
             raise RequestError(f"{name} is missing: it must be a text")

@@ -40,7 +40,7 @@ from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import sigmas_over
 from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
-from .requests import RequestError, read_request, read_texts, texts_among
+from .requests import RequestError, given_texts, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.menu import host_node, words_of
@@ -139,7 +139,7 @@ def options() -> dict[str, Any]:
 
 def check(request: Any) -> dict[str, Any]:
     """What is wrong in which of the boxes of Few-Step Compare, while they are typed in."""
-    return {"faults": faults(texts_among(request, READERS))}
+    return {"faults": faults(given_texts(request, READERS))}
 
 
 # Schedules

@@ -91,6 +91,22 @@ export function nameBoxes(node) {
   }
 }
 
+/** Has the host's message say it once: for a run that is refused it repeats what each node says. */
+export function sayOnce() {
+  const { queuePrompt } = api;
+  api.queuePrompt = async function (...given) {
+    try {
+      return await queuePrompt.apply(this, given);
+    } catch (error) {
+      const nodes = Object.values(error.response?.node_errors ?? {});
+      const ours = nodes.length > 0 && nodes.every(({ class_type }) => class_type === "FewStepCompare");
+      const said = () => nodes.flatMap(({ errors }) => errors.map(({ details }) => `Few-Step Compare: ${details}`));
+      if (ours) error.toString = () => said().join("\n");
+      throw error;
+    }
+  };
+}
+
 async function faultsIn(texts) {
   try {
     const body = JSON.stringify(texts);

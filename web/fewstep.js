@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { boxesIn, makeBox, nameBoxes } from "./boxes.js";
+import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
 import { addResults } from "./compare.js";
@@ -56,6 +56,7 @@ app.registerExtension({
     [options, words] = await Promise.all(answers.map((answer) => answer.json()));
     followPlans();
     showTexts();
+    sayOnce();
     translateMessages(); // before the others hear of them
   },
 

@@ -810,7 +810,7 @@ both("the boxes of Compare say what is wrong while one types, and have a list to
   ]);
 });
 
-check("what is wrong in a box is blamed once where another output is queued", async ({ page }) => {
+check("what is wrong in a box is blamed once where another output is queued", async ({ page, complaints }) => {
   await clear(page);
   const { compare } = await compared(page, "4");
   await set(page, compare, "samplers", "nobody");
@@ -821,7 +821,16 @@ check("what is wrong in a box is blamed once where another output is queued", as
   await page.locator(".p-toast, [data-testid=error-overlay]").filter({ hasText: /nobody|Compare|error/ }).first().waitFor({ timeout: 8000 });
   const errors = await page.evaluate((id) => app.lastNodeErrors[id].errors, compare);
   assert.deepEqual(errors.map(({ details }) => /^samplers, line 1: there is no sampler 'nobody'/.test(details)), [true]);
+  await page.evaluate((ids) => ids.forEach((id) => app.graph.remove(app.graph.getNodeById(id))), [other, text]);
+  const before = complaints.length;
+  await page.evaluate(() => app.queuePrompt(0)); // now nothing is queued
+  const told = page.locator(".p-dialog, [data-testid=error-overlay]").filter({ hasText: "nobody" }).first();
+  await told.waitFor({ timeout: 8000 });
+  assert.equal((await told.innerText()).split("nobody").length, 2, "it is said more than once");
+  const others = complaints.splice(before).filter((text) => !text.startsWith("PromptExecutionError")); // the host's
+  complaints.push(...others);
   await page.keyboard.press("Escape");
+  await page.locator(".p-dialog").waitFor({ state: "detached", timeout: 5000 });
 });
 
 both("a cell of Compare is put into the graph, and two are laid one over the other", async ({ page, vue }) => {
