@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 from pathlib import Path
@@ -12,11 +13,27 @@ from comfy_api.latest import io
 from einops import rearrange, repeat
 from torch.nn.functional import interpolate
 
+from ..nodes.host.display import say
 from ..nodes.ui.menu import DEMO as CATEGORY
 from ..nodes.ui.menu import search_words
 from .model import fold, load, unfold
 
 SIDE = 32
+EXAMPLES = (
+    "cat",
+    "dog",
+    "fox",
+    "bear",
+    "fish",
+    "apple",
+    "strawberry",
+    "pizza",
+    "tree",
+    "heart",
+    "face",
+    "smiling",
+    "red",
+)
 
 WEIGHTS = {
     "noise prediction": Path(__file__).with_name("weights.safetensors"),
@@ -64,14 +81,33 @@ class FewStepDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str, negative: str, model_type: str = "noise prediction") -> io.NodeOutput:
         model, words = _load(WEIGHTS[model_type])
+        tell(words, f"{prompt} {negative}")
         return io.NodeOutput(model.clone(), _conditioning(words, prompt), _conditioning(words, negative))
 
 
 def _conditioning(words, text: str) -> list:
-    embedding, unknown = words.encode(text)
-    if unknown:
-        logging.warning("the demo model does not know: %s", ", ".join(unknown))
+    embedding, _ = words.encode(text)
     return [[embedding[:, None], {"pooled_output": embedding}]]
+
+
+_told: list[str] = []  # what was last said of unknown words, which stays on the node
+
+
+def tell(words, text: str) -> None:
+    """Says on the node, and in the log, which words are unknown, and what is known; later, that all are."""
+    _, unknown = words.encode(text)
+    if unknown:
+        like = [near for word in unknown for near in difflib.get_close_matches(word, words.index, 3)]
+        some = dict.fromkeys([*like, *EXAMPLES])
+        _told[:] = [
+            f"The demo model does not know: {', '.join(dict.fromkeys(unknown))}. It knows {len(words.index)} words, "
+            f"listed in demo/README.md of the pack, such as: {', '.join(word for word in some if word in words.index)}."
+        ]
+        logging.warning(_told[0])
+        say(_told[0])
+    elif _told:
+        _told.clear()
+        say("The demo model knows all these words.")
 
 
 class FewStepDemoLatent(io.ComfyNode):

@@ -29,6 +29,9 @@ PICKS = ROOT / "nodes" / "picks.json"
 MODELS = ROOT / "nodes" / "models.json"
 MODELS_PAGE = ROOT / "docs" / "MODELS.md"
 TEMPLATES = "https://github.com/Comfy-Org/workflow_templates/blob/main/templates/"
+DEMO_PAGE = ROOT / "demo" / "README.md"
+NAMES_PAGE = ROOT / "docs" / "NAMES.md"
+KNOWN_NAMES = json.loads((ROOT / "nodes" / "known_names.json").read_text(encoding="utf-8"))
 
 
 # Of the documents
@@ -86,6 +89,12 @@ def tables() -> dict[Path, dict[str, str]]:
             "sampler properties": _sampler_properties(),
             "schedules": _listed(SCHEDULES),
             "schedule properties": _schedule_properties(),
+        },
+        DEMO_PAGE: {"words": _demo_words()},
+        NAMES_PAGE: {
+            f"{kind} of {whose}": _known(kind, names)
+            for kind, by_whose in KNOWN_NAMES.items()
+            for whose, names in by_whose.items()
         },
     }
 
@@ -155,6 +164,26 @@ def _all_options() -> str:
 def _listed(specs: Mapping[str, Any]) -> str:
     rows = ((f"`{s.id}`", s.label, s.help, _yes(s.curated)) for s in specs.values())
     return _table(("id", "name", "what for", "in KSampler"), rows)
+
+
+def _demo_words() -> str:
+    """What the demo model knows: whole words, and not what emoji are called in anger."""
+    with (ROOT / "demo" / "weights.safetensors").open("rb") as file:  # length of the header, and the header
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    words = json.loads(header["__metadata__"]["vocabulary"])
+    return textwrap.fill(", ".join(word for word in words if re.fullmatch("[a-z]{3,}", word) and word != "shit"), 120)
+
+
+def _known(kind: str, names: Mapping[str, Any]) -> str:
+    """What to choose for names that are known elsewhere."""
+    registry: Mapping[str, Any] = SAMPLERS if kind == "samplers" else SCHEDULES
+    rows = []
+    for name, choose in names.items():
+        entry, remark = (choose, "") if isinstance(choose, str) else choose
+        id, options = _read(entry, registry)
+        given = f" ({', '.join(f'`{option}` = `{value}`' for option, value in options.items())})" if options else ""
+        rows.append((f"`{name}`", f"`{id}`{given}", _yes(registry[id].curated), remark))
+    return _table(("name", kind[:-1], "in KSampler", ""), rows)
 
 
 def _sampler_properties() -> str:
@@ -329,10 +358,10 @@ def _pick(start: int, sampler: str, schedule: str, why: str) -> dict[str, Any]:
     }
 
 
-def _read(entry: str) -> tuple[str, dict[str, Any]]:
-    """A sampler of the benchmark, such as `unipc (order=2)`: id and options."""
+def _read(entry: str, registry: Mapping[str, Any] = SAMPLERS) -> tuple[str, dict[str, Any]]:
+    """A sampler of the benchmark, such as `unipc (order=2)`, or a schedule: id and options."""
     name, _, rest = entry.partition(" (")
-    known = {option.name: type(option.default) for option in SAMPLERS[name].options}
+    known = {option.name: type(option.default) for option in registry[name].options}
     pairs = (pair.split("=") for pair in rest.rstrip(")").split(", ") if pair)
     return name, {key: value == "True" if known[key] is bool else known[key](value) for key, value in pairs}
 

@@ -149,8 +149,8 @@ class Output(NamedTuple):
 Value = Output | str | int | float | bool
 
 WIDTH, GAP, PAD = 320, 46, 12  # of a column; between columns; from a column to the edge of its group
-APART = 40  # between nodes of a column: room for the badge that the front end draws over a title
-TITLE, HEADING, TEXT = 30, 38, 56  # heights of titles of nodes and groups, and of text boxes
+APART, BADGE = 24, 16  # between nodes of a column; more over and in those of a pack, for what says so
+TITLE, HEADING, TEXT = 30, 38, 70  # heights of titles of nodes and groups, and of text boxes
 LANE, BEND = 8, 20  # between wires side by side; what a wire swings out at its turns
 FAR, NEAR = 150, 60  # a slot farther from the space between the rows has a reroute of its own, so near
 
@@ -159,14 +159,15 @@ LETTER, LINE = 7.4, 19  # of notes, in the design with the larger letters
 SCREEN, MARGIN = (1366, 768), 92  # a small one, and the height of what the front end shows at its top
 
 FITTED = {
-    "FewStepSampler": 304,
-    "FewStepScheduler": 400,
-    "FewStepPlanSampler": 252,
-    "FewStepAuto": 460,
-    "FewStepCompare": 400,
+    "FewStepSampler": (304, 345),
+    "FewStepScheduler": (400, 448),
+    "FewStepPlanSampler": (252, 282),
+    "FewStepAuto": (460, 470),
+    "FewStepCompare": (400, 450),
 }
-"""Nodes that are not as high as their widgets: with a plot, without the widgets of other choices."""
-PICTURES = {"LoadImage": 140, "SaveImage": 160, "PreviewImage": 140, "MaskPreview": 50}
+"""Heights, on the canvas and made of elements, of nodes that are not as high as their widgets: with a plot, or without
+the widgets of other choices."""
+PICTURES = {"LoadImage": 225, "SaveImage": 160, "PreviewImage": 140, "MaskPreview": 50}
 """Room for a picture, at least."""
 GROWING = {*PICTURES, "CLIPTextEncode", "MarkdownNote", "FewStepCompare"}
 """Nodes that have use for all the room that a row has."""
@@ -205,7 +206,7 @@ class _Column:
     def apart(self) -> list[float]:
         """The spaces between its nodes: more where a wire goes through."""
         pairs = zip(self.nodes, self.nodes[1:], strict=False)
-        return [APART + (BEND if _linked(a, b) or _linked(b, a) else 0) for a, b in pairs]
+        return [APART + _badge(b) + (BEND if _linked(a, b) or _linked(b, a) else 0) for a, b in pairs]
 
 
 class Graph:
@@ -311,9 +312,10 @@ class Graph:
         node = {"type": kind, "inputs": slots, "outputs": outputs, "properties": properties, "widgets_values": values}
         rows = max(len(slots), len(outputs), 1)
         more = TEXT * texts + PICTURES.get(kind, 0)
-        size = FITTED.get(kind, 14 + 20 * rows + 24 * widgets + more)
+        size = 14 + 20 * rows + 24 * widgets + more
         shown = widgets - values.count("fixed")  # in nodes made of elements
-        room = size + 13 if kind in FITTED else max(size, 15 + 20 * rows + 28.4 * shown + more)
+        badge = 1.5 * BADGE if pack is self._own else 0
+        size, room = FITTED.get(kind, (size, max(size, 15 + 20 * rows + 28.4 * shown + more + badge)))
         words = [max((len(slot["name"]) for slot in side), default=0) for side in (slots, outputs)]
         least = max(
             8 * sum(words) + 14, 7.8 * len(title or info["display_name"] or kind) + 36, NARROW if widgets else NARROWEST
@@ -477,7 +479,8 @@ class Graph:
                 places = [(a, y)] if beside else [(a, y), (b, y)]
                 through(link, *self._near(link, *places))
             elif start is end:
-                y = max(self._nodes[id - 1]["pos"][1] for id in (link[1], link[3])) - TITLE - (APART + BEND) / 2
+                lower = max((self._nodes[id - 1] for id in (link[1], link[3])), key=lambda node: node["pos"][1])
+                y = lower["pos"][1] - TITLE - _badge(lower) - (APART + BEND) / 2
                 through(link, *self._near(link, (start.right + GAP / 3, y), (start.left - GAP / 3, y)))
         return reroutes, extensions
 
@@ -509,6 +512,11 @@ class Graph:
         choices = field.options.get("options", [])
         if field.kind == "COMBO" and value not in choices and field.name not in FILES:
             raise ValueError(f"{kind}: {field.name} = {value!r} must be one of {', '.join(map(str, choices))}")
+
+
+def _badge(node: dict[str, Any]) -> int:
+    """The height of what the front end draws over a node of a pack."""
+    return BADGE if node["type"].startswith("FewStep") else 0
 
 
 def _linked(node: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -581,12 +581,10 @@ def sd15_diffedit(g: Graph) -> None:
         what_it_is_to_show=GIRL.replace("pink dress", "blue coat"),
         negative_prompt="",
     )
-    latent, whole = picture(g, vae, 512)
+    latent, _ = picture(g, vae, 512)
     g.group("4. Mask", 210)
     mask, _ = g.add("FewStepDiffEditMask", model=model, source=now, target=then, latent_image=latent)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
-    g.under(whole)
-    g.add("MaskPreview", "What will change", mask=mask)
     g.group("5. Inversion", 210)
     sigmas = g.add("BasicScheduler", model=model, scheduler="fewstep_karras", steps=15, denoise=0.7)
     inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}

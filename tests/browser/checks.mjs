@@ -9,6 +9,7 @@
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import { faults, smallScreen } from "./layout.mjs";
 import { add, answer, clear, design, open, picture, plotElement, pointOf, set } from "./session.mjs";
 
 const given = JSON.parse(process.argv[2]);
@@ -49,7 +50,7 @@ check("every node can be added from the search box", async ({ page }) => {
   await search(page, "Few-Step", ours.at(-1));
   const found = await page.locator(FOUND).allInnerTexts();
   assert.deepEqual(ours.filter((name) => !found.some((text) => text.startsWith(name))), []);
-  for (const name of ["Few-Step Sampler", "Few-Step Guidance Patch"]) { // words are added to both in the search box
+  for (const name of ["Few-Step Sampler", "Few-Step Guidance Patch"]) {
     await clear(page);
     await search(page, name, name);
     await endSearch(page, "Enter");
@@ -64,11 +65,32 @@ check("every node has its name as its title", async ({ page }) => {
 });
 
 check("search words find the nodes", async ({ page }) => {
-  const wanted = { "dpm++": "Few-Step Sampler", "2m": "Few-Step Sampler", amed: "Few-Step Train AMED", karras: "Few-Step Scheduler" };
+  const wanted = {
+    "dpm++": "Few-Step Sampler", "2m": "Few-Step Sampler", lcm: "Few-Step Sampler", amed: "Few-Step Train AMED",
+    karras: "Few-Step Scheduler", sigma: "Few-Step Scheduler", turbo: "Few-Step Scheduler",
+    grid: "Few-Step Compare", "xy plot": "Few-Step Compare", inpaint: "Few-Step DiffEdit Mask",
+  }; // prettier-ignore
   await clear(page);
   for (const [words, title] of Object.entries(wanted)) await search(page, words, title);
   await page.evaluate(() => document.activeElement.blur());
   await endSearch(page, "Escape");
+});
+
+check("every name that a sampler or a schedule has elsewhere finds its node", async ({ page }) => {
+  const known = JSON.parse(readFileSync(join(given.root, "nodes", "known_names.json")));
+  for (const [kind, node] of [["samplers", "FewStepSampler"], ["schedules", "FewStepScheduler"]]) {
+    const names = [...new Set(Object.values(known[kind]).flatMap(Object.keys))];
+    const lost = await page.evaluate(
+      ([names, node]) => {
+        const { $pinia } = document.getElementById("vue-app").__vue_app__.config.globalProperties;
+        const { nodeSearchService } = $pinia._s.get("nodeDef"); // what the search box asks
+        const found = (name) => nodeSearchService.searchNode(name, [], { limit: 64 });
+        return names.filter((name) => !found(name).some((definition) => definition.name === node));
+      },
+      [names, node],
+    );
+    assert.deepEqual(lost, []);
+  }
 });
 
 both("the sigma plot follows the widgets", async ({ page }) => {
@@ -619,6 +641,20 @@ check("Vue nodes show the widgets that the sampler has, and the plot below", asy
     await design(page, false);
   }
   assert.deepEqual(complaints.slice(before).filter((text) => /extensions\/few/.test(text)), []);
+});
+
+both("workflows open whole, with nothing over or behind anything else", async ({ page }) => {
+  const back = await smallScreen(page);
+  try {
+    for (const name of workflows()) {
+      await load(page, name);
+      await page.waitForFunction(() => !app.graph.extra.fewstep_fit);
+      await page.waitForTimeout(600); // until the whole is shown
+      await eventually(page, async () => assert.deepEqual(await faults(page), [], name));
+    }
+  } finally {
+    await back();
+  }
 });
 
 both("workflows open with no missing node and no red input, and are queued as the tests do", async ({ page, vue }) => {

@@ -4,7 +4,7 @@ const SCREEN = { width: 1366, height: 768 }; // a small one
 const TOP = 90; // of what the front end shows there: tabs, breadcrumb, the button that runs
 const SIDE = 60; // bar with buttons
 const LEAST = 0.65; // scale at which the front end shows the whole; nodes made of elements are 1.2 times as large
-const EDGE = 15; // so far inside of their nodes wires begin and end
+const EDGE = 15; // so far inside of their nodes wires begin and end; so far nodes reach over the edge of their group
 
 /** Shows the page on a small screen; gives a function that puts it back. */
 export async function smallScreen(page) {
@@ -34,7 +34,7 @@ function overlap(a, b) {
 }
 
 function inside(a, b) {
-  return a[0] >= b[0] && a[1] >= b[1] && a[2] <= b[2] && a[3] <= b[3];
+  return a[0] >= b[0] - EDGE && a[1] >= b[1] - EDGE && a[2] <= b[2] + EDGE && a[3] <= b[3] + EDGE;
 }
 
 /** In the page: boxes as [left, top, right, bottom], and the nodes that wires pass behind. */
@@ -61,7 +61,10 @@ function look(edge) {
   const half = new OffscreenCanvas((right - left) / 2, (bottom - top) / 2).getContext("2d");
   half.setTransform(0.5, 0, 0, 0.5, -left / 2, -top / 2);
   half.lineWidth = 2;
-  for (const part of [...app.graph._links.values(), ...app.graph.reroutes.values()]) if (part.path) half.stroke(part.path);
+  const all = (parts) => (parts?.values ? [...parts.values()] : Object.values(parts ?? {}));
+  const wires = [...all(app.graph._links ?? app.graph.links), ...all(app.graph.reroutes)].filter(({ path }) => path);
+  if (!wires.length) throw new Error("no wire has a path");
+  for (const { path } of wires) half.stroke(path);
   const drawn = ([x0, y0, x1, y1]) => {
     const [x, y, width, height] = [(x0 - left) / 2, (y0 - top) / 2, (x1 - x0) / 2, (y1 - y0) / 2].map(Math.round);
     return half.getImageData(x, y, Math.max(1, width), height).data.some((value) => value > 60);
