@@ -480,7 +480,7 @@ def work(comfyui, small):
         samplers=compare_.read_samplers(samplers), schedules=compare_.read_schedules("karras"), steps=[3, 5],
         reference_steps=12,
     )  # fmt: skip
-    work.run(lambda *_: None)
+    work.run(module(comfyui, "host.progress").Progress())
     return work
 
 

@@ -143,7 +143,7 @@ def test_calibrated_plans(comfyui, routes):
     [
         ({"node": scheduler(steps=0)}, "steps"),
         ({"node": scheduler(steps=5000)}, "not drawn"),
-        ({"node": scheduler(denoise=0.0)}, "denoise 0"),
+        ({"node": scheduler(denoise=0.0)}, "denoise is 0"),
         ({"node": scheduler(rho=0.1)}, "rho"),
         ({"node": scheduler("no such")}, "no such"),
         ({"node": node("FewStepCalibrate")}, "when it runs"),
