@@ -28,7 +28,7 @@ from mixture import (
 from samplers import SAMPLERS, SCHEDULES, Combination, integrate, read_levels
 from samplers.phi import expm1, phi
 from samplers.plan import economical
-from samplers.sampler import NOISE_DEVICE, S_NOISE, _cached_plan
+from samplers.sampler import NOISE_DEVICE, _cached_plan
 from samplers.solvers import dpm_solver, runge_kutta
 
 few = settings(max_examples=40, deadline=None)
@@ -274,7 +274,7 @@ UNEVEN = [14.6, 8.0, 5.5, 1.9, 1.1, 0.3, 0.03]
 @each_planned
 def test_options_with_more_than_one_choice_make_a_difference(spec):
     """An option that a solver forgets to read would otherwise go unseen. Rounding, of 1e-13, is no difference."""
-    base = given(spec, eta=0.5, gamma=0.5, s_churn=10.0)
+    base = given(spec, eta=0.5, gamma=0.5, s_churn=10.0, detail=0.1)
 
     def numbers(**options):
         plan = spec.plan(UNEVEN, **base | options)
@@ -413,13 +413,11 @@ def test_defaults_are_within_their_own_bounds(spec):
     assert all(option.help for option in spec.options) and spec.help and spec.paper
 
 
-COMMON = {S_NOISE.name, NOISE_DEVICE.name}
-
-
 @each_planned
 def test_options_reach_the_solver(spec):
     """Under its exact options a plan is what the bare solver makes of the same levels."""
     sigmas = levels(5).tolist()
     options = spec.check_options(exact_options(spec))
-    bare = economical(spec.solver(read_levels(sigmas), **{k: v for k, v in options.items() if k not in COMMON}))
+    own = {option.name: options[option.name] for option in spec.solver_options}
+    bare = economical(spec.solver(read_levels(sigmas), **own))
     assert [s.update.terms for s in spec.plan(sigmas, **exact_options(spec))] == [s.update.terms for s in bare]
