@@ -344,7 +344,7 @@ both("the plan plot follows sampler, schedule and guidance", async ({ page }) =>
 });
 
 both("the plan plot follows split levels", async ({ page }) => {
-  await load(page, "SDXL text to image, base and refiner");
+  await load(page, "SDXL base and refiner");
   const [sampler, split] = await ids(page, "FewStepSampler", "SplitSigmas");
   const drawn = await answer(page, sampler);
   assert.equal(drawn.evaluations.length, 16);

@@ -48,6 +48,7 @@ SIDES = {
     "image to image": (96, 96),
     "inpainting": (96, 96),
     "edit": (96, 96),
+    "DiffEdit": (96, 96),
     "hires fix": (128, 128),
     "compare": None,
 }
@@ -105,6 +106,11 @@ def run(host: Server, prompt: dict) -> list[str]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return asyncio.run(module.run(host.url, prompt))
+
+
+def test_titles_are_shown_whole():
+    """ComfyUI cuts them where they are wider than the small picture."""
+    assert max(map(len, WORKFLOWS)) <= 27
 
 
 def test_every_workflow_is_known():
@@ -286,7 +292,7 @@ def test_an_unknown_node_or_value_is_refused(object_info):
 
 def test_inputs_newer_than_a_workflow_are_at_their_defaults(object_info):
     """As in the front end: workflows that were saved before an input was there still open and run."""
-    workflow = saved("SDXL text to image, 10 steps")
+    workflow = saved("SDXL in 10 steps")
     sampler = next(node for node in workflow["nodes"] if node["type"] == "FewStepSampler")
     whole = to_prompt(workflow, object_info)
     sampler["widgets_values"] = sampler["widgets_values"][:1]
