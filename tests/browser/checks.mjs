@@ -1050,7 +1050,10 @@ both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({
   await connect(page, again, 0, saved, "plan");
   await set(page, saved, "filename", "a*b");
   await page.evaluate(() => void app.queuePrompt(0).catch(() => {}));
-  await page.getByText(/并非所有系统都允许/).first().waitFor({ timeout: 10000 });
+  const [fault, details] = [page.getByText(/并非所有系统都允许/), page.getByText("查看详情")];
+  await fault.or(details).first().waitFor({ timeout: 10000 });
+  if (await details.isVisible()) await details.click(); // new front ends show the text at a press of this button
+  await fault.first().waitFor({ timeout: 10000 });
   await page.keyboard.press("Escape");
 });
 
