@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -146,7 +147,8 @@ class Progress:
         if self._ended:
             return
         if isinstance(error, comfy.model_management.InterruptProcessingException):
-            self.end(f"Stopped: {self._where}")
+            with contextlib.suppress(Exception):  # the work is stopped already
+                self.end(f"Stopped: {self._where}")
         elif error is None:
             self.end(f"Done in {duration(self._clock() - self._started)}")
 

@@ -213,12 +213,14 @@ def test_calibration_over_http(running_host, prompt):
     before = set(folder.glob("*"))
     try:
         long = calibration(prompt, samples=8, rounds=50)
-        texts, kinds = asyncio.run(texts_while_running(running_host.url, long, stop_at="now ("))
+        texts, kinds = asyncio.run(texts_while_running(running_host.url, long, stop_at="->"))
         assert "execution_interrupted" in kinds and any("error" in text for text in texts)
         (stopped,) = set(folder.glob("*")) - before
         assert stopped.name.startswith("interrupted") and load(stopped).recipe.nfe == 2
+        assert f"Stopped. Best plan saved as {stopped.name}; choose it in Load Plan" in texts[-1]
+        assert any("Reference images" in text for text in texts) and "fewstep.plans" in kinds
         texts, kinds = asyncio.run(texts_while_running(running_host.url, calibration(prompt)))
-        assert "execution_success" in kinds and "progress" in kinds and any("now (" in text for text in texts)
+        assert "execution_success" in kinds and "progress" in kinds and any(" -> " in text for text in texts)
         assert "saved as" in texts[-1]
         (saved,) = set(folder.glob("of_a_test*"))
         assert load(saved).about.error_after <= load(saved).about.error_before

@@ -336,5 +336,5 @@ def test_the_published_plan_is_taken_for_its_model(comfyui, folder):
 def test_every_input_and_output_has_a_tooltip(comfyui):
     for id in ("Auto", "Compare", "FilmStrip"):
         schema = comfyui.nodes[f"FewStep{id}"].define_schema()
-        assert schema.category .startswith(f"{comfyui.nodes['KSampler'].CATEGORY}/Few-Step") and schema.description
+        assert schema.category.startswith(f"{comfyui.nodes['KSampler'].CATEGORY}/Few-Step") and schema.description
         assert all(part.tooltip for part in (*schema.inputs, *schema.outputs))
