@@ -34,6 +34,7 @@ from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
+from .ui.families import grouped
 from .ui.menu import host_node
 from .ui.options import chosen_options
 
@@ -66,7 +67,7 @@ def register_routes() -> None:
 
 def options() -> dict[str, Any]:
     """By node: the widgets that choose, for each choice the others that belong to it, with their defaults, and those in
-    which 0 is automatic."""
+    which 0 is automatic; for samplers the family of each."""
 
     def of(registry: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
         return {
@@ -81,7 +82,8 @@ def options() -> dict[str, Any]:
         **{name: ramp | ({"power": None} if name == "power" else {}) for name in RAMPS},
         "list": {"values": None},
     }
-    samplers = {"choice": "sampler", "widgets": of(SAMPLERS)}
+    families = grouped()
+    samplers = {"choice": "sampler", "widgets": of({id: SAMPLERS[id] for id in families}), "families": families}
     schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "automatic": ["shift"]}
     both = [
         {**samplers, "choice": "sampler_name"},

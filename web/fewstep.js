@@ -7,7 +7,7 @@ import { drawPlan, drawSigmas } from "./pictures.js";
 import { planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, withoutSearchWords } from "./search.js";
 import { translateDefinitions, translateNode } from "./translate.js";
-import { fitWidgets, showDefaults } from "./widgets.js";
+import { fitWidgets, showDefaults, showFamilies } from "./widgets.js";
 
 /** What is drawn in which node: the route that computes it, the request for it, and the drawing. */
 const PLOTS = {
@@ -46,6 +46,7 @@ app.registerExtension({
     const own = options[node.comfyClass];
     if (own) {
       showDefaults(node, own);
+      showFamilies(node, own);
       fitWidgets(node, own);
     }
     const plot = PLOTS[node.comfyClass];
