@@ -6,7 +6,7 @@ The host has no API for samplers. It finds a sampler as `comfy.k_diffusion.sampl
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,26 @@ from comfy.k_diffusion import sampling as k_diffusion
 
 from ..samplers import SAMPLERS, SCHEDULES
 from .host.chain import sample_fewstep_chain
+from .host.named import SpecT
 from .host.sampling import PREFIX, sample_fewstep_plan, sampler_function, schedule_sigmas
+
+SAMPLERS_FIRST = (
+    "dpmpp_2m", "ipndm_v", "dpm_2m", "dpm_3m", "unipc", "res_multistep", "dpmpp_2m_sde", "euler_ancestral", "dpmpp_sde",
+    "er_sde", "ddim", "deis", "dpmpp_3m", "dpmpp_2s", "res_2s", "consistency", "amed_dpm_2m",
+)  # fmt: skip
+"""In the order of KSampler's list: the most used, and of the least error in docs/QUALITY.md, before special ones."""
+
+SCHEDULES_FIRST = (
+    "karras", "karras_discard", "beta", "beta_discard", "simple", "sgm_uniform", "exponential",
+    "time_quadratic_discard", "ays", "gits", "beta57", "bong_tangent", "normal", "linear_quadratic",
+)  # fmt: skip
+
+
+def curated(registry: Mapping[str, SpecT], first: Sequence[str]) -> list[SpecT]:
+    """What the host's lists show: those that are named first, then the others, as the registry has them."""
+    shown = {id: spec for id, spec in registry.items() if spec.curated}
+    named = {id: shown[id] for id in first if id in shown}
+    return list((named | shown).values())
 
 
 def register_samplers() -> None:
@@ -28,7 +47,7 @@ def register_samplers() -> None:
     for function in (sample_fewstep_plan, sample_fewstep_chain, *map(sampler_function, SAMPLERS.values())):
         if not hasattr(k_diffusion, function.__name__):
             setattr(k_diffusion, function.__name__, function)
-    names = [PREFIX + spec.id for spec in SAMPLERS.values() if spec.curated]
+    names = [PREFIX + spec.id for spec in curated(SAMPLERS, SAMPLERS_FIRST)]
     _extend(names, (comfy.samplers.KSampler, "SAMPLERS"), (comfy.samplers, "SAMPLER_NAMES"))
 
 
@@ -39,8 +58,7 @@ def register_schedules() -> None:
         known = comfy.samplers.SCHEDULER_HANDLERS = dict(known)
     handlers = {
         PREFIX + spec.id: comfy.samplers.SchedulerHandler(partial(schedule_sigmas, spec), use_ms=True)
-        for spec in SCHEDULES.values()
-        if spec.curated
+        for spec in curated(SCHEDULES, SCHEDULES_FIRST)
     }
     for name, handler in handlers.items():
         known.setdefault(name, handler)

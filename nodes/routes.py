@@ -43,6 +43,7 @@ from .plans import FewStepLoadPlan
 from .requests import RequestError, given_texts, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
+from .ui.families import grouped
 from .ui.menu import host_node, words_of
 from .ui.names import READERS, faults, known_names
 from .ui.options import chosen_options
@@ -92,7 +93,7 @@ def words() -> dict[str, list[str]]:
 
 def options() -> dict[str, Any]:
     """By node: each widget that chooses, by choice the others that belong to it, with their defaults and, of numbers,
-    their bounds, and the words that some values of them stand for."""
+    their bounds, and the words that some values of them stand for; for samplers the family of each."""
 
     def of(registry: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
         return {
@@ -116,7 +117,13 @@ def options() -> dict[str, Any]:
         "list": {"values": None},
     }
     words = {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}}
-    samplers = {"choice": "sampler", "widgets": of(SAMPLERS), "bounds": bounds(SAMPLERS)}
+    families = grouped()
+    samplers = {
+        "choice": "sampler",
+        "widgets": of({id: SAMPLERS[id] for id in families}),
+        "bounds": bounds(SAMPLERS),
+        "families": families,
+    }
     schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "bounds": bounds(SCHEDULES), "words": words}
     both = [
         {**samplers, "choice": "sampler_name"},

@@ -17,7 +17,7 @@ import { cutTooltips, fitTooltips } from "./tooltips.js";
 import { translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { showWhole } from "./view.js";
 import { addStyle, markRows } from "./vue.js";
-import { fitWidgets, keepBounds, showDefaults } from "./widgets.js";
+import { fitWidgets, keepBounds, showDefaults, showFamilies } from "./widgets.js";
 
 /** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
 const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
@@ -101,6 +101,7 @@ app.registerExtension({
     const own = options[node.comfyClass];
     if (own) {
       showDefaults(node, own);
+      showFamilies(node, own);
       fitWidgets(node, own);
     }
     fitTooltips(node, own);

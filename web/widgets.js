@@ -85,6 +85,14 @@ export function showDefaults(node, own) {
   }
 }
 
+/** Shows the family of each choice beside its name, in the list and on the node. The value stays the name. */
+export function showFamilies(node, own) {
+  for (const { choice, families } of own) {
+    const widget = families && find(node, choice);
+    if (widget) widget.options.getOptionLabel = (value) => (families[value] ? `${value} · ${families[value]}` : (value ?? ""));
+  }
+}
+
 function accessor(object, name) {
   for (let at = object; at; at = Object.getPrototypeOf(at)) {
     const found = Object.getOwnPropertyDescriptor(at, name);

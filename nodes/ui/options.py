@@ -20,6 +20,7 @@ from torch import Tensor
 from ...samplers import SAMPLERS, SCHEDULES, Option
 from ..host.model import LevelRange
 from ..host.sampling import sigmas_over
+from .families import grouped
 from .theme import THEMES
 
 DEFAULT = "default"
@@ -157,8 +158,8 @@ def _choice(specs: Mapping[str, Any]) -> str:
 
 
 def sampler_input(id: str = "sampler") -> io.Input:
-    """The choice of a sampler of the registry."""
-    return io.Combo.Input(id, options=list(SAMPLERS), default="dpmpp_2m", tooltip=_choice(SAMPLERS))
+    """The choice of a sampler of the registry, family by family."""
+    return io.Combo.Input(id, options=list(grouped()), default="dpmpp_2m", tooltip=_choice(SAMPLERS))
 
 
 def schedule_input(id: str = "schedule") -> io.Input:

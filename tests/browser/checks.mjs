@@ -373,6 +373,10 @@ both("one node in the place of a KSampler shows the options of both choices and 
   assert.ok((await answer(page, id)).evaluations[0].sigma < drawn.evaluations[0].sigma);
   await set(page, id, "cfg", 1);
   assert.equal((await answer(page, id)).passes, 11);
+  const shown = (id) => page.evaluate((id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "sampler_name")._displayValue, id);
+  assert.equal(await shown(id), "dpmpp_2s · singlestep");
+  const saved = await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, id);
+  assert.ok(saved.includes("dpmpp_2s"), "a label is saved in the place of the name");
   if (vue) return;
   const guidance = await add(page, "FewStepGuidance", [400, 0]);
   await set(page, guidance, "schedule", "list");

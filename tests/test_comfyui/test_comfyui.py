@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 from host import ROOT, environment
-from in_the_host import ksample
+from in_the_host import ksample, module
 from small_models import conditioning, controlled, small_model
 
 from samplers import SAMPLERS, SCHEDULES, BrownianNoise
@@ -71,8 +71,17 @@ def test_dropdowns_hold_the_curated_once(comfyui):
     assert comfyui.load(ROOT, "a-second-copy")
     import comfy.samplers as host_samplers
 
-    ours = [f"fewstep_{id}" for id in CURATED]
-    schedules = [f"fewstep_{id}" for id in CURATED_SCHEDULES]
+    registration = module(comfyui, "registration")
+    ours = [f"fewstep_{s.id}" for s in registration.curated(SAMPLERS, registration.SAMPLERS_FIRST)]
+    schedules = [f"fewstep_{s.id}" for s in registration.curated(SCHEDULES, registration.SCHEDULES_FIRST)]
+    assert {*ours} == {f"fewstep_{id}" for id in CURATED} and len(ours) == len(CURATED)
+    assert {*schedules} == {f"fewstep_{id}" for id in CURATED_SCHEDULES} and len(schedules) == len(CURATED_SCHEDULES)
+    assert ours[:2] == ["fewstep_dpmpp_2m", "fewstep_ipndm_v"] and schedules[0] == "fewstep_karras"
+    for first, registry in (
+        (registration.SAMPLERS_FIRST, SAMPLERS),
+        (registration.SCHEDULES_FIRST, SCHEDULES),
+    ):
+        assert all(registry[id].curated for id in first) and len(set(first)) == len(first)
     for node in ("KSampler", "KSamplerAdvanced"):
         inputs = comfyui.nodes[node].INPUT_TYPES()["required"]
         assert inputs["sampler_name"][0] == comfyui.before.samplers + ours

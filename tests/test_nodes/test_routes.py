@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from front_end import node, scheduler
@@ -167,6 +169,22 @@ def test_widgets_of_each_choice(comfyui, routes):
             assert list(table["widgets"]) == inputs[table["choice"]].options
             for names in table["widgets"].values():
                 assert names.keys() <= inputs.keys()
+
+
+def test_samplers_are_listed_family_by_family(comfyui, routes):
+    for kind, choice in (("FewStepSampler", "sampler"), ("FewStepKSampler", "sampler_name")):
+        inputs = {i.id: i for i in comfyui.nodes[kind].define_schema().inputs}
+        (table,) = [table for table in routes.options()[kind] if table["choice"] == choice]
+        families = [table["families"][id] for id in inputs[choice].options]
+        assert sorted(inputs[choice].options) == sorted(SAMPLERS)
+        assert list(dict.fromkeys(families)) == [
+            "multistep", "singlestep", "added noise", "AMED", "adaptive", "distilled models"
+        ]  # fmt: skip
+        assert len([1 for a, b in itertools.pairwise(families) if a != b]) == 5
+    found = routes.options()["FewStepSampler"][0]["families"]
+    known = {"dpmpp_2m": "multistep", "euler": "singlestep", "rk4": "singlestep", "er_sde": "added noise"}
+    known |= {"amed_dpm_2m": "AMED", "dpm_adaptive": "adaptive", "consistency": "distilled models"}
+    assert {id: found[id] for id in known} == known
 
 
 def test_over_http(running_host):
