@@ -17,7 +17,7 @@ ifeq ($(origin FRONTEND),command line)
 export FEWSTEP_FRONTEND = $(FRONTEND)
 endif
 
-.PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance train-demo learn-demo workflows
+.PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
 
 demo: setup  ## render the demo workflow in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -52,6 +52,9 @@ bench-quality: setup  ## error against evaluations: up to 40 minutes; FULL=1 for
 
 bench-guidance: setup  ## passes of the network that guidance schedules save, and the error that they cause
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/guidance.py
+
+bench-caches: setup  ## what EasyCache and LazyCache save, and the error that they cause
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) bench/caches.py
 
 train-demo: setup  ## make the demo model's weights again (about two hours on two cores)
 	$(HOST_PYTHON) demo/train.py

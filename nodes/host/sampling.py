@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -69,6 +69,7 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         if spec.stochastic:
             seed = (extra_args or {}).get("seed") if seed is None else seed
             seed = image_seeds(model, x, seed) or seed
+        _warn(_step_cache(extra_args))
         if spec.takes_apart:
             guidance = run_guidance(guider_of(model))
             if guidance is not None and guidance.schedule is not None and guidance.schedule.cfg_pp:
@@ -146,7 +147,11 @@ def _sample_plan(
     check_plan(plan, fingerprint(patcher))
     network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
     with guidance_of_run(guider) as guidance, Bottleneck(network) as bottleneck:
-        warnings = [*_other_guidance(plan, run_scale(guider, guidance)), *_other_size(plan, x)]
+        warnings = [
+            *_other_guidance(plan, run_scale(guider, guidance)),
+            *_other_size(plan, x),
+            *_step_cache(extra_args),
+        ]
         _warn(warnings)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)
         assert run.calibrated is not None
@@ -168,6 +173,18 @@ def _warn(warnings: Sequence[str]) -> None:
         logging.warning(warning)
     if warnings:
         say("\n".join(f"Warning: {warning}." for warning in warnings))
+
+
+def _step_cache(extra_args: Mapping[str, Any] | None) -> list[str]:
+    """A warning of the host's EasyCache and LazyCache, whose answers are far from the network's in few steps."""
+    options = ((extra_args or {}).get("model_options") or {}).get("transformer_options") or {}
+    cache = options.get("easycache")
+    if cache is None:
+        return []
+    return [
+        f"{getattr(cache, 'name', 'a step cache')} answers for the network in some steps. In our measurements fewer "
+        "steps without it gave a smaller error at the same cost (docs/CACHES.md)"
+    ]
 
 
 def _other_guidance(plan: CalibratedPlan, scale: float | None) -> list[str]:

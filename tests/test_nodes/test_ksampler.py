@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from front_end import node
-from in_the_host import ksample
+from in_the_host import ksample, module
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS, SCHEDULES
@@ -263,3 +263,18 @@ def test_the_plot_of_a_plan(routes):
     plan = {"type": "FewStepLoadPlan", "inputs": {"file": "", "text": PLAN.text()}}
     found = routes.plan({"node": node("FewStepKSampler", steps=30, plan=plan)})
     assert [e["sigma"] for e in found["evaluations"]] == pytest.approx(PLAN.recipe.sigmas[:-1])
+
+
+# Step caches
+
+
+@pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
+def test_a_step_cache_is_told_on_the_node_that_samples(comfyui, eps_model, monkeypatch, cache):
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.sampling"), "say", shown.append)
+    sample(comfyui, eps_model)
+    assert not shown
+    cached = comfyui.nodes[cache].execute(eps_model, 0.2, 0.15, 0.95, False).result[0]
+    sample(comfyui, cached)
+    sample(comfyui, cached, plan=PLAN)
+    assert len(shown) == 2 and all(text.startswith(f"Warning: {cache} answers for the network") for text in shown)
