@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 # isort: off
 import torch  # noqa: E402
 from bench import cells  # noqa: E402
-from bench.settings import REFERENCE, Size  # noqa: E402
+from bench.settings import LIMITS, Size  # noqa: E402
+from bench.subjects import Demo  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import comfy.samplers  # noqa: E402
@@ -46,6 +47,8 @@ CACHES = {
 
 START, END = 0.15, 0.95
 SCHEDULE = cells.Schedule("ours", "karras")
+DEMO = Demo()
+REFERENCE = LIMITS[False].reference
 
 
 class Run(NamedTuple):
@@ -71,18 +74,18 @@ def counted(patcher: Any) -> Iterator[list[int]]:
 def sample(name: str, steps: int, pairs: Sequence[cells.Pair], cache: str | None = None) -> tuple[Tensor, float]:
     """Final latents, and the passes of the network for one of them. Each image has a run of its own: a cache decides by
     the mean of a batch."""
-    patcher = cells.model()[0]
+    patcher = DEMO.patcher
     if cache is not None:
         node, threshold = CACHES[cache]
         patcher = node.execute(patcher, threshold, START, END, False).result[0]
-    levels = cells.make_levels(cells.Entry("ours", name), SCHEDULE, steps)
+    levels = cells.make_levels(DEMO, cells.Entry("ours", name), SCHEDULE, steps)
     latents = []
     with counted(patcher) as passes:
         for pair in pairs:
             guider = comfy.samplers.CFGGuider(patcher)
-            guider.set_cfg(cells.GUIDANCE)
+            guider.set_cfg(DEMO.guidance)
             sampler = comfy.samplers.KSAMPLER(cells.SAMPLERS[name].function)
-            latents.append(cells.run(guider, sampler, levels, [pair]))
+            latents.append(cells.run(DEMO, guider, sampler, levels, [pair]))
     return torch.cat(latents), sum(passes) / 2 / len(pairs)  # an evaluation has two, for guidance
 
 
@@ -91,8 +94,8 @@ class Table:
 
     def __init__(self, pairs: Sequence[cells.Pair]):
         self.pairs = pairs
-        levels = cells.make_levels(*REFERENCE, Size().reference_steps)
-        self._exact = cells.sample(REFERENCE[0], levels, tuple(pairs))[0]
+        levels = cells.make_levels(DEMO, *REFERENCE, Size().reference_steps)
+        self._exact = cells.sample(DEMO, REFERENCE[0], levels, tuple(pairs))[0]
         self._plain: dict[tuple[str, int], Run] = {}
 
     def run(self, name: str, steps: int, cache: str | None = None) -> Run:
@@ -156,7 +159,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SAMPLERS, help="print these and write nothing")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table(Size().reported_on[: o.images])
+    table = Table(Size().reported_on(DEMO)[: o.images])
     wanted = [(name, steps) for steps in STEPS for name in (o.only or SAMPLERS)]
     rows = []
     for name, steps in wanted:
@@ -165,7 +168,7 @@ def main() -> None:
             print(row, flush=True)
     if not o.only:
         text = INTRODUCTION.format(
-            w=cells.GUIDANCE, pairs=o.images, many=Size().reference_steps, findings=findings(table, wanted)
+            w=DEMO.guidance, pairs=o.images, many=Size().reference_steps, findings=findings(table, wanted)
         )
         (ROOT / "docs" / "CACHES.md").write_text("\n".join([text.rstrip(), *rows, ""]))
 
