@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mixture import flow_denoiser, given, levels, relative_error, solution, with_noise, without_noise
+from mixture import each_sampler, flow_denoiser, given, levels, relative_error, solution, with_noise, without_noise
 from test_host_parity import FLOW_CASES
 
 from samplers import SAMPLERS, SCHEDULES
@@ -203,7 +203,7 @@ def test_levels_of_another_model_are_an_error(comfyui, family):
         sample(comfyui, family, sampler, torch.tensor([14.6, 3.0, 0.5, 0.0]))
 
 
-@pytest.mark.parametrize("spec", SAMPLERS.values(), ids=SAMPLERS)
+@each_sampler
 def test_inversion_to_pure_noise(spec):
     """The way up may end at sigma = 1, where alpha is 0; what must add noise says that it cannot go there."""
     sigmas = [*levels(24, 0.03, 0.9, flow=True).tolist(), 0.97, 1.0]
