@@ -33,6 +33,13 @@ def custom(comfyui, model, sampler, sigmas, image=None, seed=3, cfg=2.5):
     return node.execute(model, True, seed, cfg, *prompts, sampler, sigmas, {"samples": empty}).result[0]["samples"]
 
 
+def curated(comfyui, registry) -> list[str]:
+    """What the host's lists get of samplers or of schedules, in order."""
+    registration = module(comfyui, "registration")
+    first = registration.SAMPLERS_FIRST if registry is SAMPLERS else registration.SCHEDULES_FIRST
+    return [f"fewstep_{spec.id}" for spec in registration.curated(registry, first)]
+
+
 def ids(comfyui) -> set[str]:
     return {id for id in comfyui.nodes if id.startswith("FewStep")}
 
@@ -445,7 +452,7 @@ def test_dropdowns_of_another_type_get_our_names(comfyui, monkeypatch, kind):
         dropdown = getattr(host.KSampler, name)
         assert isinstance(dropdown, list) and dropdown is getattr(host, ending)
         added = [entry for entry in dropdown if entry.startswith("fewstep_")]
-        assert added == [f"fewstep_{spec.id}" for spec in specs.values() if spec.curated]
+        assert added == curated(comfyui, specs)
     assert host.SCHEDULER_HANDLERS.keys() == before.keys()
 
 
@@ -478,7 +485,7 @@ def test_a_list_that_takes_no_names_is_told_and_the_others_get_them(comfyui, mon
         monkeypatch.setattr(host.KSampler, name, property(lambda sampler: theirs[name]))
     assert another_copy("beside_another_pack") == ids(comfyui)
     for n, names in (("SAMPLERS", host.SAMPLER_NAMES), ("SCHEDULERS", host.SCHEDULER_NAMES)):
-        expected = theirs[n] + [f"fewstep_{spec.id}" for spec in lists[n][1].values() if spec.curated]
+        expected = theirs[n] + curated(comfyui, lists[n][1])
         assert names == expected and (n == name or getattr(host.KSampler, n) == expected)
     (said,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
     kinds = {"SAMPLERS": "samplers", "SCHEDULERS": "schedules"}
