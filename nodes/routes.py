@@ -30,7 +30,7 @@ from .guidance import read_values
 from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
-from .host.sampling import sigmas_over
+from .host.sampling import PREFIX, sigmas_over
 from .plans import FewStepLoadPlan
 from .requests import RequestError, read_request
 from .requests import answer as _answer
@@ -63,15 +63,17 @@ def register_routes() -> None:
 
 
 def options() -> dict[str, Any]:
-    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults and, of numbers,
-    their bounds, and the words that some values of them stand for."""
+    """By node: the widget that chooses, for each choice the others that belong to it, with their defaults and, of
+    numbers, their bounds, and the words that some values of them stand for."""
 
     def of(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {id: {option.name: option.default for option in spec.options} for id, spec in registry.items()}
 
     def bounds(registry: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            id: {o.name: [o.minimum, o.maximum] for o in spec.options if o.minimum is not None and o.maximum is not None}
+            id: {
+                o.name: [o.minimum, o.maximum] for o in spec.options if o.minimum is not None and o.maximum is not None
+            }
             for id, spec in registry.items()
         }
 
@@ -161,6 +163,8 @@ def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list
     scheduler, steps, denoise = inputs["scheduler"], _drawn(inputs["steps"], inputs["denoise"]), inputs["denoise"]
     if scheduler not in comfy.samplers.KSampler.SCHEDULERS:
         raise ValueError(f"scheduler: there is no {shortened(scheduler)} here")
+    if (own := SCHEDULES.get(scheduler.removeprefix(PREFIX))) and scheduler.startswith(PREFIX):
+        return sigmas_over(own, levels, steps, denoise=denoise).tolist()
     sampling = _model_sampling(levels, model)
     if not math.isclose(float(sampling.sigma_max), levels.sigma_max, rel_tol=1e-3):
         raise ValueError("the noise levels of this node are known when it runs")
