@@ -37,7 +37,7 @@ from .host import plan_files
 from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
-from .host.sampling import sigmas_over
+from .host.sampling import PREFIX, sigmas_over
 from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
 from .requests import RequestError, given_texts, read_request, read_texts
@@ -212,6 +212,8 @@ def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list
     scheduler, steps, denoise = inputs["scheduler"], _drawn(inputs["steps"], inputs["denoise"]), inputs["denoise"]
     if scheduler not in comfy.samplers.KSampler.SCHEDULERS:
         raise ValueError(f"scheduler: there is no {shortened(scheduler)} here")
+    if (own := SCHEDULES.get(scheduler.removeprefix(PREFIX))) and scheduler.startswith(PREFIX):
+        return sigmas_over(own, levels, steps, denoise=denoise).tolist()
     sampling = _model_sampling(levels, model)
     if not math.isclose(float(sampling.sigma_max), levels.sigma_max, rel_tol=1e-3):
         raise ValueError("the noise levels of this node are known when it runs")

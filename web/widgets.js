@@ -37,6 +37,7 @@ export function keepBounds(node, own, widget) {
     const least = widget.options.min < low && widget.lastKept >= low ? UNSET[0] : low; // on the way down
     if (value < low) widget.value = least;
     if (value > high) widget.value = high;
+    if (widget.value !== value && LiteGraph.vueNodesMode && node.graph) lookAgain(node);
   }
   widget.lastKept = widget.value;
 }

@@ -114,6 +114,40 @@ def test_parts_of_split_sigmas(comfyui, routes):
 
 
 @pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
+@pytest.mark.parametrize("name", ["normal", "simple", "fewstep_exponential"])
+def test_levels_of_the_hosts_scheduler(comfyui, routes, model_type, name):
+    import comfy.samplers
+
+    model = small_model(model_type)
+    levels = comfyui.nodes["FewStepScheduler"].execute(model, "karras", 8, 1.0).ui["fewstep_levels"][0]
+    host = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), name, 16)[-9:]
+    basic = node("BasicScheduler", scheduler=name, steps=8, denoise=0.5)
+    drawn = routes.plan({"node": node("FewStepSampler", sampler="euler"), "sigmas": basic, "levels": levels})
+    assert [evaluation["sigma"] for evaluation in drawn["evaluations"]] == pytest.approx(host[:-1].tolist())
+    assert not drawn["assumed"]
+
+
+def test_levels_of_the_host_that_are_not_known(routes):
+    for schedule, levels, message in (
+        (node("BasicScheduler", scheduler="mine", steps=8), None, "there is no 'mine'"),
+        (node("BasicScheduler", scheduler="normal", steps=8), {"sigma_min": 0.002, "sigma_max": 80.0}, "when it runs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            routes.plan({"node": node("FewStepSampler", sampler="euler"), "sigmas": schedule, "levels": levels})
+
+
+def test_words_and_bounds_of_widgets(comfyui, routes):
+    inputs = {input.id: input for input in comfyui.nodes["FewStepScheduler"].define_schema().inputs}
+    own = routes.options()["FewStepScheduler"]
+    for name, words in own["words"].items():
+        assert all(inputs[name].min <= float(value) <= inputs[name].max for value in words)
+    assert own["bounds"]["karras"]["rho"][0] == 1.0
+    for schedule, bounds in own["bounds"].items():
+        for name, (low, high) in bounds.items():
+            assert low <= own["widgets"][schedule][name] <= high, (schedule, name)
+
+
+@pytest.mark.parametrize("model_type", ["EPS", "FLOW"])
 def test_ramps_are_drawn_in_the_hosts_percent(comfyui, routes, model_type):
     """A linear ramp has come as far as sampling."""
     model = small_model(model_type)
