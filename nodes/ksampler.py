@@ -280,11 +280,12 @@ def _sample(
     noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: Latent, plan: CalibratedPlan | None
 ) -> io.NodeOutput:
     """What SamplerCustomAdvanced does, by the host's own code: preview and progress, masks, latents of any model."""
-    out = custom.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)
+    node, inputs = custom.SamplerCustomAdvanced, (noise, guider, sampler, sigmas, latent)
+    out = node.execute(*inputs).result if hasattr(node, "execute") else node().sample(*inputs)  # hosts of 2025 before
     drawn = levels_ui(guider.model_patcher)
     if plan is not None:
         drawn["fewstep_plan"] = [plan.text()]  # drawn by the front end
-    return io.NodeOutput(*out.result, ui=drawn)
+    return io.NodeOutput(*out, ui=drawn)
 
 
 NODES = [FewStepKSampler, FewStepKSamplerAdvanced]

@@ -46,7 +46,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "outputs)",
         "comfy_api.latest.io.Sigmas.Input(tooltip)",
         "comfy_api.latest.io.Sigmas.Output(display_name, tooltip)",
-        "comfy_api.latest.io.String.Input(default, multiline, optional, tooltip)",
+        "comfy_api.latest.io.String.Input(default, multiline, optional, placeholder, tooltip)",
         "comfy_api.latest.io.String.Output(display_name, tooltip)",
         "comfy_api.latest.io.Vae.Input(optional, tooltip)",
         "comfy_api.latest.ui.PreviewImage",
@@ -94,7 +94,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "Few-Step KSampler, Few-Step KSampler (Advanced)": (
         "comfy_extras.nodes_custom_sampler.Noise_EmptyNoise",
         "comfy_extras.nodes_custom_sampler.Noise_RandomNoise",
-        "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute",
+        "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced",
     ),
     "Few-Step Guider, Few-Step Guidance Patch, the samplers with CFG++": (
         "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",

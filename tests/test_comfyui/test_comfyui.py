@@ -350,7 +350,7 @@ def test_widgets_count_finely_enough(comfyui, eps_model):
 
 def test_tooltips_say_what_the_default_is(comfyui):
     tooltips = {i.id: i.tooltip for i in comfyui.nodes["FewStepSampler"].define_schema().inputs}
-    assert "-1, the default: 0 (ddim), 1 (dpmpp_2m_sde" in tooltips["eta"]
+    assert "-1, the default: 0 (ddim), 1 (all but ddim)." in tooltips["eta"]
     assert "default: off (dpmpp_2s" in tooltips["lower_order_final"]
     assert tooltips["noise_device"].endswith("default: cpu.")
     tooltips = {i.id: i.tooltip for i in comfyui.nodes["FewStepScheduler"].define_schema().inputs}

@@ -651,10 +651,10 @@ def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
 
 
 def test_nodes_lie_beside_those_of_the_host(comfyui):
-    category = comfyui.nodes["KSampler"].CATEGORY
-    assert {comfyui.nodes[id].define_schema().category for id in ids(comfyui)} == {
-        f"{category}/Few-Step", "Few-Step demo",
-    }  # fmt: skip
+    category = f"{comfyui.nodes['KSampler'].CATEGORY}/Few-Step"
+    submenus = ("guidance", "plans", "editing", "comparing", "demo")
+    found = {comfyui.nodes[id].define_schema().category for id in ids(comfyui)}
+    assert found == {category, *(f"{category}/{submenu}" for submenu in submenus)}
 
 
 # What the pack uses of the host

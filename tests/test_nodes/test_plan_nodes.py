@@ -888,5 +888,6 @@ def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
 def test_every_input_and_output_has_a_tooltip(comfyui):
     for id in ("LoadPlan", "SavePlan", "PlanSampler", "InspectPlan", "Trajectory"):
         schema = comfyui.nodes[f"FewStep{id}"].define_schema()
-        assert schema.category == f"{comfyui.nodes['KSampler'].CATEGORY}/Few-Step/plans"
+        submenu = "comparing" if id == "Trajectory" else "plans"
+        assert schema.category == f"{comfyui.nodes['KSampler'].CATEGORY}/Few-Step/{submenu}"
         assert all(part.tooltip for part in (*schema.inputs, *schema.outputs))

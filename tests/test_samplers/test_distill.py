@@ -6,9 +6,14 @@ import copy
 import functools
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from samplers import SAMPLERS
@@ -406,11 +411,11 @@ def test_gradient_that_is_not_finite_leaves_the_weights():
 # Processes
 
 
-def _share(rank: int, folder: str) -> None:
+def share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     weights = _trained(slice(rank * 4, rank * 4 + 4))
-    torch.save(weights, f"{folder}/{rank}.pt")
+    save_file({"weights": weights}, f"{folder}/{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
@@ -428,9 +433,16 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
     Adam divides a gradient by its own size, so that weights whose gradient is rounding alone move by it: the whole way
     is compared, not each weight."""
-    torch.multiprocessing.spawn(_share, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
+    for process in [subprocess.Popen(command, env=environment) for command in commands]:
+        assert process.wait(120) == 0
+    first, second = (load_file(tmp_path / f"{rank}.safetensors")["weights"] for rank in (0, 1))
     assert torch.equal(first, second)
     start = torch.cat([weight.detach().flatten() for weight in Student().parameters()])
     alone = _trained(slice(0, 8))
     assert float((first - alone).norm()) < 1e-3 * float((alone - start).norm())
+
+
+if __name__ == "__main__":
+    share(int(sys.argv[1]), sys.argv[2])
