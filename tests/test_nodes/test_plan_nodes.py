@@ -848,17 +848,18 @@ def test_trajectory_node(comfyui):
 
 
 @pytest.mark.network
-def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
+def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model, monkeypatch):
     """From the noise to the host's own result, with a callback for each step; a cancelled run stops."""
     import comfy.model_management
     import comfy.utils
 
-    module = sys.modules[comfyui.nodes["FewStepTrajectory"].__module__]
+    monkeypatch.setattr(module(comfyui, "host.progress"), "EVERY", 0)  # each step is shown
+    trajectories = module(comfyui, "trajectory").trajectories
     arguments = (conditioning(1), conditioning(2), torch.ones(5, 4, 8, 8), CFG, 3, 2, 6)
     steps = []
     comfy.utils.set_progress_bar_global_hook(lambda done, total, preview, node_id=None: steps.append((done, total)))
     try:
-        paths = module.trajectories(eps_model, *arguments)
+        paths = trajectories(eps_model, *arguments)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert paths.shape == (7, 2, 4, 8, 8) and [*dict.fromkeys(steps)] == [(k, 6) for k in range(7)]
@@ -879,7 +880,7 @@ def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
     comfy.utils.set_progress_bar_global_hook(cancel)
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            module.trajectories(eps_model, *arguments)
+            trajectories(eps_model, *arguments)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert {*steps} == {0, 1}

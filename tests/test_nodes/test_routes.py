@@ -138,7 +138,7 @@ def test_levels_of_the_host_that_are_not_known(routes):
 
 def test_words_and_bounds_of_widgets(comfyui, routes):
     inputs = {input.id: input for input in comfyui.nodes["FewStepScheduler"].define_schema().inputs}
-    own = routes.options()["FewStepScheduler"]
+    (own,) = routes.options()["FewStepScheduler"]
     for name, words in own["words"].items():
         assert all(inputs[name].min <= float(value) <= inputs[name].max for value in words)
     assert own["bounds"]["karras"]["rho"][0] == 1.0
