@@ -123,6 +123,7 @@ def options() -> dict[str, Any]:
         "widgets": of({id: SAMPLERS[id] for id in families}),
         "bounds": bounds(SAMPLERS),
         "families": families,
+        "needs": {"detail_start": "detail", "detail_end": "detail"},
     }
     schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "bounds": bounds(SCHEDULES), "words": words}
     both = [

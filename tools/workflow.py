@@ -159,11 +159,11 @@ LETTER, LINE = 7.4, 19  # of notes, in the design with the larger letters
 SCREEN, MARGIN = (1366, 768), 92  # a small one, and the height of what the front end shows at its top
 
 FITTED = {
-    "FewStepSampler": (304, 345),
+    "FewStepSampler": (338, 380),
     "FewStepScheduler": (400, 448),
-    "FewStepPlanSampler": (252, 282),
+    "FewStepPlanSampler": (262, 290),
     "FewStepAuto": (460, 470),
-    "FewStepCompare": (400, 450),
+    "FewStepCompare": (522, 558),
 }
 """Heights, on the canvas and made of elements, of nodes that are not as high as their widgets: with a plot, or without
 the widgets of other choices."""

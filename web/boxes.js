@@ -8,7 +8,7 @@ import { api } from "../../scripts/api.js";
 import { style } from "./style.js";
 
 const PATIENCE = 250; // ms without a key before the server is asked
-const BOXES = { samplers: 6, schedules: 4, steps: 1 }; // of FewStepCompare, with the lines that are seen
+const BOXES = { samplers: 4, schedules: 2, steps: 1 }; // of FewStepCompare, with the lines that are seen
 const LINE = 17; // px
 const OVERLAY = "[data-testid=error-overlay]"; // of new front ends, which say themselves what cannot be queued
 

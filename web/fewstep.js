@@ -125,7 +125,7 @@ app.registerExtension({
     });
     for (const widget of node.widgets ?? []) {
       after(widget, "callback", () => {
-        if (own?.some(({ choice }) => choice === widget.name)) fitWidgets(node, own);
+        if (own?.some(({ choice, needs = {} }) => [choice, ...Object.values(needs)].includes(widget.name))) fitWidgets(node, own);
         else if (own) keepBounds(node, own, widget);
         delete node.fewstepPlan; // of a run with other values
         refreshAll();

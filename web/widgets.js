@@ -10,16 +10,18 @@ const UNSET = [-1, "default"]; // what stands in a widget that leaves its option
  * The node becomes as much lower or higher as they need, and keeps what it was made higher by hand; one that has just been
  * loaded keeps its height.
  *
- * @param own for each widget that chooses its name, and by choice the widgets that belong to it, with their defaults
+ * @param own for each widget that chooses its name, and by choice the widgets that belong to it, with their defaults;
+ *   `needs` names the option without which another one does nothing
  */
 export function fitWidgets(node, own, { saved = false } = {}) {
   const more = Math.max(0, node.size[1] - node.computeSize()[1]);
-  for (const { choice, widgets } of own) {
+  for (const { choice, widgets, needs = {} } of own) {
     const known = namesOf(widgets);
     const chosen = widgets[find(node, choice).value];
     if (!chosen) continue; // a choice of another version, or a widget that is fed by a link
+    const idle = ({ name }) => needs[name] !== undefined && find(node, needs[name]).value === chosen[needs[name]];
     for (const widget of node.widgets) {
-      if (known.has(widget.name)) show(widget, widget.name in chosen || isLinked(node, widget));
+      if (known.has(widget.name)) show(widget, (widget.name in chosen && !idle(widget)) || isLinked(node, widget));
     }
   }
   const least = node.computeSize()[1];

@@ -22,6 +22,7 @@ const both = (name, body) => {
   checks.set(`${name}, with Vue nodes`, { body, vue: true });
 };
 
+const DETAIL = ["detail"]; // of nearly every sampler; where it begins and ends is hidden as long as it is 0
 const DEMO = "Few-Step demo (no download)";
 
 /** What the host complains of by itself: files that are optional, sites that are not reached, routes of newer hosts. */
@@ -241,7 +242,7 @@ check("in Vue nodes a plot says in words what it shows", async ({ page }) => {
   await design(page, true);
   const id = await add(page, "FewStepScheduler");
   await answer(page, id);
-  await page.getByRole("img", { name: /10 steps, sigma 14\.6 to 0/ }).waitFor({ timeout: 5000 });
+  await page.getByRole("img", { name: /10 steps: sigma 14\.6 to 0/ }).waitFor({ timeout: 5000 });
 });
 
 both("the guidance plot shows the interval and what it saves, for a guider and for a patch", async ({ page }) => {
@@ -263,15 +264,15 @@ both("the guidance plot shows the interval and what it saves, for a guider and f
   await set(page, sampler, "denoise", 0.5);
   assert.ok((await answer(page, guidance)).evaluations[0].sigma < 2);
   await load(page, "SD1.5 guidance interval");
-  const [own, schedule] = await ids(page, "FewStepGuidance", "FewStepScheduler");
-  await set(page, schedule, "steps", 7);
+  const [own, sampling] = await ids(page, "FewStepGuidance", "KSampler");
+  await set(page, sampling, "steps", 7);
   const guided = await answer(page, own);
   assert.equal(guided.guidance.length, 7);
   assert.ok(guided.passes < 14);
 });
 
 both("the plan plot follows levels into and out of subgraphs", async ({ page }) => {
-  await load(page, "demo");
+  await load(page, DEMO);
   const [sampler, schedule] = await ids(page, "FewStepSampler", "FewStepScheduler");
   await set(page, schedule, "steps", 6);
   assert.equal((await answer(page, sampler)).evaluations.length, 6);
@@ -344,8 +345,13 @@ both("the plan plot follows sampler, schedule and guidance", async ({ page }) =>
 });
 
 both("the plan plot follows split levels", async ({ page }) => {
-  await load(page, "SDXL base and refiner");
-  const [sampler, split] = await ids(page, "FewStepSampler", "SplitSigmas");
+  await load(page, DEMO);
+  const [sampler, schedule, sampling] = await ids(page, "FewStepSampler", "FewStepScheduler", "SamplerCustom");
+  const split = await add(page, "SplitSigmas", [0, 900]);
+  await set(page, schedule, "steps", 20);
+  await set(page, split, "step", 16);
+  await connect(page, schedule, 0, split, "sigmas");
+  await connect(page, split, 0, sampling, "sigmas");
   const drawn = await answer(page, sampler);
   assert.equal(drawn.evaluations.length, 16);
   assert.equal(drawn.assumed, false);
@@ -359,7 +365,7 @@ both("one node in the place of a KSampler shows the options of both choices and 
   const visible = () =>
     page.evaluate((id) => app.graph.getNodeById(id).widgets.filter((w) => !w.options.hidden).map((w) => w.name), id);
   const always = ["seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"];
-  const names = async (...more) => assert.deepEqual(await visible(), [...always, ...more, "plot"]);
+  const names = async (...more) => assert.deepEqual(await visible(), [...always, ...more, ...DETAIL, "plot"]);
   await names("solver_type", "lower_order_final", "corrected_start", "rho", "discard_penultimate", "shift");
   await set(page, id, "sampler_name", "euler_ancestral");
   await set(page, id, "scheduler", "beta");
@@ -429,10 +435,10 @@ check("widgets that the sampler does not have are hidden, and saved", async ({ p
     page.evaluate((id) => app.graph.getNodeById(id).widgets.filter((w) => !w.hidden).map((w) => w.name), id);
   const saved = () => page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, id);
   const tall = () => page.evaluate((id) => app.graph.getNodeById(id).size[1], id);
-  assert.deepEqual(await visible(), ["sampler", "solver_type", "lower_order_final", "corrected_start", "plot"]);
+  assert.deepEqual(await visible(), ["sampler", "solver_type", "lower_order_final", "corrected_start", ...DETAIL, "plot"]);
   const [values, height] = [await saved(), await tall()];
   await set(page, id, "sampler", "euler");
-  assert.deepEqual(await visible(), ["sampler", "plot"]);
+  assert.deepEqual(await visible(), ["sampler", ...DETAIL, "plot"]);
   assert.ok((await tall()) < height);
   assert.deepEqual(await saved(), ["euler", ...values.slice(1)]);
   const names = await page.evaluate(
@@ -654,7 +660,7 @@ both("workflows open whole, with nothing over or behind anything else", async ({
       await load(page, name);
       await page.waitForFunction(() => !app.graph.extra.fewstep_fit);
       await page.waitForTimeout(600); // until the whole is shown
-      await eventually(page, async () => assert.deepEqual(await faults(page), [], name));
+      await eventually(page, async () => assert.deepEqual(await faults(page, name.includes("compare") ? 0.55 : undefined), [], name));
     }
   } finally {
     await back();
@@ -1011,7 +1017,7 @@ check("in Chinese, nodes have Chinese names", async ({ page, load }) => {
 both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({ page, load: open, vue, complaints }) => {
   await open("zh");
   await design(page, vue);
-  await load(page, "demo");
+  await load(page, DEMO);
   const opened = await page.evaluate(() => {
     const note = app.graph._nodes.find((node) => node.type === "MarkdownNote");
     return [note.widgets[0].value, ...app.graph._groups.map((group) => group.title)];
