@@ -40,6 +40,15 @@ export async function translateDefinitions(definitions) {
   }
 }
 
+const LISTS = { samplers: ["FewStepSampler", "sampler"], schedules: ["FewStepScheduler", "schedule"] };
+
+/** What the tooltip of our lists says of one of our `samplers` or `schedules`; undefined where it is in English only. */
+export function saysOf(kind, name) {
+  const [type, input] = LISTS[kind];
+  const lines = texts[type]?.inputs?.[input]?.tooltip?.split("\n") ?? [];
+  return lines.find((line) => line.startsWith(`${name}：`))?.slice(name.length + 1);
+}
+
 /** Puts the names of widgets, inputs and outputs into a new node. */
 export function translateNode(node) {
   const own = texts[node.comfyClass];
