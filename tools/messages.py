@@ -28,7 +28,7 @@ SILENT = (
 
 WORDS = (
     "sampler", "schedule", "published", "predicted", "calibrated", "or", "option {1}", "{1} s",  # in messages
-    "Inverting", "auto", "half", "all", "multistep", "singlestep", "adaptive",  # alone: stages, words for numbers, families
+    "Inverting", "auto", "half", "all", "multistep", "singlestep", "adaptive",  # sent alone
 )  # fmt: skip
 """Single words that stand for a value of a message, or that Python sends to the browser alone."""
 
