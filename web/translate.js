@@ -34,6 +34,7 @@ export async function translateDefinitions(definitions) {
     for (const specs of [definition.input.required ?? {}, definition.input.optional ?? {}]) {
       for (const [name, [, settings]] of Object.entries(specs)) {
         if (settings && own.inputs?.[name]?.tooltip) settings.tooltip = own.inputs[name].tooltip;
+        if (settings?.placeholder) settings.placeholder = translated(settings.placeholder);
       }
     }
     definition.output_tooltips = definition.output_tooltips?.map((tip, i) => own.outputs?.[i]?.tooltip ?? tip);
