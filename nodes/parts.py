@@ -30,7 +30,7 @@ class FewStepChain(io.ComfyNode):
             display_name="Few-Step Chain",
             category=CATEGORY,
             description="One sampler for the first steps of a run, another for the rest. Samplers of Few-Step hand on "
-            "their earlier predictions where both remember the same, so that no order is lost at the change.",
+            "their earlier predictions if both keep the same kind, so that no order is lost at the change.",
             inputs=[
                 io.Sampler.Input("first", tooltip="The sampler that begins: from Few-Step Sampler or KSamplerSelect."),
                 io.Sampler.Input("second", tooltip="The sampler that goes on."),
@@ -50,7 +50,7 @@ class FewStepChain(io.ComfyNode):
                     step=0.01,
                     round=False,
                     tooltip="Above 0, this is used instead of step: the first sampler takes the steps that begin at "
-                    "this noise level or above. 0: step counts.",
+                    "this noise level or above. 0: step is used.",
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
@@ -80,7 +80,7 @@ class FewStepSplitAtSigma(io.ComfyNode):
                     "boundary",
                     options=[*BOUNDARIES, OWN],
                     default=next(iter(BOUNDARIES)),
-                    tooltip=f"The noise level at which the model changes. {OWN}: that of sigma.",
+                    tooltip=f"The noise level at which the model changes. {OWN}: the value of sigma.",
                 ),
                 io.Float.Input(
                     "sigma",
@@ -95,8 +95,8 @@ class FewStepSplitAtSigma(io.ComfyNode):
             outputs=[
                 io.Sigmas.Output(
                     display_name="high",
-                    tooltip="For the expert for high noise. Without a step there it is one level: the sampler node "
-                    "adds its noise and takes no step.",
+                    tooltip="For the expert for high noise. If no step is in this part, it is a single level: the "
+                    "sampler node adds its noise and takes no step.",
                 ),
                 io.Sigmas.Output(
                     display_name="low",

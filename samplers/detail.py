@@ -22,13 +22,13 @@ from .plan import Stage
 DETAIL = Option(
     "detail",
     0.0,
-    "Tells the model of so much less noise than there is, in the middle of the run, so that it leaves more detail: "
-    "0.05 to 0.15 is usual, 0.1 means a tenth. Below 0: smoother. 0: off. (What Detail Daemon does.)",
+    "Gives the model a noise level that is this share below the true one, in the middle of the run, so that it leaves "
+    "more detail: 0.05 to 0.15 is usual. Below 0: smoother images. 0: off. The method of Detail Daemon.",
     -0.5,
     0.5,
 )
-DETAIL_START = Option("detail_start", 0.2, "For detail: the share of the steps after which it begins.", 0.0, 1.0)
-DETAIL_END = Option("detail_end", 0.8, "For detail: the share of the steps at which it is over.", 0.0, 1.0)
+DETAIL_START = Option("detail_start", 0.2, "The share of the steps after which detail begins.", 0.0, 1.0)
+DETAIL_END = Option("detail_end", 0.8, "The share of the steps after which detail ends.", 0.0, 1.0)
 OPTIONS = (DETAIL, DETAIL_START, DETAIL_END)
 
 

@@ -26,12 +26,17 @@ SILENT = (
     "samplers/calibrated/published.py",
 )  # fmt: skip
 
-WORDS = ("sampler", "schedule", "published", "predicted", "calibrated", "or", "option {1}")
-"""Single words that stand for a value of a message, or in one."""
+WORDS = (
+    "sampler", "schedule", "published", "predicted", "calibrated", "or", "option {1}", "{1} s",  # in messages
+    "Inverting", "auto", "half", "all", "multistep", "singlestep", "adaptive",  # sent alone
+)  # fmt: skip
+"""Single words that stand for a value of a message, or that Python sends to the browser alone."""
 
 NAMES = (
     "exact seed", "more variety", "each step", "last sample", "noise prediction", "rectified flow", "published plan",
     "built-in: amed_dpm_2m (SD1.5, 10 evaluations)", "Stable Diffusion", "Few-Step demo", "float | torch.Tensor",
+    "own number", "Wan 2.2 text to video: 0.875", "Wan 2.2 image to video: 0.9",  # of a list
+    "noise schedule", "k sampler", "sampler with options", "dpm++ 2m karras",  # search words
 )  # fmt: skip
 """What is the same in every language: values of widgets, and names."""
 

@@ -149,10 +149,9 @@ class Output(NamedTuple):
 Value = Output | str | int | float | bool
 
 WIDTH, GAP, PAD = 320, 46, 12  # of a column; between columns; from a column to the edge of its group
-APART, BADGE = 24, 16  # between nodes of a column; more over and in those of a pack, for what says so
+APART, BADGE = 30, 16  # between nodes of a column; more over and in those of a pack, for what says so
 TITLE, HEADING, TEXT = 30, 38, 70  # heights of titles of nodes and groups, and of text boxes
 LANE, BEND = 8, 20  # between wires side by side; what a wire swings out at its turns
-TALLER = 5  # the head of a node that is made of elements
 FAR, NEAR = 150, 60  # a slot farther from the space between the rows has a reroute of its own, so near
 
 NARROW, NARROWEST = 210, 190  # widths of a node with widgets and of one without, at least, as the front ends have them
@@ -482,7 +481,7 @@ class Graph:
                 through(link, *self._near(link, *places))
             elif start is end:
                 lower = max((self._nodes[id - 1] for id in (link[1], link[3])), key=lambda node: node["pos"][1])
-                y = lower["pos"][1] - TITLE - _badge(lower) - (APART + BEND) / 2 - TALLER
+                y = lower["pos"][1] - TITLE - _badge(lower) - (APART + BEND) / 2
                 through(link, *self._near(link, (start.right + GAP / 3, y), (start.left - GAP / 3, y)))
         return reroutes, extensions
 

@@ -6,6 +6,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { style } from "./style.js";
+import { saysOf, t, translated } from "./translate.js";
 
 const PATIENCE = 250; // ms without a key before the server is asked
 const BOXES = { samplers: 4, schedules: 2, steps: 1 }; // of FewStepCompare, with the lines that are seen
@@ -62,7 +63,7 @@ export function makeBox(node, name, [, { default: text = "" }]) {
     asked = setTimeout(async () => {
       const text = typed.value;
       const found = await faultsIn({ [name]: text });
-      if (text === typed.value) tell(isLinked(node, name) ? "" : (found[name] ?? ""));
+      if (text === typed.value) tell(isLinked(node, name) ? "" : translated(found[name] ?? ""));
     }, PATIENCE);
   }
 
@@ -91,6 +92,8 @@ export function nameBoxes(node) {
   }
 }
 
+const title = () => LiteGraph.registered_node_types.FewStepCompare.title;
+
 /** Has the host's message say it once: for a run that is refused it repeats what each node says. */
 export function sayOnce() {
   const { queuePrompt } = api;
@@ -100,7 +103,7 @@ export function sayOnce() {
     } catch (error) {
       const nodes = Object.values(error.response?.node_errors ?? {});
       const ours = nodes.length > 0 && nodes.every(({ class_type }) => class_type === "FewStepCompare");
-      const said = () => nodes.flatMap(({ errors }) => errors.map(({ details }) => `Few-Step Compare: ${details}`));
+      const said = () => nodes.flatMap(({ errors }) => errors.map(({ details }) => `${title()}: ${details}`));
       if (ours) error.toString = () => said().join("\n");
       throw error;
     }
@@ -128,7 +131,8 @@ async function faultsIn(texts) {
 function tellQueued(node, name) {
   if (!BOXES[name] || document.querySelector(OVERLAY)) return;
   const errors = app.lastNodeErrors?.[node.id]?.errors ?? [];
-  const error = errors.find(({ details }) => details?.startsWith(name));
+  const called = [name, node.widgets.find((widget) => widget.name === name)?.label ?? name];
+  const error = errors.find(({ details }) => called.some((word) => details?.startsWith(word)));
   if (error) app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: error.details, life: 15000 });
 }
 
@@ -140,8 +144,8 @@ function isLinked(node, name) {
 // The list to add names from
 
 function addButton(widget, kind, typed) {
-  const button = element("button", { type: "button", className: "fewstep-button", textContent: "+ add" });
-  button.title = `Choose from all ${kind}`;
+  const button = element("button", { type: "button", className: "fewstep-button", textContent: t("+ add") });
+  button.title = t("Choose from all names");
   button.addEventListener("click", (event) => {
     event.stopPropagation();
     openList(button, kind, (name) => {
@@ -157,9 +161,9 @@ function addButton(widget, kind, typed) {
 async function openList(button, kind, add) {
   document.querySelector(".fewstep-list")?.close();
   names ??= await (await api.fetchApi("/fewstep/names")).json();
-  const field = element("input", { type: "search", placeholder: "Search", ariaLabel: `Search ${kind}` });
+  const field = element("input", { type: "search", placeholder: t("Search"), ariaLabel: t("Search names") });
   const results = element("div", { className: "fewstep-results", role: "listbox" });
-  const about = element("div", { className: "fewstep-about", textContent: "Point at a name to read about it." });
+  const about = element("div", { className: "fewstep-about", textContent: t("Point at a name to read about it.") });
   const list = element("div", { className: "fewstep-list" }, field, results, about);
   const known = names[kind].map((entry) => ({ ...entry, words: Object.values(entry).flat().join(" ").toLowerCase() }));
 
@@ -172,7 +176,7 @@ async function openList(button, kind, add) {
         entries.length ? [element("div", { className: "fewstep-group", textContent: title }), ...entries.map(row)] : [],
       ),
     );
-    if (!found.length) results.append(element("div", { className: "fewstep-group", textContent: "No such name" }));
+    if (!found.length) results.append(element("div", { className: "fewstep-group", textContent: t("No such name") }));
   }
 
   function row({ name, label, help, options = [] }) {
@@ -180,8 +184,9 @@ async function openList(button, kind, add) {
     item.append(element("span", { textContent: name }));
     if (label) item.append(element("small", { textContent: label }));
     const tell = () => {
-      const written = options.length ? `Options: ${options.join(", ")}` : "";
-      about.replaceChildren(...[help ?? "ComfyUI's own.", written].map((textContent) => element("div", { textContent })));
+      const written = options.length ? t("Options: {options}", { options: options.join(", ") }) : "";
+      const said = help ? saysOf(kind, name.replace("fewstep_", "")) ?? help : t("One of ComfyUI's own.");
+      about.replaceChildren(...[said, written].map((textContent) => element("div", { textContent })));
     };
     item.addEventListener("pointerenter", tell);
     item.addEventListener("focus", tell);

@@ -7,7 +7,8 @@ import { app } from "../../scripts/app.js";
 import { element } from "./boxes.js";
 import { makeSlider } from "./slider.js";
 import { style } from "./style.js";
-import { placesFor, whyNone } from "./use.js";
+import { t, translated } from "./translate.js";
+import { both, placesFor, titled, whyNone } from "./use.js";
 
 const HEIGHTS = { row: 30, head: 84, slider: 280 }; // in px
 const WIDTHS = { name: 150, column: 64 };
@@ -65,7 +66,7 @@ export function addResults(node) {
   }
 
   function tableOf() {
-    const head = element("tr", {}, ...["", ...found.columns.map((steps) => `${steps} steps`)].map(heading));
+    const head = element("tr", {}, ...["", ...found.columns.map(counted)].map(heading));
     const rows = found.rows.map(([sampler, schedule], j) => {
       const name = element("th", { scope: "row", title: `${sampler.label}, ${schedule.label}` });
       name.append(element("div", { textContent: sampler.label }), element("small", { textContent: schedule.label }));
@@ -75,11 +76,11 @@ export function addResults(node) {
   }
 
   function place(number) {
-    const { evaluations, error, best, fault, same } = found.cells[number];
+    const { evaluations, error, best, fault } = found.cells[number];
     const button = element("button", { type: "button", className: "fewstep-cell" });
-    const text = evaluations === null ? (fault ? "failed" : "not run") : error === null ? "done" : short(error);
+    const text = evaluations === null ? (fault ? t("failed") : t("not run")) : error === null ? t("done") : short(error);
     button.textContent = `${text}${best ? " ★" : ""}`;
-    button.title = fault ?? `${named(number)}: ${evaluations} evaluations${same !== number ? ", the same run as another" : ""}`;
+    button.title = fault ? translated(fault) : about(number);
     button.classList.toggle("fewstep-best", best);
     button.classList.toggle("fewstep-chosen", chosen.includes(number));
     button.setAttribute("aria-pressed", chosen.includes(number));
@@ -94,9 +95,9 @@ export function addResults(node) {
 
   function barOf() {
     const at = chosen.at(-1);
-    const use = element("button", { type: "button", className: "fewstep-button", textContent: "Use this", disabled: at === undefined });
+    const use = element("button", { type: "button", className: "fewstep-button", textContent: t("Use this"), disabled: at === undefined });
     use.addEventListener("click", (event) => offer(event, at));
-    const lay = element("button", { type: "button", className: "fewstep-button", textContent: open ? "Close" : "Compare two" });
+    const lay = element("button", { type: "button", className: "fewstep-button", textContent: open ? t("Close") : t("Compare two") });
     lay.disabled = found.cells.filter(({ image }) => image).length < 2;
     lay.addEventListener("click", () => {
       open = !open;
@@ -104,9 +105,9 @@ export function addResults(node) {
       if (!open) chosen = chosen.slice(-1);
       fill();
     });
-    const text = at === undefined ? "Choose a cell." : `${named(at)}`;
-    const told = open ? "Click another cell." : text;
-    return element("div", { className: "fewstep-bar" }, element("span", { textContent: told, title: told }), use, lay);
+    const text = at === undefined ? t("Choose a cell.") : named(at);
+    const said = open ? t("Click another cell.") : text;
+    return element("div", { className: "fewstep-bar" }, element("span", { textContent: said, title: said }), use, lay);
   }
 
   /** The best of another column, or any other: what a cell is compared with first. */
@@ -122,8 +123,9 @@ export function addResults(node) {
     if (!places.length) return tell("warn", whyNone(pair));
     const set = (place) => {
       const made = place.set();
-      const names = (made ?? place.nodes).map((node) => `${node.title} (${node.id})`).join(" and ");
-      tell("success", `${named(number)}: ${made ? "added" : "set in"} ${names}.`);
+      const names = both(...(made ?? place.nodes).map(titled));
+      const values = { cell: named(number), names };
+      tell("success", made ? t("{cell}: added {names}.", values) : t("{cell}: set in {names}.", values));
     };
     if (places.length === 1) return set(places[0]);
     new LiteGraph.ContextMenu(
@@ -139,7 +141,13 @@ export function addResults(node) {
 
   function named(number) {
     const { sampler, schedule, steps } = pairOf(number);
-    return `${sampler.label}, ${schedule.label}, ${steps} steps`;
+    return `${sampler.label}, ${schedule.label}, ${counted(steps)}`;
+  }
+
+  function about(number) {
+    const { evaluations, same } = found.cells[number];
+    const text = `${named(number)}: ${t("{n} evaluations", { n: evaluations })}`;
+    return same === number ? text : t("{text}, the same run as another", { text });
   }
 
   function imageOf(number) {
@@ -150,6 +158,10 @@ export function addResults(node) {
 
 function heading(text) {
   return element("th", { scope: "col", textContent: text });
+}
+
+function counted(steps) {
+  return t("{n} steps", { n: steps });
 }
 
 function short(number) {

@@ -4,6 +4,7 @@
  */
 
 const JOINTS = [
+  [/ (?=\d+\/\d+$)/, " "], // how much of a stage is done
   [/ - /, "："], // as the host joins an input and its error
   [/(?<=[.!?]) /, ""], // sentences
   [/; /, "；"],
@@ -12,7 +13,7 @@ const JOINTS = [
 ];
 
 const SENTENCES = /[.!?] /;
-const PROSE = /[a-z]+ [a-z]+ [a-z]+/; // which a template of a word or two must not take for a value
+const PROSE = /[a-z]+ [a-z]+(?![\w=])/; // which a template of a word or two must not take for a value
 const FEW = 8; // letters of such a template
 const LONGEST = 1000; // letters of a line that is looked at
 const DEEPEST = 5; // messages within each other
@@ -43,7 +44,7 @@ export class Messages {
   }
 
   #line(line, depth) {
-    if (!depth || !/[a-z]{2}/i.test(line)) return line;
+    if (!depth || !/[a-z]/i.test(line)) return line;
     const [, before, text, after] = /^(\s*)(.*?)(\s*)$/s.exec(line);
     if (!this.seen.has(text)) this.seen.set(text, this.#found(text, depth) ?? text);
     return before + this.seen.get(text) + after;

@@ -2,11 +2,12 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { t, translated } from "./translate.js";
 import { lookAgain } from "./widgets.js";
 
 const NODE = "FewStepLoadPlan";
 const BUTTON = "browse";
-const COLUMNS = ["Name", "Model", "Guidance", "Evaluations", "Error before", "Error after", ""];
+const columns = () => [t("Name"), t("Model"), t("Guidance"), t("Evaluations"), t("Error before"), t("Error after"), ""];
 const EVENT = "fewstep.plans"; // from the server, when plans come or go
 
 let files = null; // the list of entries, once it has changed
@@ -24,10 +25,10 @@ export function followPlans() {
 export function addBrowser(node) {
   const button = node.addWidget("button", BUTTON, null, () => browse(node), { serialize: false });
   button.serialize = false;
-  button.label = "browse plans";
-  button.tooltip = "Shows all plans with their model, guidance and errors; renames and deletes them.";
+  button.label = t("browse plans");
+  button.tooltip = t("Shows all plans with their model, guidance and errors; renames and deletes them.");
   const text = node.widgets.find(({ name }) => name === "text");
-  if (text && !text.label) text.label = "or paste a plan here"; // in the empty box of Vue nodes
+  if (text && !text.label) text.label = t("or paste a plan here"); // in the empty box of Vue nodes
   offer(node);
 }
 
@@ -53,15 +54,15 @@ export function browse(node) {
   const message = element("p", { className: "message" });
   message.setAttribute("role", "status");
   const body = element("tbody");
-  const filter = element("input", { type: "search", placeholder: "Search", ariaLabel: "Search plans" });
-  const close = element("button", { type: "button", textContent: "Close", onclick: () => dialog.close() });
+  const filter = element("input", { type: "search", placeholder: t("Search"), ariaLabel: t("Search plans") });
+  const close = element("button", { type: "button", textContent: t("Close"), onclick: () => dialog.close() });
   const table = element("table", {}, [
-    element("thead", {}, [element("tr", {}, COLUMNS.map((name) => element("th", { textContent: name, scope: "col" })))]),
+    element("thead", {}, [element("tr", {}, columns().map((name) => element("th", { textContent: name, scope: "col" })))]),
     body,
   ]);
   dialog.append(
     element("style", { textContent: STYLE }),
-    element("header", {}, [element("h2", { textContent: "Calibrated plans" }), filter, close]),
+    element("header", {}, [element("h2", { textContent: t("Calibrated plans") }), filter, close]),
     element("div", { className: "list" }, [table]),
     message,
   );
@@ -69,7 +70,7 @@ export function browse(node) {
   const say = (text) => (message.textContent = text);
   const ask = async (route, request) => {
     const answer = await asked(route, request);
-    say(answer.error ?? "");
+    say(translated(answer.error ?? ""));
     if (!answer.error) await dialog.refresh();
     return answer;
   };
@@ -84,7 +85,7 @@ export function browse(node) {
 
   dialog.refresh = async () => {
     const { plans, error } = await asked("/fewstep/plans");
-    if (error) return say(error);
+    if (error) return say(translated(error));
     body.replaceChildren(...plans.map((plan) => row(plan, actions)));
     search();
     if (!dialog.contains(document.activeElement)) dialog.focus(); // the host's keys are not meant
@@ -109,22 +110,22 @@ export function browse(node) {
 function row(plan, actions) {
   const name = element("td", { className: "name" }, [element("span", { textContent: plan.file })]);
   if (plan.unfinished) {
-    const title = "The fit was stopped. Few-Step Auto does not take this plan.";
-    name.append(element("small", { textContent: "not finished", title }));
+    const title = t("The fit was stopped. Few-Step Auto does not take this plan.");
+    name.append(element("small", { textContent: t("not finished"), title }));
   }
-  if (plan.built_in) name.append(element("small", { textContent: "comes with Few-Step" }));
+  if (plan.built_in) name.append(element("small", { textContent: t("comes with Few-Step") }));
   const line = element("tr", {}, [name]);
   if (plan.fault) {
-    line.append(element("td", { className: "fault", colSpan: COLUMNS.length - 1, textContent: plan.fault }));
+    line.append(element("td", { className: "fault", colSpan: columns().length - 1, textContent: translated(plan.fault) }));
     return line;
   }
   const gain = plan.before && plan.after != null ? Math.round(100 * (1 - plan.after / plan.before)) : 0;
   const cells = [
-    plan.model || "any",
+    plan.model ? translated(plan.model) : t("any"),
     plan.guidance == null ? "" : short(plan.guidance),
     String(plan.evaluations),
     plan.before == null ? "" : two(plan.before),
-    plan.after == null ? "" : two(plan.after) + (gain > 0 ? ` (${gain} % less)` : ""),
+    plan.after == null ? "" : two(plan.after) + (gain > 0 ? ` (${t("{gain} % less", { gain })})` : ""),
   ];
   line.append(...cells.map((textContent, k) => element("td", { textContent, className: k ? "number" : "" })));
   const buttons = element("td", { className: "actions" });
@@ -135,13 +136,13 @@ function row(plan, actions) {
   };
   const show = () => {
     buttons.replaceChildren();
-    if (actions.use) add("Use", () => actions.use(plan));
+    if (actions.use) add(t("Use"), () => actions.use(plan));
     if (plan.built_in) return;
-    add("Rename", () => renaming(name, plan, actions.rename));
-    add("Delete", () => {
-      buttons.replaceChildren(element("span", { textContent: "Delete the file?" }));
-      add("Delete", () => actions.delete(plan));
-      add("Keep", show);
+    add(t("Rename"), () => renaming(name, plan, actions.rename));
+    add(t("Delete"), () => {
+      buttons.replaceChildren(element("span", { textContent: t("Delete the file?") }));
+      add(t("Delete"), () => actions.delete(plan));
+      add(t("Keep"), show);
     });
   };
   show();
@@ -152,7 +153,7 @@ function row(plan, actions) {
 /** Puts a box with its name in the place of the name of a plan. */
 function renaming(cell, plan, rename) {
   const before = [...cell.childNodes];
-  const box = element("input", { value: plan.file.replace(/\.safetensors$/, ""), ariaLabel: `New name of ${plan.file}` });
+  const box = element("input", { value: plan.file.replace(/\.safetensors$/, ""), ariaLabel: t("New name of {file}", { file: plan.file }) });
   const back = () => cell.replaceChildren(...before);
   box.onkeydown = async ({ key }) => {
     if (key === "Enter") await rename(plan, box.value);
@@ -188,7 +189,7 @@ async function asked(route, request) {
   try {
     return await (await api.fetchApi(route, request && json)).json();
   } catch {
-    return { error: "ComfyUI does not answer" };
+    return { error: t("ComfyUI does not answer") };
   }
 }
 

@@ -10,7 +10,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { colours } from "./colours.js";
 import { drawError } from "./pictures.js";
-import { translated } from "./translate.js";
+import { t, translated } from "./translate.js";
 
 const HEIGHT = 180; // at least: a node that is made higher has a higher plot
 const PATIENCE = 80; // ms without a change before the server is asked
@@ -201,7 +201,7 @@ export function addPlot(node, { route, request, draw, edit }) {
     pen.scale(SHARP, SHARP);
     plot.element.dataset.look = look();
     plot.paint(pen, { left: 0, top: 0, width, height });
-    canvas.setAttribute("aria-label", plot.drawing?.summary ?? "plot");
+    canvas.setAttribute("aria-label", plot.drawing?.summary ?? t("plot"));
   }
 
   const placeOf = ({ clientX, clientY }) => {

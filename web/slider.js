@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { element } from "./boxes.js";
 import { style } from "./style.js";
+import { t } from "./translate.js";
 
 const KEY_STEP = 0.05; // of the width, for an arrow key
 const LEAST = 200; // height in px
@@ -15,7 +16,7 @@ export function makeSlider() {
   const line = element("div", { className: "fewstep-line" });
   const frame = element("div", { className: "fewstep-slider", tabIndex: 0 }, ...images, line, ...labels);
   frame.setAttribute("role", "slider");
-  frame.setAttribute("aria-label", "Where the left picture ends");
+  frame.setAttribute("aria-label", t("Where the left picture ends"));
 
   let at;
   function move(share) {
@@ -67,7 +68,7 @@ export function addSlider(node) {
   });
   const count = element("span");
   const pages = element("div", { className: "fewstep-pages", hidden: true }, back, count, next);
-  const hint = element("div", { className: "fewstep-hint", textContent: "Run the graph: the two pictures are shown here." });
+  const hint = element("div", { className: "fewstep-hint", textContent: t("Run the graph: the two pictures are shown here.") });
   const whole = element("div", { className: "fewstep-panel" }, hint, slider, pages);
   slider.hidden = true;
   let [ones, others, number] = [[], [], 0];
@@ -76,8 +77,8 @@ export function addSlider(node) {
     const most = Math.max(ones.length, others.length);
     number = (number + by + most) % most;
     const pick = (list) => list[Math.min(number, list.length - 1)];
-    slider.show(...[ones, others].map((list, i) => pick(list) && { image: pick(list), label: ["image_a", "image_b"][i] }));
-    count.textContent = `${number + 1} of ${most}`;
+    slider.show(...[ones, others].map((list, i) => pick(list) && { image: pick(list), label: labelOf(node, ["image_a", "image_b"][i]) }));
+    count.textContent = `${number + 1} / ${most}`;
     pages.hidden = most < 2;
   }
 
@@ -94,4 +95,9 @@ export function addSlider(node) {
     hint.hidden = true;
     turn(0);
   };
+}
+
+/** What an input is called on the node. */
+function labelOf(node, name) {
+  return node.inputs.find((input) => input.name === name)?.localized_name ?? name;
 }

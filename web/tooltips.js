@@ -3,6 +3,8 @@
  * line each, for hosts without this script and for help pages; a widget shows the lines of what is chosen.
  */
 
+import { t } from "./translate.js";
+
 const OWNERS = /\s*[(（]([\w, ，、]+)[)）]$/; // at the end of a line: the samplers that it is about
 const CHOICES = /^([\w, 、]+)[:：]\s*/; // at its beginning: the choices
 const DEFAULTS = /^(default|-1)\b/; // the defaults of all samplers, of which the widget shows its own
@@ -31,7 +33,6 @@ function named(match, known) {
 }
 
 const WALL = 400; // characters of a text that is cut where it cannot follow the choice
-const REST = "The description of what is chosen is shown when the cursor rests on its value.";
 const whole = {}; // the texts as they were, by node and input
 
 /** Cuts the lines of all choices out of the definitions: the tooltips of slots are taken from there. */
@@ -44,7 +45,7 @@ export function cutTooltips(definitions) {
       const [text, values] = [settings.tooltip, settings.options ?? (Array.isArray(kind) ? kind : [])];
       whole[type][name] = { text, values };
       const head = text.split("\n").filter((line) => !named(line.match(CHOICES), values));
-      if (text.length > WALL && values.length) settings.tooltip = [...head, REST].join("\n");
+      if (text.length > WALL && values.length) settings.tooltip = [...head, t("The description of what is chosen is shown when the cursor rests on its value.")].join("\n");
     }
   }
 }

@@ -34,10 +34,20 @@ export async function translateDefinitions(definitions) {
     for (const specs of [definition.input.required ?? {}, definition.input.optional ?? {}]) {
       for (const [name, [, settings]] of Object.entries(specs)) {
         if (settings && own.inputs?.[name]?.tooltip) settings.tooltip = own.inputs[name].tooltip;
+        if (settings?.placeholder) settings.placeholder = translated(settings.placeholder);
       }
     }
     definition.output_tooltips = definition.output_tooltips?.map((tip, i) => own.outputs?.[i]?.tooltip ?? tip);
   }
+}
+
+const LISTS = { samplers: ["FewStepSampler", "sampler"], schedules: ["FewStepScheduler", "schedule"] };
+
+/** What the tooltip of our lists says of one of our `samplers` or `schedules`; undefined where it is in English only. */
+export function saysOf(kind, name) {
+  const [type, input] = LISTS[kind];
+  const lines = texts[type]?.inputs?.[input]?.tooltip?.split("\n") ?? [];
+  return lines.find((line) => line.startsWith(`${name}：`))?.slice(name.length + 1);
 }
 
 /** Puts the names of widgets, inputs and outputs into a new node. */

@@ -1,6 +1,7 @@
 /** Sets the nodes of the graph that choose a sampler and a schedule to a pair of Few-Step Compare, or adds such nodes. */
 
 import { app } from "../../scripts/app.js";
+import { t } from "./translate.js";
 
 const BOTH = {
   FewStepKSampler: { sampler: "sampler_name", schedule: "scheduler", own: true },
@@ -21,7 +22,7 @@ export function placesFor(compare, pair) {
   const places = of(BOTH)
     .filter((node) => takes(node, BOTH[node.comfyClass], pair))
     .map((node) => ({
-      title: named(node),
+      title: titled(node),
       nodes: [node],
       set() {
         const { sampler, schedule, own } = BOTH[node.comfyClass];
@@ -35,20 +36,20 @@ export function placesFor(compare, pair) {
   for (const sampler of samplers) {
     for (const schedule of together(sampler, schedules)) {
       places.push({
-        title: `${named(sampler)} and ${named(schedule)}`,
+        title: both(titled(sampler), titled(schedule)),
         nodes: [sampler, schedule],
         set: () => setPair(sampler, schedule, pair),
       });
     }
   }
-  if (fitsNew(pair)) places.push({ title: "New nodes", nodes: [], set: () => addPair(compare, pair) });
+  if (fitsNew(pair)) places.push({ title: t("New nodes"), nodes: [], set: () => addPair(compare, pair) });
   return places;
 }
 
 /** Why there is none. */
 export function whyNone({ sampler, schedule }) {
   const at = [sampler, schedule].find(({ ours, options }) => !ours && Object.keys(options).length) ?? sampler;
-  return `No node takes ${at.label}: ComfyUI's lists have no options.`;
+  return t("No node takes {name}: ComfyUI's lists have no options.", { name: at.label });
 }
 
 /** Of the schedules those that go to the same node as a sampler; all if there are none. */
@@ -141,6 +142,12 @@ function valuesOf(node, input) {
   return typeof values === "function" ? values() : values;
 }
 
-function named(node) {
+/** A node by its title and number. */
+export function titled(node) {
   return `${node.title} (${node.id})`;
+}
+
+/** One or two names in a text. */
+export function both(one, other) {
+  return other === undefined ? one : t("{one} and {other}", { one, other });
 }

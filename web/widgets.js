@@ -92,7 +92,7 @@ export function showDefaults(node, own) {
 export function showFamilies(node, own) {
   for (const { choice, families } of own) {
     const widget = families && find(node, choice);
-    if (widget) widget.options.getOptionLabel = (value) => (families[value] ? `${value} · ${families[value]}` : (value ?? ""));
+    if (widget) widget.options.getOptionLabel = (value) => (families[value] ? `${value} · ${t(families[value])}` : (value ?? ""));
   }
 }
 

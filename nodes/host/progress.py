@@ -116,7 +116,7 @@ class Progress:
         """Stage, count and time left in a line, and what has come out in another."""
         left, line = self.left, self._where
         if left:
-            line += f", about {duration(left)} left"
+            line = f"{line}, about {duration(left)} left"
         below = self._note
         if not below and left and self._what and self._stages == 1:
             whole = duration(self._clock() - self._started + left)

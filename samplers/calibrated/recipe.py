@@ -85,7 +85,7 @@ class Recipe:
         _reading("options", lambda: SAMPLERS[self.base].check_options(options))
         if options.get(DETAIL.name):
             raise ValueError(
-                "options: detail is none of a plan, which has scale_time: what the model is told of each level"
+                "options: a plan takes no detail: its scale_time sets the noise level that the model is given"
             )
         object.__setattr__(self, "options", MappingProxyType(options))
         tunings = tuple(Tuning(*t) for t in self.tunings) or (PLAIN,) * (len(levels) - 1)

@@ -1034,9 +1034,10 @@ both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({
     sampler,
   );
   assert.equal(shown, "默认：midpoint");
-  await set(page, schedule, "rho", 0.5);
+  await set(page, schedule, "schedule", "manual");
+  await set(page, schedule, "sigmas", "1, 5");
   await answer(page, schedule);
-  assert.match((await textsOf(page, [schedule])).join(""), /必须介于/);
+  assert.match((await textsOf(page, [schedule])).join(""), /请从高到低给出/);
 
   await clear(page);
   const [file, plan, any] = [
@@ -1072,6 +1073,43 @@ both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({
   assert.match(refused, /并非所有系统都允许/);
   const wanted = /FileError|PromptExecutionError|a\*b/; // errors made here on purpose, which the host may log
   complaints.push(...complaints.splice(before).filter((text) => !wanted.test(text)));
+  await page.keyboard.press("Escape");
+});
+
+both("in Chinese, boxes, the slider, families and the window of plans are Chinese", async ({ page, load: open, vue }) => {
+  await open("zh");
+  await design(page, vue);
+  await clear(page);
+  await add(page, "FewStepCompare");
+  await add(page, "FewStepSideBySide", [520, 0]);
+  const [plan, sampler] = [await add(page, "FewStepLoadPlan", [900, 0]), await add(page, "FewStepSampler", [900, 400])];
+  const shown = page.locator(".fewstep-button:visible, .fewstep-heading:visible, .fewstep-hint:visible");
+  await shown.first().waitFor({ timeout: 5000 });
+  const texts = (await shown.allInnerTexts()).filter((text) => /[a-z]/i.test(text));
+  assert.deepEqual(texts.filter((text) => !/[\u4e00-\u9fff]/.test(text)), []);
+  const label = await page.evaluate((id) => {
+    const { options, value } = app.graph.getNodeById(id).widgets[0];
+    return options.getOptionLabel(value);
+  }, sampler);
+  assert.match(label, /^dpmpp_2m · 多步法$/);
+  if (!vue) await page.getByPlaceholder("或在此粘贴计划").first().waitFor({ timeout: 5000 });
+
+  await page.locator(".fewstep-box textarea:visible").first().fill("eulr");
+  await page.locator(".fewstep-fault").getByText(/没有名为 'eulr' 的采样器/).waitFor({ timeout: 5000 });
+  await page.locator(".fewstep-box .fewstep-button:visible").first().click();
+  const list = page.locator(".fewstep-list");
+  await list.locator("input").fill("dpmpp_2m");
+  await list.getByRole("option").first().hover();
+  assert.match(await list.locator(".fewstep-about").innerText(), /每步[^]*选项：/);
+  if (given.out) await page.screenshot({ path: join(given.out, `Chinese ${vue}.png`) });
+  await page.keyboard.press("Escape");
+
+  await page.evaluate((id) => void app.graph.getNodeById(id).widgets.find(({ name }) => name === "browse").callback(), plan);
+  const dialog = page.locator("dialog.fewstep-plans");
+  await dialog.locator("tbody tr").first().waitFor({ timeout: 5000 });
+  if (given.out) await page.screenshot({ path: join(given.out, `Chinese plans ${vue}.png`) });
+  const said = await dialog.locator("h2, th, button, small").allInnerTexts();
+  assert.deepEqual(said.filter((text) => text && !/[\u4e00-\u9fff]/.test(text)), []);
   await page.keyboard.press("Escape");
 });
 

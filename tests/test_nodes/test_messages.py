@@ -72,7 +72,7 @@ def test_every_message_is_found_by_its_own_template(language):
             "samplers - samplers, line 3: there is no sampler 'foo'; did you mean heun or euler?",
             "采样器列表：采样器列表，第 3 行：没有名为 'foo' 的采样器；您是不是想用 heun 或 euler？",
         ),
-        ("unipc: option order = 5 must lie between 1 and 3", "unipc：选项 order = 5 必须介于 1 与 3 之间"),
+        ("edm: option rho = 500 must lie between 1 and 100", "edm：选项 rho = 500 必须介于 1 与 100 之间"),
         # quotes hold what would end a value elsewhere
         (
             "filename = 'a b: c' holds ':', which not every system takes in the name of a file: leave it out",
@@ -88,14 +88,18 @@ def test_every_message_is_found_by_its_own_template(language):
         # of others: a template of few letters, here {1} of {2}: {3}, takes no sentence for a value
         ("3 of 12: dpmpp_2m, karras, 8 steps", "第 3 项，共 12 项：dpmpp_2m，karras，8 步"),
         ("an image of a cat: nothing to see here", "an image of a cat: nothing to see here"),
+        ("Uploading the image to a server", "Uploading the image to a server"),
+        # of work that goes on
+        ("Reference images 3/32, about 6 min left", "参考图像 3/32，约剩 6 分钟"),
+        ("Sampling, step 7/20, about 45 s left", "采样，步 7/20，约剩 45 秒"),
         # several messages: lines, sentences, parts
         (
             "It was made at guidance 7: set cfg to this. It was not finished.\nnobody knows this line",
             "它是在引导强度 7 下制作的：请把 CFG 设为此值。它没有制作完成。\nnobody knows this line",
         ),
         (
-            "ipndm_v, 6 evaluations, sigma 14.6 to 0; for SD15; guidance 7; error 0.03 before, 0.02 after",
-            "ipndm_v，6 次求值，sigma 14.6 到 0；用于 SD15；引导强度 7；误差：之前 0.03，之后 0.02",
+            "ipndm_v, 6 evaluations, sigma 14.6 to 0; for SD15; guidance 7; error 0.03 -> 0.02 (33 % less)",
+            "ipndm_v，6 次求值，sigma 14.6 到 0；用于 SD15；引导强度 7；误差 0.03 -> 0.02（减少 33 %）",
         ),
     ],
 )
@@ -116,18 +120,18 @@ def test_what_nodes_answer_is_translated(comfyui):
     compare, plan, name = nodes["FewStepCompare"], nodes["FewStepLoadPlan"], nodes["FewStepSavePlan"]
     built_in = plan.define_schema().inputs[0].options[0]
     said = [
-        compare.validate_inputs(samplers="unipc order=9"),
-        compare.validate_inputs(samplers="eulr"),
-        compare.validate_inputs(samplers="fewstep_euler order=2"),
-        compare.validate_inputs(schedules="#"),
-        compare.validate_inputs(steps="5, x"),
+        raised(compare.validate_inputs, samplers="unipc order=9"),
+        raised(compare.validate_inputs, samplers="eulr"),
+        raised(compare.validate_inputs, samplers="fewstep_euler order=2"),
+        raised(compare.validate_inputs, schedules="#"),
+        raised(compare.validate_inputs, steps="5, x"),
         plan.validate_inputs(file="none.safetensors", text=""),
         name.validate_inputs(filename="a:b"),
         name.validate_inputs(filename="../b"),
         raised(plan.execute, built_in, "[]"),
         raised(plan.execute, built_in, '{"base": "ddim"}'),
         plan.execute(built_in).result[1],
-        compare.validate_inputs(schedules="fewstep_karras rho=-1"),
+        raised(compare.validate_inputs, schedules="fewstep_karras rho=-1"),
     ]
     for text, chinese in zip(said, in_the_browser("zh", said), strict=True):
         assert re.search("[\u4e00-\u9fff]", chinese), text
