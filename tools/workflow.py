@@ -149,7 +149,7 @@ class Output(NamedTuple):
 Value = Output | str | int | float | bool
 
 WIDTH, GAP, PAD = 320, 46, 12  # of a column; between columns; from a column to the edge of its group
-APART, BADGE = 30, 16  # between nodes of a column; more over and in those of a pack, for what says so
+APART, BADGE = 24, 16  # between nodes of a column; more over and in those of a pack, for what says so
 TITLE, HEADING, TEXT = 30, 38, 70  # heights of titles of nodes and groups, and of text boxes
 LANE, BEND = 8, 20  # between wires side by side; what a wire swings out at its turns
 FAR, NEAR = 150, 60  # a slot farther from the space between the rows has a reroute of its own, so near
