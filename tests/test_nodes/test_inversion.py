@@ -314,16 +314,13 @@ def test_masked_edit_leaves_the_rest_as_it_was(comfyui):
 
 
 @pytest.mark.network
-def test_report_and_mask_are_shown_on_their_nodes(comfyui):
+def test_the_mask_is_shown_on_its_node(comfyui):
     model = small_model("EPS")
     image = {"samples": torch.ones(1, 4, 8, 8)}
     prompts = (conditioning(1), conditioning(2))
     found = comfyui.nodes["FewStepDiffEditMask"].execute(model, *prompts, image, 0.5, 1, 1, 0.5, 3.0, 7)
     (shown,) = found.ui.as_dict()["images"]
     assert shown["type"] == "temp"
-    (sigmas,) = node(comfyui, "FewStepScheduler", model, "karras", 3, 1.0)
-    inverted = comfyui.nodes["FewStepInvert"].execute(model, *prompts, image, 1.0, "ddim", sigmas, 0, False)
-    assert inverted.ui.as_dict()["text"] == (inverted.result[2],)
 
 
 @pytest.mark.network
