@@ -34,6 +34,7 @@ from ..samplers.plan import DENOISED, Plan
 from .auto import Choice, choose
 from .guidance import read_values
 from .host import plan_files
+from .host.families import family_name
 from .host.guider import with_factor
 from .host.model import LevelRange, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
@@ -412,7 +413,7 @@ def _described(file: str) -> dict[str, Any]:
         "sampler": plan.recipe.base,
         "predictor": plan.predictor is not None,
         "evaluations": plan.recipe.nfe,
-        "model": str(about.model.get("family", "")),
+        "model": family_name(str(about.model.get("family", ""))[:80]),
         "guidance": about.guidance,
         "before": about.error_before,
         "after": about.error_after,

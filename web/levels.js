@@ -15,7 +15,7 @@ const REST = { denoise: 1, discard_penultimate: false, shift: 0, start_step: 0, 
  * "manual": not before the end, since the box of the list then moves the plot.
  */
 export function takeLevel(node, { sigmas, levels }, i) {
-  if (!sigmas[i] || ["schedule", "steps", "denoise", "sigmas"].some((name) => isFed(node, name))) return null;
+  if (!sigmas[i] || ["schedule", "sigmas", ...Object.keys(REST), "steps"].some((name) => isFed(node, name))) return null;
   const high = i ? sigmas[i - 1] / BETWEEN : levels.sigma_max;
   const low = (sigmas[i + 1] || sigmas[i] / 100) * BETWEEN;
   return {
@@ -25,6 +25,7 @@ export function takeLevel(node, { sigmas, levels }, i) {
     drop() {
       const list = sigmas.filter((level) => level > 0).map((level) => +level.toPrecision(DIGITS));
       const values = { sigmas: list.join(", "), steps: list.length, ...REST, schedule: "manual" };
+      if (sigmas.at(-1) > 0) values.end_step = list.length - 1; // a part of a run: the list itself goes on to 0
       for (const [name, value] of Object.entries(values)) setWidget(node, name, value);
     },
   };

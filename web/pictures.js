@@ -15,6 +15,7 @@ const ORDERS = 24; // evaluations whose orders fit below the axis
 const SCALES = 12; // scales of guidance that do
 const NEAR = 9; // pixels from a point that belong to it
 const SAME = 0.01; // of levels that are not told apart
+const PARTS = /[\u2e80-\uffef]|[^\s\u2e80-\uffef]+|\s+/g; // of a text, between which a line may end: words, Chinese letters
 
 /** The levels of a schedule, and the host's karras in grey. */
 export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
@@ -91,14 +92,14 @@ export function drawError(pen, { left, top, width, height }, text) {
   pen.textBaseline = "top";
   let line = "";
   let y = top + 12;
-  for (const word of [...text.split(/\s+/), null]) {
-    const longer = word === null ? null : `${line}${line && " "}${word}`;
-    if (longer !== null && pen.measureText(longer).width < width - 24) {
+  for (const part of [...text.matchAll(PARTS), null]) {
+    const longer = part && line + part[0];
+    if (part && pen.measureText(longer.trimEnd()).width < width - 24) {
       line = longer;
       continue;
     }
-    if (y < top + height - 12) pen.fillText(line, left + 12, y);
-    line = word;
+    if (y < top + height - 12) pen.fillText(line.trim(), left + 12, y);
+    line = part?.[0].trimStart();
     y += 15;
   }
   return { summary: text };

@@ -155,7 +155,8 @@ function renaming(cell, plan, rename) {
   const before = [...cell.childNodes];
   const box = element("input", { value: plan.file.replace(/\.safetensors$/, ""), ariaLabel: t("New name of {file}", { file: plan.file }) });
   const back = () => cell.replaceChildren(...before);
-  box.onkeydown = async ({ key }) => {
+  box.onkeydown = async ({ key, isComposing }) => {
+    if (isComposing) return; // Enter ends a Chinese word
     if (key === "Enter") await rename(plan, box.value);
     else if (key !== "Escape") return;
     if (cell.isConnected) back();

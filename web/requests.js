@@ -96,7 +96,7 @@ function guidedBy(node, left = FAR) {
   for (const { type } of left > 0 ? (node.outputs ?? []) : []) {
     if (!["FEWSTEP_GUIDANCE", "GUIDER", "MODEL"].includes(type)) continue;
     for (const taker of takers(node, type)) {
-      const found = slot(taker, "sigmas") || valueOf(taker, "sampler_name") ? taker : guidedBy(taker, left - 1);
+      const found = slot(taker, "sigmas")?.type === "SIGMAS" || valueOf(taker, "sampler_name") ? taker : guidedBy(taker, left - 1);
       if (found) return found;
     }
   }

@@ -56,7 +56,8 @@ function added(node) {
 }
 
 function lines(text, width) {
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil((line.length * LETTER) / width)), 0);
+  const wide = (line) => line.length + (line.match(/[\u2e80-\uffef]/g)?.length ?? 0); // Chinese letters are two wide
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil((wide(line) * LETTER) / width)), 0);
 }
 
 function grow(node) {

@@ -178,17 +178,24 @@ def _rescued(plan: CalibratedPlan, filename: str) -> Path | None:
 
 
 def keep_newest(plan: CalibratedPlan, filename: str) -> Path:
-    """`keep` under a name of which one file stays: those before it are removed once the new one is there."""
+    """`keep` under a name of which one file of a kind stays: earlier ones for the same model, guidance and number of
+    evaluations are removed once the new one is there."""
     path = keep(plan, lambda: save(plan, filename), filename)
     numbered = re.compile(rf"(.*)_(\d{{5,}})_{re.escape(EXTENSION)}")
     if (new := numbered.fullmatch(path.name)) is not None:
         for other in path.parent.iterdir():
             old = numbered.fullmatch(other.name)
             if old is not None and old[1] == new[1] and int(old[2]) < int(new[2]):
-                with contextlib.suppress(OSError):
-                    other.unlink()
+                with contextlib.suppress(OSError, ValueError):
+                    if _kind(load(other)) == _kind(plan):
+                        other.unlink()
         tell_of_change()
     return path
+
+
+def _kind(plan: CalibratedPlan) -> tuple[object, ...]:
+    """What a plan is for."""
+    return plan.about.model, plan.about.guidance, plan.recipe.nfe
 
 
 # Files of the user's that are renamed and deleted

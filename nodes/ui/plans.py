@@ -11,6 +11,7 @@ from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.recipe import Recipe
 from ...samplers.calibrated.tuning import PLAIN
 from ...samplers.plan import DENOISED, START, P, Plan, X
+from ..host.families import family_name
 from .plots import Panel
 from .tables import text_table
 
@@ -21,7 +22,7 @@ def summary(plan: CalibratedPlan) -> str:
     parts = [
         f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, {recipe.nfe} evaluations, "
         f"sigma {recipe.sigmas[0]:.4g} to {recipe.sigmas[-1]:.4g}",
-        f"for {about.model.get('family', 'any model')}",
+        f"for {family_name(str(about.model.get('family', 'any model'))[:80])}",
     ]
     if about.guidance is not None:
         parts.append(f"guidance {_written(about.guidance)}")

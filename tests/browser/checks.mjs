@@ -787,7 +787,7 @@ both("plans are shown, renamed and deleted, and Load Plan offers what there is",
   const dialog = page.locator("dialog.fewstep-plans");
   const line = (name) => dialog.locator("tbody tr").filter({ hasText: name });
   await line(file).waitFor({ timeout: 5000 });
-  assert.match(await line(file).innerText(), /SD15\s+7.5\s+10/);
+  assert.match(await line(file).innerText(), /SD1\.5\s+7.5\s+10/);
   assert.equal(await line("built-in").getByRole("button", { name: /Rename|Delete/ }).count(), 0);
   await line(file).getByRole("button", { name: "Rename" }).click();
   await dialog.locator("td input").fill("../out");

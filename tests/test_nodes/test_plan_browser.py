@@ -54,7 +54,7 @@ def test_what_is_shown_of_a_plan(routes, make):
     assert built_in["file"] == BUILT_IN and built_in["built_in"] and not built_in["unfinished"]
     assert mine == {
         "file": "mine.safetensors", "built_in": False, "sampler": "amed_dpm_2m", "predictor": False, "evaluations": 10,
-        "model": "SD15", "guidance": 3.0, "before": 0.03, "after": 0.017, "unfinished": False,
+        "model": "SD1.5", "guidance": 3.0, "before": 0.03, "after": 0.017, "unfinished": False,
     }  # fmt: skip
     assert deep["unfinished"] and deep["file"] == str(Path("deep", "interrupted.safetensors"))
     assert old["unfinished"], "files from before there was a mark are known by their name"
