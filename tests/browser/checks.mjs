@@ -559,6 +559,7 @@ both("a tooltip tells of the choice alone, and changes with it", async ({ page, 
     }, id); // prettier-ignore
     await page.mouse.move(place.x + 8, place.y + place.height / 2);
     await page.mouse.move(place.x + 10, place.y + place.height / 2);
+    if (vue) await page.waitForTimeout(1500); // front end 1.32.9 leaves tooltips of rows that have gone: one is there at once
     const tip = page.locator(vue ? ".p-tooltip-text:visible, [role=tooltip]:not(.p-tooltip)" : ".node-tooltip:visible");
     await tip.last().waitFor({ state: "attached", timeout: 5000 });
     return tip.allTextContents(); // front end 1.32.9 leaves the tooltip of a row that has gone
@@ -1011,7 +1012,7 @@ check("in Chinese, nodes have Chinese names", async ({ page, load }) => {
   assert.deepEqual(shown, ["Few-Step 采样器", "采样器"]);
   await search(page, "dpm++", "Few-Step 采样器");
   await endSearch(page, "Enter");
-  assert.equal(await page.evaluate(() => app.graph._nodes.at(-1).title), "Few-Step 采样器");
+  assert.match(await page.evaluate(() => app.graph._nodes.at(-1).title), /^Few-Step K?采样器$/);
 });
 
 both("in Chinese, plots, widgets, notes, nodes and errors are Chinese", async ({ page, load: open, vue, complaints }) => {
