@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from . import detail
 from .detail import DETAIL
 from .levels import Levels, first_below
 from .options import Option
@@ -27,6 +28,19 @@ class Chain(SamplerSpec):
     is known of both is said here."""
 
     parts: tuple[SamplerSpec, SamplerSpec]
+
+    part_options: tuple[tuple[tuple[str, Any], ...], ...]
+    """Of each part."""
+
+    step: int
+    sigma: float
+
+    @functools.cached_property
+    def plain(self) -> Chain:
+        """The same without detail."""
+        parts = tuple(spec.plain if isinstance(spec, Chain) else spec for spec in self.parts)
+        options = tuple(tuple(_plain(dict(given)).items()) for given in self.part_options)
+        return _chained((parts[0], parts[1]), options, self.step, self.sigma)
 
     @functools.cached_property
     def stochastic(self) -> bool:
@@ -93,8 +107,8 @@ def _chained(
             yield from goes_on.after
             return
         here = begun.next == levels[k].sigma  # else a solver with levels of its own, which is to end at this one
-        yield from _completed(begun.before if here else _Whole(first, of_first, _part(levels, 0, k)).stages)
-        for stage in _Whole(second, of_second, _part(levels, k, last)).stages:
+        yield from _completed(begun.before if here else tuple(_anew(first, of_first, levels, 0, k)))
+        for stage in _anew(second, of_second, levels, k, last):
             yield stage._replace(step=stage.step + k)
 
     return Chain(
@@ -105,11 +119,22 @@ def _chained(
         order=min(first.order, second.order),
         solver=solver,
         parts=parts,
+        part_options=options,
+        step=step,
+        sigma=sigma,
     )
 
 
-def _part(levels: Levels, first: int, last: int) -> Levels:
-    return Levels(levels.sigmas[first : last + 1], levels.flow)
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without detail."""
+    return {name: DETAIL.default if name == DETAIL.name else given for name, given in options.items()}
+
+
+def _anew(spec: SamplerSpec, options: Mapping[str, Any], levels: Levels, first: int, last: int) -> Iterator[Stage]:
+    """The stages of a sampler that begins anew at level `first`; its detail is that of the whole run."""
+    part = Levels(levels.sigmas[first : last + 1], levels.flow)
+    amounts = {option.name: options[option.name] for option in detail.OPTIONS if option.name in options}
+    return detail.with_detail(spec.stages(part, _plain(options)), levels, **amounts)
 
 
 def _completed(stages: Sequence[Stage]) -> Iterator[Stage]:
@@ -124,7 +149,8 @@ class _Whole:
 
     def __init__(self, spec: SamplerSpec, options: Mapping[str, Any], levels: Levels):
         self.stages = tuple(spec.stages(levels, options))
-        self.written = tuple(spec.stages(levels, {**options, DETAIL.name: DETAIL.default}))
+        plain = spec.plain if isinstance(spec, Chain) else spec
+        self.written = tuple(plain.stages(levels, _plain(options)))
 
     def cut(self, k: int) -> _Cut:
         """At the beginning of step k."""

@@ -204,3 +204,16 @@ def test_chains_of_chains():
     plans = [SAMPLERS[id].plan(SIGMAS) for id in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2m")]
     assert numbers(found) == [n for plan, part in zip(plans, ((0, 2), (2, 5), (5, N)), strict=True)
                               for n in numbers(plan)[slice(*part)]]  # fmt: skip
+
+
+def test_detail_is_that_of_the_whole_run():
+    """Whether the second part takes the history over, begins anew, or is part of another chain."""
+    options = {"detail": 0.1, "detail_start": 0.1, "detail_end": 0.9}
+    seen = [s.sigma for s in SAMPLERS["dpmpp_2m"].plan(SIGMAS, **options)]
+    goes_on, anew = (
+        chain(first, "dpmpp_2m", 4, first_options=options, second_options=options) for first in ("dpmpp_2m", "dpm_2m")
+    )
+    assert [s.sigma for s in goes_on.plan(SIGMAS)] == [s.sigma for s in anew.plan(SIGMAS)] == seen
+    inner = chain("dpmpp_2m", "dpmpp_2m", 2, first_options=options, second_options=options)
+    nested = chained(inner, {}, SAMPLERS["dpmpp_2m"], options, step=5)
+    assert numbers(nested.plan(SIGMAS)) == numbers(SAMPLERS["dpmpp_2m"].plan(SIGMAS, **options))
