@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -59,6 +60,8 @@ def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         return load_pack(nodes, link)
 
     assert load(ROOT, "ComfyUI few-step (my copy)")
+    pack = nodes.NODE_CLASS_MAPPINGS["FewStepSampler"].__module__.rpartition(".")[0]
+    importlib.import_module(f"{pack}.host.progress").EVERY = 0  # each evaluation is shown, however fast it was
     found = SimpleNamespace(nodes=nodes.NODE_CLASS_MAPPINGS, load=load, before=before)
     module(found, "host.progress").EVERY = 0  # as with the host's
     return found

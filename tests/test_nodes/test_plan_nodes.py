@@ -848,12 +848,11 @@ def test_trajectory_node(comfyui):
 
 
 @pytest.mark.network
-def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model, monkeypatch):
+def test_trajectories_are_what_the_sampler_passes_through(comfyui, eps_model):
     """From the noise to the host's own result, with a callback for each step; a cancelled run stops."""
     import comfy.model_management
     import comfy.utils
 
-    monkeypatch.setattr(module(comfyui, "host.progress"), "EVERY", 0)  # each step is shown
     trajectories = module(comfyui, "trajectory").trajectories
     arguments = (conditioning(1), conditioning(2), torch.ones(5, 4, 8, 8), CFG, 3, 2, 6)
     steps = []
