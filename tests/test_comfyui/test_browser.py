@@ -32,19 +32,18 @@ FIRST = (
 )
 """What each front end is asked in `make test`; `make test-browser` asks everything, which takes some ten minutes."""
 WHOLE = os.environ.get("BROWSER") == "all"
-CASES = [(version, name) for version in FRONT_ENDS for name in (NAMES if WHOLE else FIRST)]
+ASKED = NAMES if WHOLE else FIRST
 SECONDS = 600
 
 
-@pytest.fixture(scope="module")
-def host(request, tmp_path_factory) -> Iterator[tuple[Server, str | None]]:
-    """With a version of the front end."""
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
+def host(request, tmp_path_factory) -> Iterator[Server]:
     if request.param == FRONT_END:
-        yield request.getfixturevalue("running_host"), request.param
+        yield request.getfixturevalue("running_host")
         return
     folder = tmp_path_factory.mktemp("server")
     with server(folder / "server.log", "--output-directory", str(folder), front_end=request.param) as running:
-        yield running, request.param
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,8 @@ def results(host, tmp_path_factory) -> dict[str, str | None]:
         command = [node(), str(CHECKS)]
     except SetupError as missing:
         pytest.skip(str(missing))
-    running, version = host
-    given |= {"url": running.url, "root": str(ROOT), "out": str(tmp_path_factory.mktemp("browser"))}
-    given["only"] = [name for wanted, name in CASES if wanted == version]
+    given |= {"url": host.url, "root": str(ROOT), "out": str(tmp_path_factory.mktemp("browser"))}
+    given["only"] = list(ASKED)
     process = subprocess.Popen(
         [*command, json.dumps(given)],
         stdout=subprocess.PIPE,
@@ -75,9 +73,7 @@ def results(host, tmp_path_factory) -> dict[str, str | None]:
 
 
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize(
-    ("host", "name"), CASES, indirect=["host"], scope="module", ids=lambda part: part or "its own front end"
-)
+@pytest.mark.parametrize("name", ASKED)
 def test_in_the_browser(results, name):
     assert name in results
     assert results[name] is None, results[name]
