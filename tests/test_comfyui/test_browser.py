@@ -19,7 +19,8 @@ from host import FRONT_END, NEWEST_FRONT_END, ROOT, Server, SetupError, environm
 CHECKS = SCRIPTS / "checks.mjs"
 FOUND = re.findall(r'^(check|both)\("(.+)", ', CHECKS.read_text(), re.MULTILINE)
 NAMES = [name + more for kind, name in FOUND for more in ("", ", with Vue nodes")[: 1 + (kind == "both")]]
-FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END]
+WHOLE = os.environ.get("BROWSER") == "all"
+FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END] if WHOLE else [None]
 """The host's own is None, and has the host that other tests use, too."""
 FIRST = (
     "loads without complaints",
@@ -31,7 +32,6 @@ FIRST = (
     "nothing of ours complained in the meantime",
 )
 """What each front end is asked in `make test`; `make test-browser` asks everything, which takes some ten minutes."""
-WHOLE = os.environ.get("BROWSER") == "all"
 ASKED = NAMES if WHOLE else FIRST
 SECONDS = 600
 
