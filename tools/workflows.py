@@ -266,7 +266,6 @@ def calibrate(
 ) -> None:  # fmt: skip
     """The lower row of a calibration: the plan, its file, and an image with it; an empty latent where none is given."""
     positive, negative = prompts
-    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "cfg": cfg}
     own = latent is None
     g.group(f"{number}. Calibration", 300)
     latent = latent or empty(g, 512)

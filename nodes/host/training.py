@@ -17,6 +17,7 @@ from ...samplers.calibrated import CalibratedPlan, geometric_mean, rmse
 from ...samplers.calibrated.predictor import Predictor
 from ...samplers.calibrated.recipe import Recipe, usable_bases
 from ...samplers.calibrated.train_amed import Trainer
+from ...samplers.distributed import add_over_processes, rank_and_count
 from ...samplers.levels import read_levels
 from .bottleneck import Bottleneck
 from .guider import guidance_factor
@@ -113,7 +114,7 @@ class Training:
             _check_start(start, session, evaluations)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate = {learning_rate} must be above 0")
-        self._rank, self._processes = _rank_and_count()
+        self._rank, self._processes = rank_and_count()
         if batch < self._processes:
             raise ValueError(f"batch = {batch} must be at least the number of processes, {self._processes}")
         self.session = session
@@ -262,18 +263,8 @@ def _beginning(start: CalibratedPlan, scale_dir: float, scale_time: float) -> Pr
     return predictor
 
 
-def _rank_and_count() -> tuple[int, int]:
-    """Which process this is, and of how many."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
 def _sum_over_processes(number: float) -> float:
     """The sum over all processes."""
-    if _rank_and_count()[1] == 1:
-        return number
     shared = torch.tensor(number, dtype=torch.float64)
-    torch.distributed.all_reduce(shared)
+    add_over_processes([shared])
     return float(shared)

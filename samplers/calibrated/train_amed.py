@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ..distributed import add_over_processes
 from ..integrate import Evaluations, Model, Operands, evaluated, history_length, non_finite, updated
 from ..levels import Levels, read_levels
 from ..phi import value
@@ -256,7 +257,7 @@ class Trainer:
             yield k, h, there
 
     def _update(self) -> None:
-        _add_over_processes([p.grad for p in self.predictor.parameters() if p.grad is not None])
+        add_over_processes([p.grad for p in self.predictor.parameters() if p.grad is not None])
         self.optimizer.step()
 
     def teach(self, model: Model, x: Tensor, extra_args: Mapping[str, Any] | None = None) -> list[Tensor]:
@@ -397,10 +398,3 @@ def teacher_levels(levels: Levels, extra: int) -> tuple[float, ...]:
             sigmas.append(value(inner))
         sigmas.append(value(t.sigma))
     return tuple(sigmas)
-
-
-def _add_over_processes(gradients: Sequence[Tensor]) -> None:
-    """Add up those of all processes, if there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)

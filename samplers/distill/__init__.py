@@ -20,7 +20,8 @@ from .learner import Learner
 from .lora import add_lora, lora_file, remove_lora
 from .losses import LOSSES
 from .progressive import ProgressiveDistillation
-from .trajectory import TrajectoryDistillation, inserted
+from .step import inserted
+from .trajectory import TrajectoryDistillation
 
 __all__ = [
     "LOSSES",

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..distributed import add_over_processes, rank_and_count
+
 _STATES = "step", "exp_avg", "exp_avg_sq"  # of Adam
 
 
@@ -70,7 +72,9 @@ class Learner:
         """
         self.optimizer.zero_grad()
         loss.backward()
-        _average_over_processes([w.grad for w in self.parameters.values() if w.grad is not None])
+        gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
+        add_over_processes(gradients)
+        torch._foreach_div_(gradients, rank_and_count()[1])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._clip)
         if not math.isfinite(float(norm)):
             self.optimizer.zero_grad()
@@ -126,10 +130,3 @@ class Learner:
                 moments = {key: state[f"adam.{name}.{key}"].clone() for key in _STATES}
                 self.optimizer.state[weight] = moments
         self.done = int(state["updates"])
-
-
-def _average_over_processes(gradients: list[Tensor]) -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from ..integrate import Model
-from ..levels import Levels
-from ..phi import value
 from ..processes import wide_per_image
 from .learner import Learner
 from .losses import loss_named
-from .step import coefficients, noised, read_student_levels, step
+from .step import coefficients, inserted, noised, read_student_levels, step
 
 
 class ProgressiveDistillation:
@@ -48,13 +46,8 @@ class ProgressiveDistillation:
     ):
         self.sigmas = read_student_levels(torch.as_tensor(sigmas, dtype=torch.float64), flow)
         self._learner, self._flow, self._loss = learner, flow, loss_named(loss)
-        levels = Levels(self.sigmas, flow)
-        middles = []
-        for k in range(len(levels) - 1):
-            s, t = levels[k], levels[k + 1]
-            straight = value(s.alpha) == 0 or value(t.sigma) == 0
-            middles.append(value((s.sigma + t.sigma) / 2 if straight else levels.between(s, t, 0.5).sigma))
-        self._table = torch.tensor([self.sigmas[:-1], middles, self.sigmas[1:]], dtype=torch.float64)  # [s u t, n]
+        fine = torch.tensor(inserted(self.sigmas, 1, flow), dtype=torch.float64)
+        self._steps = fine.unfold(0, 3, 2)  # [n, s u t]
 
     def learn(
         self,
@@ -66,8 +59,8 @@ class ProgressiveDistillation:
         teacher_args: Mapping[str, Any] | None = None,
     ) -> float:
         """Train on one batch of images x_0, [B, C, ...]; the step of each and its noise are drawn. Gives the loss."""
-        chosen = torch.randint(self._table.shape[1], x0.shape[:1], generator=generator)
-        s, u, t = self._table[:, chosen]
+        chosen = torch.randint(len(self._steps), x0.shape[:1], generator=generator)
+        s, u, t = self._steps[chosen].T
         x = noised(x0, torch.randn(x0.shape, generator=generator).to(x0), s, self._flow).to(x0.dtype)
         with torch.no_grad():
             middle = step(x, teacher(x, s.to(x), **(teacher_args or {})), s, u, self._flow)

@@ -1,13 +1,16 @@
-"""One step of DDIM, the step of all students, for levels that may differ from image to image."""
+"""The levels of students, and the step that all of them make: DDIM, for levels that may differ from image to image."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..checks import shortened
-from ..levels import read_sigmas
+from ..levels import Levels, read_sigmas
+from ..phi import value
 from ..processes import wide_per_image
 
 
@@ -52,3 +55,25 @@ def read_student_levels(sigmas: Tensor, flow: bool) -> tuple[float, ...]:
     if flow and values[0] > 1:
         raise ValueError(f"sigmas = {shortened(values)}: the levels of a rectified-flow model end at 1")
     return values
+
+
+def inserted(sigmas: Sequence[float], extra: int, flow: bool = False) -> tuple[float, ...]:
+    """The levels of a student with `extra` more in each step, for its teacher.
+
+    They lie at equal distances in lambda; in sigma where a step comes out of pure noise or leads to 0.
+
+    Raises:
+        ValueError: naming the argument at fault.
+    """
+    if extra < 0:
+        raise ValueError(f"extra = {extra} must be at least 0")
+    levels = Levels(read_student_levels(torch.tensor(sigmas, dtype=torch.float64), flow), flow)
+    found = [value(levels[0].sigma)]
+    for k in range(len(levels) - 1):
+        s, t = levels[k], levels[k + 1]
+        for share in (j / (extra + 1) for j in range(1, extra + 1)):
+            straight = value(s.alpha) == 0 or value(t.sigma) == 0
+            inner = s.sigma + share * (t.sigma - s.sigma) if straight else levels.between(s, t, share).sigma
+            found.append(value(inner))
+        found.append(value(t.sigma))
+    return tuple(found)

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from ..integrate import Model, non_finite
-from ..levels import Levels
-from ..phi import value
 from .learner import Learner
 from .losses import loss_named
 from .step import coefficients, read_student_levels, step
@@ -24,28 +22,6 @@ Teacher = Callable[..., Tensor]
 """`teacher(x, callback=...)` samples x through to the last level of the student, and calls back before each step with
 `x`, as all samplers here do. For example `partial(SAMPLERS["dpmpp_3m"].function, model, sigmas=inserted(sigmas, 3))`,
 or the `function` of a calibrated plan."""
-
-
-def inserted(sigmas: Sequence[float], extra: int, flow: bool = False) -> tuple[float, ...]:
-    """The levels of a student with `extra` more in each step, for its teacher.
-
-    They lie at equal distances in lambda; in sigma where a step comes out of pure noise or leads to 0.
-
-    Raises:
-        ValueError: naming the argument at fault.
-    """
-    if extra < 0:
-        raise ValueError(f"extra = {extra} must be at least 0")
-    levels = Levels(read_student_levels(torch.tensor(sigmas, dtype=torch.float64), flow), flow)
-    found = [value(levels[0].sigma)]
-    for k in range(len(levels) - 1):
-        s, t = levels[k], levels[k + 1]
-        for share in (j / (extra + 1) for j in range(1, extra + 1)):
-            straight = value(s.alpha) == 0 or value(t.sigma) == 0
-            inner = s.sigma + share * (t.sigma - s.sigma) if straight else levels.between(s, t, share).sigma
-            found.append(value(inner))
-        found.append(value(t.sigma))
-    return tuple(found)
 
 
 class TrajectoryDistillation:

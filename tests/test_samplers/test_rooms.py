@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [  # of samplers/, from below; an entry is a module or a folder
-    {"phi", "checks"},
+    {"phi", "checks", "distributed"},
     {"levels", "options"},
     {"plan", "noise", "spec"},
     {"integrate", "detail"},
