@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -55,13 +54,13 @@ def comfy_process(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     custom_nodes = tmp_path_factory.mktemp("custom_nodes")
 
     def load(source: Path, name: str) -> bool:
-        link = custom_nodes / name
+        link, kept = custom_nodes / name, dict(nodes.NODE_CLASS_MAPPINGS)
         link.symlink_to(source, target_is_directory=True)
-        return load_pack(nodes, link)
+        loaded = load_pack(nodes, link)
+        nodes.NODE_CLASS_MAPPINGS.update(kept)  # of several copies of the pack all tests have the first
+        return loaded
 
     assert load(ROOT, "ComfyUI few-step (my copy)")
-    pack = nodes.NODE_CLASS_MAPPINGS["FewStepSampler"].__module__.rpartition(".")[0]
-    importlib.import_module(f"{pack}.host.progress").EVERY = 0  # each evaluation is shown, however fast it was
     found = SimpleNamespace(nodes=nodes.NODE_CLASS_MAPPINGS, load=load, before=before)
     module(found, "host.progress").EVERY = 0  # as with the host's
     return found
