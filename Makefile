@@ -17,7 +17,7 @@ ifeq ($(origin FRONTEND),command line)
 export FEWSTEP_FRONTEND = $(FRONTEND)
 endif
 
-.PHONY: demo test test-browser test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
+.PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
 
 demo: setup  ## render the demo workflow in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -25,9 +25,6 @@ demo: setup  ## render the demo workflow in a headless ComfyUI; says where the i
 test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
 	$(PYTEST) tests --ignore=tests/test_comfyui/test_browser.py
 	$(PYTEST) -n 0 tests/test_comfyui/test_browser.py  # by itself: a browser that waits for others is late
-
-test-browser: setup  ## every check in a browser, with both front ends
-	BROWSER=all $(PYTEST) -n 0 tests/test_comfyui/test_browser.py
 
 test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and two threads
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) tests

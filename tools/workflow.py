@@ -164,7 +164,7 @@ FITTED = {
     "FewStepPlanSampler": (262, 290),
     "FewStepAuto": (460, 470),
     "FewStepCompare": (522, 558),
-    "FewStepGuidance": (434, 450),
+    "FewStepGuidance": (424, 458),
 }
 """Heights, on the canvas and made of elements, of nodes that are not as high as their widgets: with a plot, or without
 the widgets of other choices."""

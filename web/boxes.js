@@ -5,8 +5,10 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { element } from "./elements.js";
 import { style } from "./style.js";
 import { saysOf, t, translated } from "./translate.js";
+import { find, isLinked } from "./widgets.js";
 
 const PATIENCE = 250; // ms without a key before the server is asked
 const BOXES = { samplers: 4, schedules: 2, steps: 1 }; // of FewStepCompare, with the lines that are seen
@@ -63,7 +65,7 @@ export function makeBox(node, name, [, { default: text = "" }]) {
     asked = setTimeout(async () => {
       const text = typed.value;
       const found = await faultsIn({ [name]: text });
-      if (text === typed.value) tell(isLinked(node, name) ? "" : translated(found[name] ?? ""));
+      if (text === typed.value) tell(isLinked(node, widget) ? "" : translated(found[name] ?? ""));
     }, PATIENCE);
   }
 
@@ -131,14 +133,9 @@ async function faultsIn(texts) {
 function tellQueued(node, name) {
   if (!BOXES[name] || document.querySelector(OVERLAY)) return;
   const errors = app.lastNodeErrors?.[node.id]?.errors ?? [];
-  const called = [name, node.widgets.find((widget) => widget.name === name)?.label ?? name];
+  const called = [name, find(node, name)?.label ?? name];
   const error = errors.find(({ details }) => called.some((word) => details?.startsWith(word)));
   if (error) app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: error.details, life: 15000 });
-}
-
-function isLinked(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.widget?.name === name) ?? -1;
-  return Boolean(node.graph) && slot >= 0 && node.isInputConnected(slot);
 }
 
 // The list to add names from
@@ -215,11 +212,4 @@ async function openList(button, kind, add) {
   list.style.left = `${Math.max(8, Math.min(place.left, innerWidth - list.offsetWidth - 8))}px`;
   list.style.top = `${Math.max(8, Math.min(place.bottom + 4, innerHeight - list.offsetHeight - 8))}px`;
   field.focus();
-}
-
-/** An element with properties and children. */
-export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
 }

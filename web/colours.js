@@ -3,8 +3,17 @@
 const LINES = 3; // contrast of lines and dots with what they lie on (WCAG 1.4.11)
 const TEXT = 4.5; // and of text (1.4.3)
 
+let known = {}; // those of the theme that was seen last, and what they were made from
+
 /** The colours of a plot on the background of the theme's widgets. */
 export function colours() {
+  const { WIDGET_BGCOLOR, WIDGET_TEXT_COLOR, WIDGET_SECONDARY_TEXT_COLOR, NODE_ERROR_COLOUR } = LiteGraph;
+  const theme = [WIDGET_BGCOLOR, WIDGET_TEXT_COLOR, WIDGET_SECONDARY_TEXT_COLOR, NODE_ERROR_COLOUR].join();
+  if (known.theme !== theme) known = { theme, colours: made() };
+  return known.colours;
+}
+
+function made() {
   const background = rgb(LiteGraph.WIDGET_BGCOLOR);
   const on = (colour, ratio) => css(readable(rgb(colour), background, ratio));
   return {

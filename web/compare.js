@@ -4,7 +4,7 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { element } from "./boxes.js";
+import { element } from "./elements.js";
 import { makeSlider } from "./slider.js";
 import { style } from "./style.js";
 import { t, translated } from "./translate.js";

@@ -17,7 +17,7 @@ import { cutTooltips, fitTooltips } from "./tooltips.js";
 import { translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { showWhole } from "./view.js";
 import { addStyle, markRows } from "./vue.js";
-import { fitWidgets, keepBounds, showDefaults, showFamilies } from "./widgets.js";
+import { find, fitWidgets, keepBounds, showDefaults, showFamilies } from "./widgets.js";
 
 /** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
 const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
@@ -133,10 +133,6 @@ app.registerExtension({
     }
   },
 });
-
-function find(node, name) {
-  return node.widgets.find((widget) => widget.name === name);
-}
 
 /** Calls `then` after a method, which need not exist. */
 function after(object, name, then) {

@@ -1,6 +1,7 @@
 /** Levels drawn by hand: a point of the plot of Few-Step Scheduler that is dragged. */
 
 import { isFed } from "./requests.js";
+import { set } from "./widgets.js";
 
 const BETWEEN = 1.01; // factor that a level stays away from its neighbours
 const DIGITS = 5; // of a level in the list
@@ -26,14 +27,7 @@ export function takeLevel(node, { sigmas, levels }, i) {
       const list = sigmas.filter((level) => level > 0).map((level) => +level.toPrecision(DIGITS));
       const values = { sigmas: list.join(", "), steps: list.length, ...REST, schedule: "manual" };
       if (sigmas.at(-1) > 0) values.end_step = list.length - 1; // a part of a run: the list itself goes on to 0
-      for (const [name, value] of Object.entries(values)) setWidget(node, name, value);
+      for (const [name, value] of Object.entries(values)) set(node, name, value);
     },
   };
-}
-
-function setWidget(node, name, value) {
-  const widget = node.widgets.find((widget) => widget.name === name);
-  if (!widget || widget.value === value) return;
-  widget.value = value;
-  widget.callback?.(value);
 }

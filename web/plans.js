@@ -2,8 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { element } from "./elements.js";
 import { t, translated } from "./translate.js";
-import { lookAgain } from "./widgets.js";
+import { find, lookAgain, set } from "./widgets.js";
 
 const NODE = "FewStepLoadPlan";
 const BUTTON = "browse";
@@ -27,13 +28,13 @@ export function addBrowser(node) {
   button.serialize = false;
   button.label = t("browse plans");
   button.tooltip = t("Shows all plans with their model, guidance and errors; renames and deletes them.");
-  const text = node.widgets.find(({ name }) => name === "text");
+  const text = find(node, "text");
   if (text && !text.label) text.label = t("or paste a plan here"); // in the empty box of Vue nodes
   offer(node);
 }
 
 function offer(node) {
-  const widget = node.widgets?.find(({ name }) => name === "file");
+  const widget = find(node, "file");
   if (!files || !widget) return;
   widget.options.values = [...files];
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
@@ -56,14 +57,12 @@ export function browse(node) {
   const body = element("tbody");
   const filter = element("input", { type: "search", placeholder: t("Search"), ariaLabel: t("Search plans") });
   const close = element("button", { type: "button", textContent: t("Close"), onclick: () => dialog.close() });
-  const table = element("table", {}, [
-    element("thead", {}, [element("tr", {}, columns().map((name) => element("th", { textContent: name, scope: "col" })))]),
-    body,
-  ]);
+  const titles = columns().map((name) => element("th", { textContent: name, scope: "col" }));
+  const table = element("table", {}, element("thead", {}, element("tr", {}, ...titles)), body);
   dialog.append(
     element("style", { textContent: STYLE }),
-    element("header", {}, [element("h2", { textContent: t("Calibrated plans") }), filter, close]),
-    element("div", { className: "list" }, [table]),
+    element("header", {}, element("h2", { textContent: t("Calibrated plans") }), filter, close),
+    element("div", { className: "list" }, table),
     message,
   );
 
@@ -108,13 +107,13 @@ export function browse(node) {
 
 /** A plan as a line of the table. */
 function row(plan, actions) {
-  const name = element("td", { className: "name" }, [element("span", { textContent: plan.file })]);
+  const name = element("td", { className: "name" }, element("span", { textContent: plan.file }));
   if (plan.unfinished) {
     const title = t("The fit was stopped. Few-Step Auto does not take this plan.");
     name.append(element("small", { textContent: t("not finished"), title }));
   }
   if (plan.built_in) name.append(element("small", { textContent: t("comes with Few-Step") }));
-  const line = element("tr", {}, [name]);
+  const line = element("tr", {}, name);
   if (plan.fault) {
     line.append(element("td", { className: "fault", colSpan: columns().length - 1, textContent: translated(plan.fault) }));
     return line;
@@ -168,21 +167,13 @@ function renaming(cell, plan, rename) {
 }
 
 function fileOf(node) {
-  return node?.widgets?.find(({ name }) => name === "file");
+  return node && find(node, "file");
 }
 
 /** Chooses a plan in a node, as a click on its list does; a text there would be used instead. */
 function use(node, file) {
   set(node, "file", file);
   set(node, "text", "");
-}
-
-function set(node, name, value) {
-  const widget = node.widgets.find((widget) => widget.name === name);
-  if (!widget || widget.value === value) return;
-  widget.value = value;
-  widget.callback?.(value, app.canvas, node);
-  node.setDirtyCanvas(true, true);
 }
 
 async function asked(route, request) {
@@ -192,12 +183,6 @@ async function asked(route, request) {
   } catch {
     return { error: t("ComfyUI does not answer") };
   }
-}
-
-function element(name, properties = {}, children = []) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
 }
 
 function short(number) {

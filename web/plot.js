@@ -12,7 +12,7 @@ import { colours } from "./colours.js";
 import { drawError } from "./pictures.js";
 import { t, translated } from "./translate.js";
 
-const HEIGHT = 180; // at least: a node that is made higher has a higher plot
+const HEIGHT = 170; // at least: a node that is made higher has a higher plot
 const PATIENCE = 80; // ms without a change before the server is asked
 const OFTEN = 300; // ms: Vue nodes draw a plot anew only when their own node changes, not with the canvas
 const SMALL = 0.55; // scale of the canvas below which letters cannot be read

@@ -1,7 +1,7 @@
 /** Two pictures on one place with a line between them that follows the pointer: left of it is the one, right the other. */
 
 import { api } from "../../scripts/api.js";
-import { element } from "./boxes.js";
+import { element } from "./elements.js";
 import { style } from "./style.js";
 import { t } from "./translate.js";
 

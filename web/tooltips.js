@@ -4,6 +4,7 @@
  */
 
 import { t } from "./translate.js";
+import { find } from "./widgets.js";
 
 const OWNERS = /\s*[(（]([\w, ，、]+)[)）]$/; // at the end of a line: the samplers that it is about
 const CHOICES = /^([\w, 、]+)[:：]\s*/; // at its beginning: the choices
@@ -52,9 +53,8 @@ export function cutTooltips(definitions) {
 
 /** Has the widgets of a node show the lines that fit. `own` is what the server says of the node's choices, if anything. */
 export function fitTooltips(node, own) {
-  const find = (name) => node.widgets?.find((widget) => widget.name === name);
   for (const [name, { text, values }] of Object.entries(whole[node.comfyClass] ?? {})) {
-    const widget = find(name);
+    const widget = find(node, name);
     if (!widget) continue;
     const group = own?.find(({ widgets }) => Object.values(widgets).some((names) => name in names));
     const owners = group ? Object.keys(group.widgets) : [];
@@ -63,7 +63,7 @@ export function fitTooltips(node, own) {
       configurable: true,
       enumerable: true,
       get() {
-        const shown = fittingTooltip(text, { value: widget.value, values, owner: group && find(group.choice).value, owners });
+        const shown = fittingTooltip(text, { value: widget.value, values, owner: group && find(node, group.choice).value, owners });
         widget.shownTooltips.add(shown);
         return shown;
       },

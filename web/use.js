@@ -1,7 +1,7 @@
 /** Sets the nodes of the graph that choose a sampler and a schedule to a pair of Few-Step Compare, or adds such nodes. */
 
-import { app } from "../../scripts/app.js";
 import { t } from "./translate.js";
+import { find, set } from "./widgets.js";
 
 const BOTH = {
   FewStepKSampler: { sampler: "sampler_name", schedule: "scheduler", own: true },
@@ -28,7 +28,7 @@ export function placesFor(compare, pair) {
         const { sampler, schedule, own } = BOTH[node.comfyClass];
         choose(node, sampler, pair.sampler, own);
         choose(node, schedule, pair.schedule, own);
-        write(node, "steps", pair.steps);
+        set(node, "steps", pair.steps);
       },
     }));
   const samplers = of(SAMPLERS).filter((node) => fits(node, SAMPLERS[node.comfyClass], pair.sampler));
@@ -87,7 +87,7 @@ function fitsNew({ sampler, schedule }) {
 function setPair(sampler, schedule, pair) {
   choose(sampler, SAMPLERS[sampler.comfyClass].input, pair.sampler, SAMPLERS[sampler.comfyClass].own);
   choose(schedule, SCHEDULES[schedule.comfyClass].input, pair.schedule, SCHEDULES[schedule.comfyClass].own);
-  write(schedule, "steps", pair.steps);
+  set(schedule, "steps", pair.steps);
 }
 
 /** Adds two nodes below the one that compares, with its model. */
@@ -100,7 +100,7 @@ function addPair(compare, pair) {
     return node;
   });
   setPair(...made, pair);
-  write(made[1], "denoise", compare.widgets.find(({ name }) => name === "denoise").value);
+  set(made[1], "denoise", find(compare, "denoise").value);
   const link = compare.getInputLink(compare.inputs.findIndex(({ name }) => name === "model"));
   const model = link && compare.graph.getNodeById(link.origin_id);
   model?.connect(link.origin_slot, made[1], made[1].inputs.findIndex(({ name }) => name === "model"));
@@ -110,12 +110,12 @@ function addPair(compare, pair) {
 /** Sets a choice, and the options of it: those that are not given to their defaults. */
 function choose(node, input, named, own) {
   const { ours, options } = named;
-  write(node, input, nameIn(own, named));
+  set(node, input, nameIn(own, named));
   if (!own) return;
   for (const widget of node.widgets) {
     const defaults = [node.fewstepOptions ?? []].flat().find(({ choice }) => choice === input)?.widgets[ours] ?? {};
-    if (widget.name in options) write(node, widget.name, asShown(widget, options[widget.name]));
-    else if (widget.name in defaults) write(node, widget.name, unset(widget, defaults[widget.name]));
+    if (widget.name in options) set(node, widget.name, asShown(widget, options[widget.name]));
+    else if (widget.name in defaults) set(node, widget.name, unset(widget, defaults[widget.name]));
   }
 }
 
@@ -129,16 +129,8 @@ function asShown(widget, value) {
   return typeof value === "boolean" && widget.options?.values ? (value ? "on" : "off") : value;
 }
 
-function write(node, name, value) {
-  const widget = node.widgets?.find((widget) => widget.name === name);
-  if (!widget) return;
-  widget.value = value;
-  widget.callback?.(value, app.canvas, node);
-  node.setDirtyCanvas(true, true);
-}
-
 function valuesOf(node, input) {
-  const values = node.widgets?.find(({ name }) => name === input)?.options?.values ?? [];
+  const values = find(node, input)?.options?.values ?? [];
   return typeof values === "function" ? values() : values;
 }
 

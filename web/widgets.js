@@ -1,5 +1,6 @@
 /** A node that chooses a sampler or schedule offers the options of all: shows those of the choice, and their defaults. */
 
+import { app } from "../../scripts/app.js";
 import { t } from "./translate.js";
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
@@ -62,8 +63,9 @@ export function lookAgain(node) {
   node.widgets.forEach((widget, i) => (widget.callback = callbacks[i])); // each time they are wrapped anew
 }
 
-function isLinked(node, widget) {
-  const slot = node.inputs.findIndex((input) => input.widget?.name === widget.name);
+/** Whether a link feeds a widget. */
+export function isLinked(node, { name }) {
+  const slot = node.inputs?.findIndex((input) => input.widget?.name === name) ?? -1;
   return Boolean(node.graph) && slot >= 0 && node.isInputConnected(slot);
 }
 
@@ -108,6 +110,15 @@ function written(value) {
   return typeof value === "number" ? String(+value.toFixed(4)) : value;
 }
 
-function find(node, name) {
-  return node.widgets.find((widget) => widget.name === name);
+export function find(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+/** Sets a widget as a user does; nothing where it has the value, or is not there. */
+export function set(node, name, value) {
+  const widget = find(node, name);
+  if (!widget || widget.value === value) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node);
+  node.setDirtyCanvas(true, true);
 }

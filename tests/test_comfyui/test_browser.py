@@ -7,7 +7,6 @@ Skipped where there is no Chromium, or no Node.js with npm that can fetch playwr
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -19,20 +18,8 @@ from host import FRONT_END, NEWEST_FRONT_END, ROOT, Server, SetupError, environm
 CHECKS = SCRIPTS / "checks.mjs"
 FOUND = re.findall(r'^(check|both)\("(.+)", ', CHECKS.read_text(), re.MULTILINE)
 NAMES = [name + more for kind, name in FOUND for more in ("", ", with Vue nodes")[: 1 + (kind == "both")]]
-WHOLE = os.environ.get("BROWSER") == "all"
-FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END] if WHOLE else [None]
+FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END]
 """The host's own is None, and has the host that other tests use, too."""
-FIRST = (
-    "loads without complaints",
-    "search words find the nodes",
-    "the sigma plot follows the widgets, with Vue nodes",
-    "Vue nodes show the widgets that the sampler has, and the plot below",
-    "the demo renders from the Run button, with Vue nodes",
-    "a node keeps what it said last, also when it was stopped, with Vue nodes",
-    "nothing of ours complained in the meantime",
-)
-"""What each front end is asked in `make test`; `make test-browser` asks everything, which takes some ten minutes."""
-ASKED = NAMES if WHOLE else FIRST
 SECONDS = 600
 
 
@@ -55,7 +42,6 @@ def results(host, tmp_path_factory) -> dict[str, str | None]:
     except SetupError as missing:
         pytest.skip(str(missing))
     given |= {"url": host.url, "root": str(ROOT), "out": str(tmp_path_factory.mktemp("browser"))}
-    given["only"] = list(ASKED)
     process = subprocess.Popen(
         [*command, json.dumps(given)],
         stdout=subprocess.PIPE,
@@ -73,7 +59,7 @@ def results(host, tmp_path_factory) -> dict[str, str | None]:
 
 
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_in_the_browser(results, name):
     assert name in results
     assert results[name] is None, results[name]
