@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +48,8 @@ CACHES = {
 """The host's nodes by their threshold; 0.2 is their default, as are the shares of the run in which they work."""
 
 START, END = 0.15, 0.95
+IMAGES = 8
+PAGE = ROOT / "docs" / "CACHES.md"
 SCHEDULE = cells.Schedule("ours", "karras")
 DEMO = Demo()
 REFERENCE = LIMITS[False].reference
@@ -89,88 +93,146 @@ def sample(name: str, steps: int, pairs: Sequence[cells.Pair], cache: str | None
     return torch.cat(latents), sum(passes) / 2 / len(pairs)  # an evaluation has two, for guidance
 
 
-class Table:
-    """The rows of docs/CACHES.md, as they are measured."""
+class Row(NamedTuple):
+    """Of the table: a sampler with a cache, in some steps. Numbers are those that are printed."""
 
-    def __init__(self, pairs: Sequence[cells.Pair]):
-        self.pairs = pairs
-        levels = cells.make_levels(DEMO, *REFERENCE, Size().reference_steps)
-        self._exact = cells.sample(DEMO, REFERENCE[0], levels, tuple(pairs))[0]
-        self._plain: dict[tuple[str, int], Run] = {}
+    steps: int
+    sampler: str
+    plain: float
+    """The error without a cache."""
 
-    def run(self, name: str, steps: int, cache: str | None = None) -> Run:
-        if cache is None and (name, steps) in self._plain:
-            return self._plain[name, steps]
-        latents, passes = sample(name, steps, self.pairs, cache)
-        found = Run(float(cells.root_mean_square(latents - self._exact).median()), passes)
-        if cache is None:
-            self._plain[name, steps] = found
-        return found
+    cache: str
+    passes: float
+    error: float
+    fewer: float
+    """The error without a cache in as many steps as there were passes."""
 
-    def rows(self, name: str, steps: int) -> Iterator[str]:
-        plain = self.run(name, steps)
-        for cache in CACHES:
-            cached = self.run(name, steps, cache)
-            fewer = self.run(name, max(1, round(cached.passes)))
-            yield (
-                f"| {steps} | `{name}` | {plain.error:.4f} | {cache} | {cached.passes:.1f} | {cached.error:.4f} "
-                f"| {cached.error / plain.error:.1f} | {fewer.error:.4f} |"
-            )
+    @property
+    def times(self) -> float:
+        return self.error / self.plain
+
+    @property
+    def used(self) -> bool:
+        """Whether the cache left out passes: half a one of all images at least."""
+        return self.passes <= self.steps - 0.5
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.steps} | `{self.sampler}` | {self.plain:.4f} | {self.cache} | {self.passes:.1f} "
+            f"| {self.error:.4f} | {self.times:.1f} | {self.fewer:.4f} |"
+        )
 
 
-INTRODUCTION = """# Step caches
+def rows(page: str) -> list[Row]:
+    """Those of a page."""
+    found = re.findall(r"^\| (\d+) \| `(\w+)` \| (\S+) \| (\w+ \S+) \| (\S+) \| (\S+) \| \S+ \| (\S+) \|$", page, re.M)
+    return [
+        Row(int(steps), sampler, float(plain), cache, float(passes), float(error), float(fewer))
+        for steps, sampler, plain, cache, passes, error, fewer in found
+    ]
+
+
+def measure(pairs: Sequence[cells.Pair], samplers: Sequence[str]) -> Iterator[Row]:
+    """The rows of these samplers, one after the other."""
+    levels = cells.make_levels(DEMO, *REFERENCE, Size().reference_steps)
+    exact = cells.sample(DEMO, REFERENCE[0], levels, tuple(pairs))[0]
+    plain: dict[tuple[str, int], Run] = {}
+
+    def run(name: str, steps: int, cache: str | None = None) -> Run:
+        latents, passes = sample(name, steps, pairs, cache)
+        return Run(float(cells.root_mean_square(latents - exact).median()), passes)
+
+    def without(name: str, steps: int) -> float:
+        if (name, steps) not in plain:
+            plain[name, steps] = run(name, steps)
+        return round(plain[name, steps].error, 4)
+
+    for steps in STEPS:
+        for name in samplers:
+            for cache in CACHES:
+                cached = run(name, steps, cache)
+                fewer = without(name, max(1, round(cached.passes)))
+                yield Row(
+                    steps, name, without(name, steps), cache, round(cached.passes, 1), round(cached.error, 4), fewer
+                )
+
+
+# The page
+
+PAGE_TEXT = """# Step caches
 
 EasyCache and LazyCache, which come with ComfyUI, leave out passes of the network: where the sample has changed little,
 they answer with the last difference between output and input. Such an answer contains the change of the sample itself,
 and solvers that remember predictions take the differences of these for the change of the network.
 
-Measured by `make bench-caches` (`bench/caches.py`): the demo model, karras, guidance {w:g}, median over {pairs} images;
-the error is that to {many} steps without a cache. *passes* are the evaluations for which the network ran; *as many
-steps* is the error of the same sampler without a cache in as many steps as these, which costs the same.
+Measured by `make bench-caches` (`bench/caches.py`): the demo model, karras, guidance {w:g}, median over {images}
+images; the error is that to {many} steps without a cache. *passes* are the evaluations for which the network ran; *as
+many steps* is the error of the same sampler without a cache in as many steps as these, which costs the same.
 
 {findings}
+
+TeaCache, MagCache and First Block Cache, which other packs bring, leave out passes in the same way. They are made for
+certain transformers (Flux, Wan, HunyuanVideo and others) and cannot run the demo model, so they were not measured. The
+node warns of them, too, where it recognizes them by what they put into the options of the model.
+
 | steps | sampler | error | cache, threshold | passes | error with it | times | as many steps |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
-def findings(table: Table, rows: Sequence[tuple[str, int]]) -> str:
-    """What the numbers say."""
-    ratios: dict[str, list[float]] = {}
-    better = total = 0
-    for name, steps in rows:
-        for cache in CACHES:
-            cached = table.run(name, steps, cache)
-            if cached.passes > steps - 0.5:
-                continue
-            ratios.setdefault(name, []).append(cached.error / table.run(name, steps).error)
-            better += cached.error < table.run(name, max(1, round(cached.passes))).error
-            total += 1
-    medians = ", ".join(f"`{name}` {statistics.median(found):.1f}" for name, found in ratios.items())
-    return (
-        f"The error grows by these factors (median over caches and steps where passes were left out): {medians}. In "
-        f"{better} of {total} cases the cache is better than fewer steps at the same cost.\n"
+def findings(rows: Sequence[Row]) -> str:
+    """What the numbers say, of the rows where passes were left out."""
+    used = [row for row in rows if row.used]
+    worse = [row.error / row.fewer for row in used if row.error > row.fewer]
+    by_sampler = {name: [row.times for row in used if row.sampler == name] for name in SAMPLERS}
+    medians = ", ".join(f"`{name}` {statistics.median(found):.1f}" for name, found in by_sampler.items() if found)
+    euler = {(row.steps, row.cache): row.error for row in used if row.sampler == "euler"}
+    ratios = {
+        kind: [
+            row.error / euler[row.steps, row.cache]
+            for row in used
+            if row.sampler != "euler" and row.cache.startswith(kind) and (row.steps, row.cache) in euler
+        ]
+        for kind in dict.fromkeys(cache.split()[0] for cache in CACHES)
+    }
+    beside = "; ".join(
+        f"with {kind} {min(found):.1f} to {max(found):.1f} times, median {statistics.median(found):.1f}"
+        for kind, found in ratios.items()
+        if found
     )
+    sentences = (
+        "**What follows.**",
+        f"A cache left out passes in {len(used)} of {len(rows)} cases.",
+        f"In {len(worse)} of these fewer steps without a cache have the smaller error at the same cost,",
+        f"in the median by a factor of {statistics.median(worse):.1f}:" if worse else "none:",
+        "so the node that samples warns of a step cache.",
+        f"The cache multiplies the error by (median): {medians}.",
+        f"The error of the samplers that remember predictions, beside that of `euler` with the same cache: {beside}.",
+        "A lower order would not remove what the answers of the cache cost, which `euler` pays as well,",
+        "and so the order is left as it is.",
+        "A large model, whose passes differ less from step to step, may bear a cache better:",
+        "the demo model is small, and this is what was measured.",
+    )
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/CACHES.md."""
+    text = PAGE_TEXT.format(w=DEMO.guidance, images=IMAGES, many=Size().reference_steps, findings=findings(rows))
+    return text + "".join(f"{row}\n" for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=SAMPLERS, help="print these and write nothing")
+    parser.add_argument("--only", nargs="+", choices=SAMPLERS, help="print the rows of these and write nothing")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table(Size().reported_on(DEMO)[: o.images])
-    wanted = [(name, steps) for steps in STEPS for name in (o.only or SAMPLERS)]
-    rows = []
-    for name, steps in wanted:
-        for row in table.rows(name, steps):
-            rows.append(row)
-            print(row, flush=True)
+    found = []
+    for row in measure(Size().reported_on(DEMO)[:IMAGES], o.only or SAMPLERS):
+        found.append(row)
+        print(row, flush=True)
     if not o.only:
-        text = INTRODUCTION.format(
-            w=DEMO.guidance, pairs=o.images, many=Size().reference_steps, findings=findings(table, wanted)
-        )
-        (ROOT / "docs" / "CACHES.md").write_text("\n".join([text.rstrip(), *rows, ""]))
+        PAGE.write_text(page(found))
 
 
 if __name__ == "__main__":
