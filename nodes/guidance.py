@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.samplers
@@ -10,12 +9,12 @@ from comfy_api.latest import io
 
 from ..samplers.checks import shortened
 from ..samplers.guidance import NONE, SHAPES, Guidance
+from .host.display import warn
 from .host.guidance import guide
+from .host.guider import strong_cfg_pp
 from .ui.links import GUIDANCE
 from .ui.menu import GUIDANCE as CATEGORY
 from .ui.menu import search_words
-
-_STRONG_PP = 2.0  # CFG++ is meant for scales up to 1
 
 
 class FewStepGuidance(io.ComfyNode):
@@ -154,8 +153,8 @@ class FewStepGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, schedule: str, values: str, **fields: Any) -> io.NodeOutput:
         guidance = Guidance(schedule, values=read_values(values), **fields)
-        if guidance.cfg_pp and abs(guidance.strongest) > _STRONG_PP:
-            logging.warning("CFG++ at %g burns the image: it is meant for a cfg of 0 to 1", guidance.strongest)
+        if guidance.cfg_pp:
+            warn(strong_cfg_pp(guidance.strongest))
         return io.NodeOutput(guidance)
 
 

@@ -1,6 +1,7 @@
 /**
- * The line of text that a node of ours says while it works, and the last one, which stays. The host's own is lost: Vue
- * nodes of front end 1.32.9 do not show it, and 1.58 takes it away when a run ends, also one that was stopped.
+ * The text that a node of ours says while it works, and the last one, which stays until the node runs again. The host's
+ * own is lost: Vue nodes of front end 1.32.9 do not show it, and 1.58 takes it away when a run ends, also one that was
+ * stopped.
  */
 
 import { app } from "../../scripts/app.js";
@@ -15,6 +16,7 @@ export function showTexts() {
   const { dispatchCustomEvent } = api; // listeners are called in their order, and the host's is there before ours
   api.dispatchCustomEvent = function (type, detail) {
     if (type === "progress_text" && shown(detail)) return true;
+    if (type === "executing" && detail) forget(String(detail));
     return dispatchCustomEvent.call(this, type, detail);
   };
 }
@@ -23,11 +25,19 @@ export function showTexts() {
 function shown({ nodeId, text }) {
   const node = find(String(nodeId));
   if (!text || !node?.comfyClass?.startsWith("FewStep")) return false;
-  const widget = node.widgets?.find(({ name }) => name === NAME) ?? added(node);
+  const widget = ofNode(node) ?? added(node);
   widget.element.textContent = text;
   grow(node);
   return true;
 }
+
+/** Takes away what a node said in its last run, when it runs again. */
+function forget(id) {
+  const widget = ofNode(find(id));
+  if (widget) widget.element.textContent = "";
+}
+
+const ofNode = (node) => node?.widgets?.find(({ name }) => name === NAME);
 
 function added(node) {
   const element = document.createElement("div");
@@ -42,7 +52,7 @@ function added(node) {
     userSelect: "text",
   });
   element.setAttribute("role", "status");
-  const height = () => lines(element.textContent, node.size[0] - 44) * LINE + PADDING;
+  const height = () => (element.textContent ? lines(element.textContent, node.size[0] - 44) * LINE + PADDING : 0);
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false,
     getMinHeight: height,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.utils
@@ -35,14 +35,51 @@ class Display:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
         self._bar.update_absolute(value, total, preview)
         if text:
-            say(text)
+            _write(work=text)
 
 
 def say(text: str) -> None:
-    """A line of text on the node that is running, which stays there."""
+    """Text on the node that is running, which stays there, with all else that the node says in this run."""
+    _write(said=text)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """In the log, and on the node that is running."""
+    for warning in warnings:
+        logging.warning(warning)
+    if warnings:
+        say("\n".join(f"Warning: {warning}." for warning in warnings))
+
+
+class _Texts:
+    """What the nodes of a prompt show: how far the work of each is, and below it what each has said, each text once."""
+
+    def __init__(self, prompt: str):
+        self.prompt = prompt
+        self._work: dict[str, str] = {}
+        self._said: dict[str, list[str]] = {}
+
+    def written(self, node: str, work: str, said: str) -> str:
+        """The whole text of a node, with a text that is new: that of its work takes the place of the one before."""
+        self._work[node] = work or self._work.get(node, "")
+        lines = self._said.setdefault(node, [])
+        if said and said not in lines:
+            lines.append(said)
+        return "\n".join(filter(None, (self._work[node], *lines)))
+
+
+_texts = _Texts("")
+
+
+def _write(work: str = "", said: str = "") -> None:
+    """Show a text on the node that is running: the front end shows the last message alone, so it holds the others."""
+    global _texts
     host, context = _server(), get_executing_context()
-    if host is not None and context is not None:
-        host.send_progress_text(text, context.node_id)
+    if host is None or context is None:
+        return
+    if _texts.prompt != context.prompt_id:
+        _texts = _Texts(context.prompt_id)
+    host.send_progress_text(_texts.written(context.node_id, work, said), context.node_id)
 
 
 def show(output: Mapping[str, Any]) -> None:

@@ -190,7 +190,24 @@ def run_scale(guider: Any, guidance: RunGuidance | None) -> float | None:
     if guidance is not None:
         return guidance.of_run
     plain = isinstance(guider, comfy.samplers.CFGGuider) and guider.conds.keys() == {"positive"}
-    return NONE if plain else None
+    return NONE if plain else guidance_scale(guider)
+
+
+_STRONGEST_PP = 2.0
+
+
+def strong_cfg_pp(scale: float | None) -> list[str]:
+    """A warning of a scale that CFG++ is not meant for; none where it is not known.
+
+    The authors use 0 to 1, 0.6 where guidance is otherwise 7.5 (arXiv 2406.08070); the host's samplers take the same
+    number as cfg, and their users stay below 2.
+    """
+    if scale is None or abs(scale) <= _STRONGEST_PP:
+        return []
+    return [
+        f"CFG++ at cfg {scale:g} burns the image: it is meant for a cfg of 0 to 1, and 2 is the most it bears. Set cfg "
+        "to 0.6, which guides about as strongly as 7.5 without CFG++, or choose a sampler or guidance without CFG++"
+    ]
 
 
 def same_guidance(plan: CalibratedPlan, scale: float | None) -> bool:

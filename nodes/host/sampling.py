@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.samplers
@@ -15,12 +15,22 @@ from ...samplers import SamplerSpec, ScheduleSpec
 from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from .bottleneck import Bottleneck
-from .display import say
-from .guider import guidance_of_run, guider_of, patcher_of, run_guidance, run_scale, same_guidance, taken_apart
+from .display import warn
+from .guider import (
+    guidance_of_run,
+    guider_of,
+    patcher_of,
+    run_guidance,
+    run_scale,
+    same_guidance,
+    strong_cfg_pp,
+    taken_apart,
+)
 from .model import LevelRange, check_plan, fingerprint, is_flow, level_range, noise_scale
 from .protocols import ModelSampling, SamplerFunction
 from .runs import Run, announce, follow, resolve
 from .seeds import image_seeds
+from .step_caches import step_cache
 
 PREFIX = "fewstep_"
 """Of our samplers and schedules among those of the host."""
@@ -69,14 +79,16 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         if spec.stochastic:
             seed = (extra_args or {}).get("seed") if seed is None else seed
             seed = image_seeds(model, x, seed) or seed
-        _warn(_step_cache(extra_args))
+        warn(_step_cache(extra_args))
         if spec.takes_apart:
-            guidance = run_guidance(guider_of(model))
+            guider = guider_of(model)
+            guidance = run_guidance(guider)
             if guidance is not None and guidance.schedule is not None and guidance.schedule.cfg_pp:
                 raise ValueError(
                     f"cfg_pp: the guidance is that of CFG++, and so is the sampler {spec.id}: turn cfg_pp off in "
                     "Few-Step Guidance, or sample with euler or dpmpp_2m"
                 )
+            warn(strong_cfg_pp(run_scale(guider, guidance)))
             model, extra_args = taken_apart(model, extra_args)
         info: dict[str, int] = {}
         model, extra_args = announce(run, model, x, sigmas, extra_args)
@@ -152,7 +164,7 @@ def _sample_plan(
             *_other_size(plan, x),
             *_step_cache(extra_args),
         ]
-        _warn(warnings)
+        warn(warnings)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)
         assert run.calibrated is not None
         evaluate, extra_args = announce(run, model, x, sigmas, extra_args)
@@ -163,27 +175,18 @@ def _sample_plan(
         )  # fmt: skip
         if guidance is not None and guidance.schedule is None:  # another node may have set the scale on the way
             others = [_other_guidance(plan, scale) for scale in sorted(guidance.seen)]
-            _warn([found[0] for found in others if found and found[0] not in warnings][:1])
+            warn([found[0] for found in others if found and found[0] not in warnings][:1])
         return samples
 
 
-def _warn(warnings: Sequence[str]) -> None:
-    """In the log, and on the node that samples."""
-    for warning in warnings:
-        logging.warning(warning)
-    if warnings:
-        say("\n".join(f"Warning: {warning}." for warning in warnings))
-
-
 def _step_cache(extra_args: Mapping[str, Any] | None) -> list[str]:
-    """A warning of the host's EasyCache and LazyCache, whose answers are far from the network's in few steps."""
-    options = ((extra_args or {}).get("model_options") or {}).get("transformer_options") or {}
-    cache = options.get("easycache")
+    """A warning of a step cache, whose answers are far from the network's in few steps."""
+    cache = step_cache((extra_args or {}).get("model_options") or {})
     if cache is None:
         return []
     return [
-        f"{getattr(cache, 'name', 'a step cache')} answers for the network in some steps. In our measurements fewer "
-        "steps without it gave a smaller error at the same cost (docs/CACHES.md)"
+        f"{cache} answers for the network in some steps. In our measurements of EasyCache and LazyCache fewer steps "
+        "without a cache gave a smaller error at the same cost (docs/CACHES.md)"
     ]
 
 

@@ -240,11 +240,11 @@ def test_a_plan_for_another_flow_shift_is_left_out(comfyui, folder):
 
 def test_a_run_at_another_guidance_is_warned_of_on_the_node(comfyui, folder, monkeypatch, caplog):
     """That which samples, once a run."""
-    model, host = small_model("EPS"), module(comfyui, "host.sampling")
+    model = small_model("EPS")
     plan(comfyui, model, 8, guidance=7.5).save(folder / "strong.safetensors")
     sampler, sigmas, _ = choose(comfyui, model, 8)
     shown: list[str] = []
-    monkeypatch.setattr(host, "say", shown.append)
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
 
     def sample(cfg: float) -> None:
         arguments = (model, True, 3, cfg, conditioning(1), conditioning(2), sampler, sigmas)

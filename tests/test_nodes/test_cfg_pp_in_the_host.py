@@ -110,3 +110,24 @@ def test_compare_takes_them(comfyui):
 
     (named,) = module(comfyui, "ui.names").read_samplers("fewstep_dpmpp_2m_cfg_pp")
     assert named.spec.id == "dpmpp_2m_cfg_pp"
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_scale_of_other_guidance_is_warned_of(comfyui, caplog, id):
+    """A user keeps the cfg of 7 that every other sampler is given. The authors use 0 to 1, users up to 2."""
+    for cfg in (0.6, 1.0, 2.0):
+        ksample(comfyui, small_model("EPS"), f"fewstep_{id}", cfg=cfg)
+        assert "CFG++" not in caplog.text
+    ksample(comfyui, small_model("EPS"), f"fewstep_{id}", cfg=7.0)
+    assert "CFG++ at cfg 7 burns the image" in caplog.text
+
+
+def test_the_scale_of_a_schedule_counts(comfyui, caplog):
+    """Not that of KSampler, which it replaces."""
+    low, high = (
+        node(comfyui, "FewStepGuidancePatch", small_model("EPS"), guidance(comfyui, cfg=cfg)) for cfg in (1.0, 5.0)
+    )
+    ksample(comfyui, low, "fewstep_euler_cfg_pp", cfg=7.0)
+    assert "CFG++" not in caplog.text
+    ksample(comfyui, high, "fewstep_euler_cfg_pp", cfg=1.0)
+    assert "CFG++ at cfg 5 burns the image" in caplog.text

@@ -498,7 +498,7 @@ def test_strong_cfg_pp_is_told(comfyui, caplog):
     made(comfyui, cfg=0.6, cfg_pp=True)
     assert not caplog.text
     made(comfyui, cfg=7.5, cfg_pp=True)
-    assert "CFG++ at 7.5 burns the image" in caplog.text
+    assert "CFG++ at cfg 7.5 burns the image" in caplog.text
 
 
 def test_guiders_without_one_scale_are_left_alone(comfyui, eps_model, caplog):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -265,16 +266,110 @@ def test_the_plot_of_a_plan(routes):
     assert [e["sigma"] for e in found["evaluations"]] == pytest.approx(PLAN.recipe.sigmas[:-1])
 
 
+# What is said on the node
+
+
+def test_two_remarks_of_one_run_are_both_shown(comfyui, eps_model, monkeypatch):
+    """The node says where it differs from the training of a model, and its sampler warns of the scale."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    sent: list[str] = []
+    server = SimpleNamespace(send_progress_text=lambda text, *_: sent.append(text))
+    monkeypatch.setattr(module(comfyui, "host.display"), "_server", lambda: server)
+    trained = {"scheduler": "trained", "distilled": "sdxl_lightning", "steps": 4}
+    with CurrentNodeContext("prompt", "7", 0):
+        sample(comfyui, eps_model, sampler_name="euler_cfg_pp", cfg=7.0, **trained)
+    said = sent[-1].split("\n")
+    assert len(said) == 2 and "was trained for cfg 1" in said[0] and "Warning: CFG++ at cfg 7 burns" in said[1]
+
+
 # Step caches
 
 
 @pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
 def test_a_step_cache_is_told_on_the_node_that_samples(comfyui, eps_model, monkeypatch, cache):
     shown: list[str] = []
-    monkeypatch.setattr(module(comfyui, "host.sampling"), "say", shown.append)
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
     sample(comfyui, eps_model)
     assert not shown
     cached = comfyui.nodes[cache].execute(eps_model, 0.2, 0.15, 0.95, False).result[0]
     sample(comfyui, cached)
     sample(comfyui, cached, plan=PLAN)
     assert len(shown) == 2 and all(text.startswith(f"Warning: {cache} answers for the network") for text in shown)
+
+
+class Pack:
+    """A node that puts options on a model, and wraps the network in a function that is defined in it."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {}
+    WRAPS = True
+
+    def apply(self, model):
+        model = model.clone()
+        model.model_options["transformer_options"] |= self.OPTIONS
+
+        def wrapper(model_function, kwargs):
+            return model_function(kwargs["input"], kwargs["timestep"], **kwargs["c"])
+
+        wrapper.__qualname__ = wrapper.__qualname__.replace("Pack", type(self).__name__)
+        if self.WRAPS:
+            model.set_model_unet_function_wrapper(wrapper)
+        return model
+
+
+class TeaCache(Pack):
+    """The node of welltop-cn/ComfyUI-TeaCache; WanVideoTeaCacheKJ of kijai/ComfyUI-KJNodes does the same."""
+
+    OPTIONS: ClassVar = {"rel_l1_thresh": 0.4, "coefficients": [498.65], "model_type": "flux", "cache_device": "cpu"}
+
+
+class ApplyTeaCachePatch(Pack):
+    """The node of lldacing/ComfyUI_Patches_ll."""
+
+    OPTIONS: ClassVar = {"tea_cache_attr": {"rel_l1_thresh": 0.25, "cache_device": "cpu"}}
+    WRAPS = False
+
+
+class MagCache(Pack):
+    """The node of Zehong-Ma/ComfyUI-MagCache."""
+
+    OPTIONS: ClassVar = {"magcache_thresh": 0.24, "retention_ratio": 0.1, "mag_ratios": torch.ones(4), "magcache_K": 5}
+
+
+class OtherMagCache(Pack):
+    """The node of wildminder/ComfyUI-MagCache."""
+
+    OPTIONS: ClassVar = {"magcache_options": {"magcache_thresh": 0.24, "K": 5}}
+
+
+class ApplyFBCacheOnModel(Pack):
+    """The node of chengzeyi/Comfy-WaveSpeed, which leaves nothing among the options."""
+
+
+@pytest.mark.parametrize(
+    ("pack", "name"),
+    [
+        (TeaCache, "TeaCache"),
+        (ApplyTeaCachePatch, "TeaCache"),
+        (MagCache, "MagCache"),
+        (OtherMagCache, "MagCache"),
+        (ApplyFBCacheOnModel, "First Block Cache"),
+    ],
+)
+def test_step_caches_of_other_packs_are_told(comfyui, eps_model, monkeypatch, pack, name):
+    """Each installs what the pack of that name installs; the network runs as ever."""
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
+    sample(comfyui, pack().apply(eps_model))
+    assert len(shown) == 1 and shown[0].startswith(f"Warning: {name} answers for the network")
+
+
+def test_what_is_no_step_cache_is_not_told(comfyui, eps_model, monkeypatch):
+    """Options and wrappers of other nodes, some of which keep keys and values of attention, or compile the network."""
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
+    model = eps_model.clone()
+    model.model_options["transformer_options"] |= {"kv_cache": True, "enhance_weight": 2.0, ("block", 1): 0}
+    model.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
+    sample(comfyui, model)
+    assert not shown

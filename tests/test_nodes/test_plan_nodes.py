@@ -496,7 +496,7 @@ def test_another_size_than_the_plans_is_told(comfyui, eps_model, caplog):
 def told(comfyui, monkeypatch, run) -> list[str]:
     """What a run says on the node that samples."""
     shown: list[str] = []
-    monkeypatch.setattr(module(comfyui, "host.sampling"), "say", shown.append)
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
     run()
     return shown
 

@@ -182,8 +182,8 @@ def told(comfyui, monkeypatch, tmp_path) -> SimpleNamespace:
 
     found = SimpleNamespace(texts=[], after=[], bar=[], evaluations=0, stop_at=None)
 
-    def say(text: str) -> None:
-        found.texts.append(text)
+    def write(work: str = "", said: str = "") -> None:
+        found.texts.append(work or said)
         found.after.append(found.evaluations)
 
     def asked(function, given):
@@ -196,7 +196,7 @@ def told(comfyui, monkeypatch, tmp_path) -> SimpleNamespace:
 
     found.model = small_model("EPS")
     found.model.set_model_unet_function_wrapper(asked)
-    monkeypatch.setattr(module(comfyui, "host.display"), "say", say)
+    monkeypatch.setattr(module(comfyui, "host.display"), "_write", write)
     hook = lambda done, total, preview, node_id=None: found.bar.append((done, total))  # noqa: E731
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
@@ -280,3 +280,56 @@ def test_a_stopped_comparison_goes_on(comfyui, told):
     told.texts.clear()
     comfyui.nodes["FewStepCompare"].execute(told.model, **whole)
     assert told.texts[0].startswith("2 of 4: heun, karras, 3 steps")
+
+
+# What a node says
+
+
+@pytest.fixture
+def sent(comfyui, monkeypatch) -> list[tuple[str, str]]:
+    """What the server is given for the front ends: the node and its text."""
+    found: list[tuple[str, str]] = []
+    server = SimpleNamespace(send_progress_text=lambda text, node, *_: found.append((node, text)))
+    monkeypatch.setattr(module(comfyui, "host.display"), "_server", lambda: server)
+    return found
+
+
+def running(prompt: str, node: str):
+    from comfy_execution.utils import CurrentNodeContext
+
+    return CurrentNodeContext(prompt, node, 0)
+
+
+def test_a_node_keeps_all_that_it_says_in_a_run(comfyui, sent):
+    """The front end shows the last text of a node alone."""
+    display = module(comfyui, "host.display")
+    with running("first", "7"):
+        display.say("one")
+        display.warn(["two"])
+        display.say("one")
+    with running("first", "8"):
+        display.say("three")
+    with running("first", "7"):
+        display.say("four")
+    with running("second", "7"):
+        display.say("five")
+    assert sent == [
+        ("7", "one"),
+        ("7", "one\nWarning: two."),
+        ("7", "one\nWarning: two."),
+        ("8", "three"),
+        ("7", "one\nWarning: two.\nfour"),
+        ("7", "five"),
+    ]
+
+
+def test_work_takes_the_place_of_its_own_line(comfyui, sent):
+    """And leaves what was said beside it."""
+    display = module(comfyui, "host.display")
+    with running("first", "7"):
+        shown = display.Display()
+        shown.show(1, 3, "1/3")
+        display.say("beside it")
+        shown.show(2, 3, "2/3")
+        shown.show(3, 3)
+    assert [text for _, text in sent] == ["1/3", "1/3\nbeside it", "2/3\nbeside it"]
