@@ -20,9 +20,19 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
-from ..samplers.schedules.trained import of_flow, steps_of, trained_models
+from ..samplers.schedules.trained import either, of_flow, steps_in_words, steps_of, trained_models
 from .host.display import say
-from .host.families import DISTILLED, DISTILLED_STEPS, Family, distilled_in, distilled_models, family_of, names_of
+from .host.families import (
+    DISTILLED,
+    DISTILLED_STEPS,
+    Family,
+    Settings,
+    distilled_in,
+    distilled_model,
+    family_of,
+    names_of,
+    shift_node,
+)
 from .host.guider import same_guidance
 from .host.model import LevelRange, check_plan, fingerprint, level_range, levels_ui
 from .host.plan_files import BUILT_IN, FOLDER, find, is_unfinished
@@ -193,7 +203,7 @@ def choose(
     steps = row.steps(levels, evaluations)
     text = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
     if family is not None and distilled is None:
-        notes = [*_advice(family, levels, cfg or None), *notes]
+        notes = [*_advice(family, model.get("family"), levels, cfg or None), *notes]
     sigmas = row.sigmas(levels, steps, denoise)
     return Choice(SAMPLERS[row.sampler], row.options, None, sigmas, "\n".join([text, *notes]))
 
@@ -207,23 +217,34 @@ def _recommended(family: Family | None, variety: str) -> Pick | None:
     return Pick(1, sampler, {}, family.schedule, False, why)
 
 
-def _advice(family: Family, levels: LevelRange, cfg: float | None) -> list[str]:
-    """What else is recommended for a family, and where the run differs from it."""
-    low, high = family.cfg
-    shift = "" if family.shift is None else f", shift {family.shift:g}"
+def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None) -> list[str]:
+    """What else is recommended for a family, and where the run differs from it.
+
+    Args:
+        name: the class of the model in the host.
+    """
     lines = [
-        f"This model: {family.name}. Recommended for it: {family.sampler} on {family.schedule}, "
-        f"{_between(*family.steps)} steps, cfg {_between(low, high)}{shift}."
+        f"Recommended for {one.model}: {family.sampler} on {family.schedule}, {_numbers(one)}."
+        for one in family.settings
     ]
+    lines.insert(0, f"This model: {family.name}.")
     if family.note:
         lines.append(family.note)
-    if cfg is not None and not low - 0.01 <= cfg <= high + 0.01:
+    fitting = [one for one in family.settings if one.bears(cfg)]
+    if not fitting:
         lines.append(f"cfg is {cfg:g}, outside of what is recommended.")
-    if family.shift is not None and levels.flow and not math.isclose(family.shift, levels.shift, rel_tol=0.05):
+    shifts = list(dict.fromkeys(one.shift for one in fitting or family.settings if one.shift is not None))
+    if levels.flow and shifts and not any(math.isclose(shift, levels.shift, rel_tol=0.05) for shift in shifts):
         lines.append(
-            f"The shift of the connected model is {levels.shift:.4g}: ModelSamplingSD3 sets it to {family.shift:g}."
+            f"The shift of the connected model is {levels.shift:.4g}: {shift_node(name)} sets it to {either(shifts)}."
         )
     return lines
+
+
+def _numbers(settings: Settings) -> str:
+    """Steps, guidance and shift in words."""
+    shift = "" if settings.shift is None else f", shift {settings.shift:g}"
+    return f"{_between(*settings.steps)} steps, cfg {_between(*settings.cfg)}{shift}"
 
 
 def _between(low: float, high: float) -> str:
@@ -245,26 +266,33 @@ def _as_trained(
     Args:
         wanted: the number of steps that the name of its file says, if it does.
     """
-    entry = trained_models()[distilled]
-    known = [n for n in steps_of(entry) if n == wanted] or steps_of(entry)
+    entry, model = trained_models()[distilled], distilled_model(distilled)
+    known = [n for n in steps_of(entry) if n == wanted] or model.steps or steps_of(entry)
     kept = {n: max(1, round(n * denoise)) for n in known}
     fits = [n for n in known if kept[n] <= budget]
     if not fits:
-        notes.append(
-            f"{entry['name']} was trained for {' or '.join(map(str, known))} steps: give it as many evaluations."
-        )
+        numbers = steps_in_words(entry) if known == steps_of(entry) else either(known)
+        notes.append(f"{entry['name']} was trained for {numbers} steps: give it as many evaluations.")
         return None
-    steps = max(fits)
-    sampler = next((model.sampler for model in distilled_models() if model.id == distilled), "euler")
+    steps = max(fits) if wanted is None else min(fits, key=lambda n: (abs(n - wanted), -n))
     sigmas = sigmas_over(SCHEDULES["trained"], levels, steps, distilled=distilled)[-kept[steps] - 1 :]
     part = "" if kept[steps] == steps else f", the last {kept[steps]} of {steps}"
-    text = (
-        f"{sampler} on trained (distilled = {distilled}): {kept[steps]} steps{part}, {kept[steps]} evaluations.\n"
-        f"{entry['name']}: these are the noise levels that it was trained on."
-    )
-    return Choice(
-        SAMPLERS[sampler], {}, None, sigmas, "\n".join([text, *trained_notes(levels, distilled, cfg), *notes])
-    )
+    lines = [
+        f"{model.sampler} on trained (distilled = {distilled}): {kept[steps]} steps{part}, {kept[steps]} evaluations.",
+        f"{entry['name']}: these are the noise levels that it was trained on.",
+    ]
+    if wanted not in (None, steps):
+        lines.append(
+            f"The name of the file says {wanted} steps, and the levels that are known are those for "
+            f"{steps_in_words(entry)} steps: those for {steps} are taken."
+        )
+    elif wanted is None and model.one_number and len(known) > 1:
+        lines.append(
+            f"Each file of {entry['name']} was trained for one number of steps, which the name of this one does not "
+            f"say: {steps} are taken. If it was made for another number, give as many evaluations."
+        )
+    lines += trained_notes(levels, distilled, steps, cfg)
+    return Choice(SAMPLERS[model.sampler], {}, None, sigmas, "\n".join([*lines, *notes]))
 
 
 # The node

@@ -246,7 +246,10 @@ def _tell(
 ) -> None:
     """Say on the node where the run differs from what a distilled model was trained for."""
     scale = cfg if guidance is None else guidance.strongest
-    if plan is None and (notes := notes_of_schedule(_levels(model), widgets["scheduler"], widgets, scale)):
+    if plan is not None:
+        return
+    steps, denoise = widgets["steps"], widgets.get("denoise", 1.0)
+    if notes := notes_of_schedule(_levels(model), widgets["scheduler"], steps, denoise, widgets, scale):
         say("\n".join(notes))
 
 

@@ -76,7 +76,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.samplers.calculate_sigmas",
         "comfy.samplers.sampler_object",
     ),
-    "distilled models by the name of their file: Few-Step Auto": (
+    "families of models, and distilled ones by the name of their file: Few-Step Auto": (
+        "comfy.supported_models",
         "comfy.utils.safetensors_header",
         "folder_paths.get_full_path",
     ),

@@ -86,7 +86,7 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
-        if notes := notes_of_schedule(levels, schedule, options):
+        if notes := notes_of_schedule(levels, schedule, steps, denoise, options):
             say("\n".join(notes))
         return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
 

@@ -3,8 +3,9 @@
 A template is the text with {placeholders} for what is known at run time: `{1} = {2} must be at least 1`. It is one
 line, since texts are translated line by line. There are three kinds:
 
-* Python: strings of several words, and the reasons in nodes/picks.json. Their placeholders are numbered. Left out are
-  docstrings, what is logged, and what the nodes themselves say (tooltips and such, which are in nodeDefs.json).
+* Python: strings of several words, the reasons in nodes/picks.json, and the notes in nodes/models.json. Their
+  placeholders are numbered. Left out are docstrings, what is logged, and what the nodes themselves say (tooltips and
+  such, which are in nodeDefs.json).
 * The browser: `t("...", {...})`.
 * Workflows: notes, titles of nodes and of groups.
 """
@@ -63,6 +64,10 @@ def messages() -> list[str]:
     picks = json.loads((ROOT / "nodes" / "picks.json").read_text(encoding="utf-8"))
     reasons = {row["why"] for kind in picks.values() for rows in kind.values() for row in rows}
     found |= {_numbered(re.sub(r"\d+(\.\d+)?", _HOLE, reason)) for reason in reasons}
+    families = json.loads((ROOT / "nodes" / "models.json").read_text(encoding="utf-8"))["families"]
+    found |= {family["note"] for family in families if "note" in family}
+    models = {settings["model"] for family in families for settings in family.get("also", ())}
+    found |= {model for model in models if ", " in model}  # the others are names
     return sorted((found | set(WORDS)) - set(NAMES))
 
 

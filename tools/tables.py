@@ -103,17 +103,23 @@ def _families() -> str:
     """What is recommended for each family of models, and where that was read."""
     rows = []
     for family in json.loads(MODELS.read_text())["families"]:
-        known = {"shift": "", "note": "", "varied": None} | family
+        known = {"note": "", "varied": None, "also": []} | family
         samplers = " or ".join(f"`{id}`" for id in (known["sampler"], known["varied"]) if id)
         takes = "the measured choice" if known["measured"] else "what is recommended"
         if "distilled" in known:
             takes = f"`trained`, `{known['distilled']}`"
-        numbers = (_between(*known["steps"]), _between(*known["cfg"]), str(known["shift"]))
         classes = ", ".join(f"`{name}`" for name in known["classes"])
         recommended = f"{samplers}, `{known['schedule']}`"
-        rows.append((known["name"], classes, recommended, *numbers, takes, known["note"], _sources(known["sources"])))
+        about = (takes, known["note"], _sources(known["sources"]))
+        rows.append((known.get("model", known["name"]), classes, recommended, *_numbers(known), *about))
+        rows += [(other["model"], "the same", "the same", *_numbers(other), takes, "", "") for other in known["also"]]
     header = ("model", "class in ComfyUI", "sampler, schedule", "steps", "cfg", "shift", "Auto takes", "", "source")
     return _table(header, rows)
+
+
+def _numbers(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Steps, guidance and shift, as they are recommended."""
+    return _between(*settings["steps"]), _between(*settings["cfg"]), str(settings.get("shift", ""))
 
 
 def _distilled() -> str:

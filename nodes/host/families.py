@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+import comfy.supported_models
 import comfy.utils
 import folder_paths
 
@@ -22,6 +23,27 @@ DISTILLED, DISTILLED_STEPS = "distilled", "distilled_steps"
 that its file names."""
 
 _ZERO_SNR = 1000.0  # the highest level of a model whose last time step is all noise; 14.6 otherwise
+
+
+class Settings(NamedTuple):
+    """What is recommended for one model of a family."""
+
+    model: str
+    steps: list[int]
+    """The fewest and the most."""
+
+    cfg: list[float]
+    """The least and the greatest."""
+
+    shift: float | None = None
+    """Time shift of a flow model."""
+
+    def bears(self, cfg: float | None) -> bool:
+        """Whether a scale of guidance is within what is recommended; None is not known."""
+        return cfg is None or self.cfg[0] - _ROUNDED <= cfg <= self.cfg[1] + _ROUNDED
+
+
+_ROUNDED = 0.01  # as widgets show it
 
 
 class Family(NamedTuple):
@@ -54,6 +76,17 @@ class Family(NamedTuple):
     prediction: str | None = None
     zero_snr: bool = False
     note: str = ""
+    model: str | None = None
+    """Whose the numbers above are, where the host has one class for several models."""
+
+    also: Sequence[Mapping[str, Any]] = ()
+    """The `Settings` of the others."""
+
+    @property
+    def settings(self) -> list[Settings]:
+        """Of each model of the family; the host's class does not tell which of them it is."""
+        first = Settings(self.model or self.name, self.steps, self.cfg, self.shift)
+        return [first, *(Settings(**fields) for fields in self.also)]
 
 
 class Distilled(NamedTuple):
@@ -68,6 +101,14 @@ class Distilled(NamedTuple):
     sampler: str
     cfg: list[float]
     sources: list[str]
+    one_number: bool = False
+    """Whether each file was trained for one number of steps, and not for all that `trained` has."""
+
+    steps: list[int] | None = None
+    """The numbers to choose from where the name says none, if not all that `trained` has."""
+
+    predicts_x0: Sequence[int] = ()
+    """The numbers of steps of files that predict the image itself, which the host must be told."""
 
 
 @functools.cache
@@ -79,6 +120,11 @@ def families() -> tuple[Family, ...]:
 def distilled_models() -> tuple[Distilled, ...]:
     """The first whose pattern is found in a name counts."""
     return tuple(Distilled(**fields) for fields in _read()["distilled"])
+
+
+def distilled_model(id: str) -> Distilled:
+    """By its id in `trained`."""
+    return next(model for model in distilled_models() if model.id == id)
 
 
 def _read() -> Mapping[str, Any]:
@@ -97,6 +143,12 @@ def family_of(model: Mapping[str, Any]) -> Family | None:
         ):
             return family
     return None
+
+
+def shift_node(name: str) -> str:
+    """The host's node that sets the time shift of a model of this class and leaves the unit of its time as it is."""
+    settings = getattr(getattr(comfy.supported_models, name, None), "sampling_settings", {})
+    return "ModelSamplingAuraFlow" if settings.get("multiplier") == 1 else "ModelSamplingSD3"
 
 
 def family_name(name: str) -> str:

@@ -8,32 +8,37 @@ from typing import Any
 
 from ...samplers import SCHEDULES
 from ...samplers.schedules.trained import of_flow, trained_models
-from ..host.families import distilled_models
+from ..host.families import distilled_model
 from ..host.model import LevelRange
 from .options import chosen_options
 
-_PLAIN = [1.0, 1.0]  # cfg of a distilled model, if nothing else is known
-
 
 def notes_of_schedule(
-    levels: LevelRange, schedule: str, widgets: Mapping[str, Any], cfg: float | None = None
+    levels: LevelRange,
+    schedule: str,
+    steps: int,
+    denoise: float,
+    widgets: Mapping[str, Any],
+    cfg: float | None = None,
 ) -> list[str]:
     """`trained_notes` for the values of the widgets of a node that chooses a schedule; none of another schedule."""
-    if schedule != "trained":
+    if schedule != "trained" or denoise <= 0:
         return []
     spec = SCHEDULES[schedule]
-    return trained_notes(levels, spec.check_options(chosen_options(spec, widgets))["distilled"], cfg)
+    distilled = spec.check_options(chosen_options(spec, widgets))["distilled"]
+    return trained_notes(levels, distilled, int(steps / denoise), cfg)
 
 
-def trained_notes(levels: LevelRange, distilled: str, cfg: float | None = None) -> list[str]:
+def trained_notes(levels: LevelRange, distilled: str, steps: int, cfg: float | None = None) -> list[str]:
     """Sentences for the node.
 
     Args:
         levels: of the model that is connected.
         distilled: the id of a distilled model, as `trained` has it.
+        steps: of the whole schedule.
         cfg: the scale of guidance of the run; None where it is not known.
     """
-    entry = trained_models()[distilled]
+    entry, model = trained_models()[distilled], distilled_model(distilled)
     notes = []
     shift = entry.get("shift")
     if levels.flow and of_flow(entry) and shift and not math.isclose(shift, levels.shift, rel_tol=0.01):
@@ -42,7 +47,12 @@ def trained_notes(levels: LevelRange, distilled: str, cfg: float | None = None) 
             "of this schedule are levels of noise, the same for any shift; but nodes that count in percent of the run, "
             f"such as ControlNet's start and end, go by the shift of the model: set it to {shift:.4g} for these."
         )
-    low, high = recommended_cfg(distilled)
+    if steps in model.predicts_x0:
+        notes.append(
+            f"With steps = {steps}, {entry['name']} predicts the image itself and not the noise: set the model to x0 "
+            "with ModelSamplingDiscrete before this node."
+        )
+    low, high = model.cfg
     wanted = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     if cfg is None:
         notes.append(f"{entry['name']} is sampled at cfg {wanted}.")
@@ -52,9 +62,3 @@ def trained_notes(levels: LevelRange, distilled: str, cfg: float | None = None) 
             f"contrast: set cfg to {low:g}."
         )
     return notes
-
-
-def recommended_cfg(distilled: str) -> tuple[float, float]:
-    """The least and the greatest scale of guidance for a distilled model."""
-    low, high = next((model.cfg for model in distilled_models() if model.id == distilled), _PLAIN)
-    return low, high

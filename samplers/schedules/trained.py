@@ -16,6 +16,7 @@ from .tables import published
 Distilled = Literal[
     "sdxl_turbo", "sdxl_lightning", "lcm", "tcd", "hyper_sd", "hyper_sdxl_unet", "hyper_flux", "dmd2_sdxl",
     "flux_schnell", "flux2_dev_turbo", "wan22_lightning", "qwen_image_lightning", "z_image_turbo", "fast_hunyuan",
+    "hyper_sd_cfg",
 ]  # fmt: skip
 
 
@@ -33,6 +34,18 @@ def steps_of(entry: dict[str, Any]) -> list[int]:
     if "grid" in entry:
         return list(range(1, entry["grid"] + 1))
     return entry["steps"] if "shift" in entry else [int(n) for n in entry.get("times") or entry["sigmas"]]
+
+
+def steps_in_words(entry: dict[str, Any]) -> str:
+    """The numbers of steps, as "2, 4 or 8"."""
+    known = steps_of(entry)
+    return f"1 to {known[-1]}" if "grid" in entry else either(known)
+
+
+def either(numbers: Iterable[float]) -> str:
+    """Some of which one holds, as "2, 4 or 8"."""
+    *others, last = (f"{number:g}" for number in numbers)
+    return " or ".join(filter(None, (", ".join(others), last)))
 
 
 def of_flow(entry: dict[str, Any]) -> bool:
@@ -85,11 +98,9 @@ def trained(
             f"distilled = {distilled}: {entry['name']} has the levels of a {kinds[not flow]} model, and the connected "
             f"model those of a {kinds[flow]} model: choose the one that is connected"
         )
-    known = steps_of(entry)
-    if n not in known:
-        numbers = f"1 to {known[-1]}" if "grid" in entry else ", ".join(map(str, known))
+    if n not in steps_of(entry):
         raise ValueError(
-            f"distilled = {distilled}: {entry['name']} was trained for {numbers} steps, and the whole schedule has {n} "
-            "(steps / denoise, one more with discard_penultimate)"
+            f"distilled = {distilled}: {entry['name']} was trained for {steps_in_words(entry)} steps, and the whole "
+            f"schedule has {n} (steps / denoise, one more with discard_penultimate)"
         )
     return _LEVELS[form](entry[form], n)

@@ -53,12 +53,15 @@ def test_every_class_is_one_of_the_host_and_every_name_one_of_ours(comfyui, fami
         for id in (family.sampler, family.varied):
             assert id is None or id in SAMPLERS
         assert family.schedule in SCHEDULES and family.sources
-        assert family.steps == sorted(family.steps) and family.cfg == sorted(family.cfg)
+        for settings in family.settings:
+            assert settings.steps == sorted(settings.steps) and settings.cfg == sorted(settings.cfg)
         assert family.distilled is None or family.distilled in trained_models()
     assert len(set(seen)) == len(seen), "one class, one family"
     for model in families.distilled_models():
         assert model.id in trained_models() and model.sampler in SAMPLERS and model.sources
         re.compile(model.names)
+        assert {*(model.steps or ()), *model.predicts_x0} <= set(steps_of(trained_models()[model.id]))
+    assert {model.id for model in families.distilled_models()} == set(trained_models())
 
 
 def test_every_source_is_an_address_or_a_template(families):
@@ -98,7 +101,7 @@ def test_measured_where_the_kinds_agree_and_the_recommendation_is_told(choose, c
     for name, facts in (("SDXL", SD), ("QwenImage", FLOW), ("WAN21_T2V", FLOW)):
         found = choose({**facts, "family": name})
         assert found.spec.id == auto.pick(name != "SDXL", "exact seed", 8).sampler
-        assert "Recommended for it:" in found.text and "cfg" in found.text
+        assert "Recommended for " in found.text and "cfg" in found.text
     assert "dpmpp_2m on karras, 25 to 28 steps, cfg 5 to 7" in choose({**SD, "family": "SDXL"}).text
 
 
@@ -115,10 +118,66 @@ def test_recommended_where_they_do_not(choose):
 def test_shift_and_cfg_that_differ_are_told(choose):
     qwen = FLOW | {"family": "QwenImage", "shift": 1.15}
     text = choose(qwen, cfg=9.0).text
-    assert "shift of the connected model is 1.15: ModelSamplingSD3 sets it to 3.1" in text
+    assert "shift of the connected model is 1.15: ModelSamplingAuraFlow sets it to 3.1 or 1." in text
     assert "cfg is 9, outside" in text
     fits = choose(qwen | {"shift": 3.1}, cfg=4.0).text
     assert "connected model is" not in fits and "outside" not in fits
+
+
+REMARKS = re.compile(
+    r"outside of what is recommended|shift of the connected model|was trained for cfg|was trained at shift"
+)
+"""What is said where a run differs from a recommendation."""
+
+
+def test_no_recommendation_is_objected_to(choose, families):
+    """Each of the table, at both ends of its guidance, as a user who follows it sets it."""
+    for family in families.families():
+        for settings in family.settings:
+            for cfg in settings.cfg:
+                facts = (SD if family.shift is None and family.schedule in ("karras", "sgm_uniform") else FLOW) | {
+                    "family": family.classes[0],
+                    "prediction": family.prediction or ("EPS" if family.id.startswith("sd1") else "CONST"),
+                }
+                flow = facts["prediction"] == "CONST"
+                facts |= {"sigma_max": 1.0 if flow else 4518.7 if family.zero_snr else SD["sigma_max"]}
+                facts |= {"shift": settings.shift or 1.0}
+                text = choose(facts, max(settings.steps), cfg=cfg).text
+                assert not REMARKS.search(text), (settings, text)
+                assert settings.model in text or family.distilled
+
+
+def test_no_training_is_objected_to(choose, families):
+    for model in families.distilled_models():
+        entry = trained_models()[model.id]
+        facts = (FLOW if of_flow(entry) else SD) | {"family": "Some", "distilled": model.id}
+        for cfg in model.cfg:
+            text = choose(facts | {"shift": entry.get("shift", 1.0)}, max(steps_of(entry)), cfg=cfg).text
+            assert f"distilled = {model.id}" in text and not REMARKS.search(text), text
+
+
+def test_of_several_models_of_one_class_each_may_be_the_one(choose):
+    """Wan 2.2 14B has guidance and shift of its own; what fits none of them is said."""
+    wan = FLOW | {"family": "WAN21_T2V"}
+    for cfg, shift in ((6.0, 8.0), (3.5, 12.0), (3.5, 5.0), (4.0, 8.0)):
+        assert not REMARKS.search(choose(wan | {"shift": shift}, 20, cfg=cfg).text)
+    assert "ModelSamplingSD3 sets it to 8." in choose(wan | {"shift": 12.0}, 20, cfg=6.0).text
+    assert "cfg is 9, outside" in choose(wan | {"shift": 8.0}, 20, cfg=9.0).text
+    flux2 = FLOW | {"family": "Flux2"}
+    assert "cfg is 3, outside" in choose(flux2, 20, cfg=3.0).text
+    assert "Recommended for FLUX.2 klein base: euler on flux2, 20 steps, cfg 5." in choose(flux2, 20, cfg=5.0).text
+
+
+def test_the_node_that_sets_the_shift_keeps_the_time_of_the_model(families):
+    """ModelSamplingSD3 has time from 0 to 1000, ModelSamplingAuraFlow from 0 to 1; the wrong one breaks the image."""
+    import comfy.supported_models
+
+    for family in families.families():
+        for name in family.classes:
+            time = getattr(comfy.supported_models, name).sampling_settings.get("multiplier", 1000)
+            expected = {1.0: "ModelSamplingAuraFlow", 1000: "ModelSamplingSD3"}[time]
+            assert families.shift_node(name) == expected
+    assert families.shift_node("ZImage") == "ModelSamplingAuraFlow"
 
 
 def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
@@ -133,7 +192,9 @@ def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
     [
         ("sdxl_lightning_4step_lora", "sdxl_lightning", 4), ("SDXL-Lightning-8steps", "sdxl_lightning", 8),
         ("lcm-lora-sdv1-5", "lcm", None), ("sd_xl_turbo_1.0_fp16", "sdxl_turbo", None),
-        ("Hyper-SDXL-8steps-lora", "hyper_sd", 8), ("Hyper-FLUX.1-dev-8steps-lora", "hyper_flux", 8),
+        ("Hyper-SDXL-8steps-lora", "hyper_sd", 8), ("Hyper-SDXL-8steps-CFG-lora", "hyper_sd_cfg", 8),
+        ("Hyper-SD15-12steps-CFG-lora", "hyper_sd_cfg", 12), ("sdxl_lightning_1step_x0", "sdxl_lightning", 1),
+        ("Hyper-FLUX.1-dev-8steps-lora", "hyper_flux", 8),
         ("dmd2_sdxl_4step_lora_fp16", "dmd2_sdxl", 4), ("flux1-schnell-fp8", "flux_schnell", None),
         ("Flux_2-Turbo-LoRA_comfyui", "flux2_dev_turbo", None), ("z_image_turbo_bf16", "z_image_turbo", None),
         ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "wan22_lightning", 4),
@@ -148,11 +209,11 @@ def test_files_tell_a_distillation(families, file, id, steps):
 
 @pytest.mark.parametrize("id", trained_models())
 @pytest.mark.parametrize("budget", [1, 4, 8])
-def test_its_own_levels_within_the_budget(choose, id, budget):
+def test_its_own_levels_within_the_budget(choose, families, id, budget):
     entry = trained_models()[id]
     facts = (FLOW if of_flow(entry) else SD) | {"family": "Some", "distilled": id}
     found = choose(facts, budget)
-    known = [n for n in steps_of(entry) if n <= budget]
+    known = [n for n in families.distilled_model(id).steps or steps_of(entry) if n <= budget]
     made = found.spec.nfe(found.sigmas, flow=of_flow(entry), **found.options)
     assert made <= budget
     if known:
@@ -176,6 +237,39 @@ def test_image_to_image_takes_the_last_of_its_steps(choose):
 def test_the_number_in_the_name_of_a_file_counts(choose):
     found = choose(SD | {"family": "SDXL", "distilled": "sdxl_lightning", "distilled_steps": 4}, 8)
     assert len(found.sigmas) == 5
+
+
+@pytest.mark.parametrize(("wanted", "budget", "taken"), [(6, 8, 8), (3, 8, 4), (16, 8, 8), (6, 5, 4)])
+def test_a_number_in_the_name_that_is_not_known_is_said(choose, wanted, budget, taken):
+    """And the nearest of the known ones that the budget allows is taken."""
+    found = choose(SD | {"family": "SDXL", "distilled": "sdxl_lightning", "distilled_steps": wanted}, budget)
+    assert len(found.sigmas) == taken + 1
+    assert f"The name of the file says {wanted} steps" in found.text
+    assert f"those for 1, 2, 4 or 8 steps: those for {taken} are taken." in found.text
+
+
+def test_a_name_without_a_number_is_said_where_each_file_has_one(choose):
+    nameless = SD | {"family": "SDXL", "distilled": "sdxl_lightning"}
+    assert "the name of this one does not say: 8 are taken" in choose(nameless, 8).text
+    assert "does not say" not in choose(nameless | {"distilled_steps": 4}, 8).text
+    assert "does not say" not in choose(nameless | {"distilled": "lcm"}, 8).text, "which is trained for all numbers"
+    assert "does not say" not in choose(nameless | {"distilled": "dmd2_sdxl"}, 8).text, "there is one to choose from"
+
+
+def test_a_file_of_one_step_is_taken_by_its_name_only(choose):
+    """Those of SDXL-Lightning and DMD2 are other files, and that of the first predicts the image."""
+    for id in ("sdxl_lightning", "dmd2_sdxl"):
+        facts = SD | {"family": "SDXL", "distilled": id}
+        assert "give it as many evaluations" in choose(facts, 1).text
+        named = choose(facts | {"distilled_steps": 1}, 1)
+        assert len(named.sigmas) == 2 and ("set the model to x0" in named.text) == (id == "sdxl_lightning")
+
+
+def test_loras_that_keep_guidance_are_not_told_to_do_without(choose):
+    facts = SD | {"family": "SDXL", "distilled": "hyper_sd_cfg", "distilled_steps": 8}
+    assert "sampled at cfg 5 to 8" in choose(facts, 8).text
+    assert "was trained for cfg 5 to 8 and this run has 1" in choose(facts, 8, cfg=1.0).text
+    assert len(choose(facts | {"distilled_steps": 12}, 12).sigmas) == 13
 
 
 def test_a_name_of_another_kind_of_model_is_passed_over(choose):
@@ -264,3 +358,15 @@ def test_a_shift_that_differs_from_the_trained_is_told(comfyui, monkeypatch, shi
     shown.clear()
     comfyui.nodes["FewStepScheduler"].execute(model, "simple", 8, 1.0)
     assert not shown
+
+
+@pytest.mark.parametrize(
+    ("steps", "denoise", "one"), [(1, 1.0, True), (1, 0.6, True), (1, 0.5, False), (2, 1.0, False)]
+)
+def test_one_step_of_lightning_predicts_the_image(comfyui, monkeypatch, steps, denoise, one):
+    """Of the whole schedule: 1 step at denoise 0.5 is the last of 2."""
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "sampling"), "say", shown.append)
+    model, distilled = small_model("EPS"), "sdxl_lightning"
+    comfyui.nodes["FewStepScheduler"].execute(model, "trained", steps, denoise, distilled=distilled)
+    assert ("set the model to x0" in shown[0]) == one

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from browser import node
 from host import ROOT, SetupError
+from in_the_host import module
 from messages import messages, of_javascript, of_python, of_workflow
 from translations import LOCALES
 
@@ -133,9 +134,31 @@ def test_what_nodes_answer_is_translated(comfyui):
         plan.execute(built_in).result[1],
         raised(compare.validate_inputs, schedules="fewstep_karras rho=-1"),
     ]
+    assert_chinese(said)
+
+
+def assert_chinese(said: list[str]) -> None:
     for text, chinese in zip(said, in_the_browser("zh", said), strict=True):
         assert re.search("[\u4e00-\u9fff]", chinese), text
         assert not re.search(r"[a-z]+ [a-z]+ [a-z]+", chinese), f"{text}\n{chinese}"
+
+
+def test_what_auto_says_of_models_is_translated(comfyui):
+    """Of every family, with a run that differs from what is recommended, and of distilled models."""
+    auto, families = module(comfyui, "auto"), module(comfyui, "host.families")
+    said = []
+    for family in families.families():
+        facts = {"family": family.classes[0], "prediction": family.prediction or "EPS", "sigma_max": 4518.7}
+        levels = module(comfyui, "host.model").LevelRange(0.001, 1.0, True, 17.5)
+        said += auto._advice(family, facts["family"], levels, 40.0)
+    for steps in (None, 1, 6):
+        facts = {"family": "SDXL", "prediction": "EPS", "sigma_max": 14.6, "distilled": "sdxl_lightning"}
+        levels = module(comfyui, "host.model").LevelRange(0.03, 14.6, False, 1.0)
+        choice = auto.choose(
+            levels, facts | ({"distilled_steps": steps} if steps else {}), evaluations=8, variety="exact seed", denoise=1
+        )
+        said += choice.text.split("\n")
+    assert_chinese(said)
 
 
 # Collecting
