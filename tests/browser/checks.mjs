@@ -768,6 +768,28 @@ both("a node keeps what it said last, also when it was stopped", async ({ page, 
   assert.ok(!saved.includes(last), "it is not saved with the workflow");
 });
 
+both("a node shows all that it says in a run, and forgets it at the next", async ({ page }) => {
+  await clear(page);
+  const [model, latent] = [await add(page, "FewStepDemoModel"), await add(page, "FewStepDemoLatent", [0, 300])];
+  const [sampler, decode] = [await add(page, "FewStepKSampler", [400, 0]), await add(page, "FewStepDemoDecode", [900, 0])];
+  const preview = await add(page, "PreviewImage", [1200, 0]);
+  for (const [output, input] of [[0, "model"], [1, "positive"], [2, "negative"]]) await connect(page, model, output, sampler, input);
+  await connect(page, latent, 0, sampler, "latent_image");
+  await connect(page, sampler, 0, decode, "samples");
+  await connect(page, decode, 0, preview, "images");
+  const run = async (values) => {
+    for (const [name, value] of Object.entries(values)) await set(page, sampler, name, value);
+    await page.evaluate(() => void app.queuePrompt(0));
+  };
+  const said = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.find(({ name }) => name === "fewstep_text")?.element.textContent ?? "", sampler);
+  await run({ sampler_name: "euler_cfg_pp", scheduler: "trained", steps: 4, cfg: 7 });
+  const whole = /^SDXL-Lightning was trained for cfg 1 and this run has 7.*\nWarning: CFG\+\+ at cfg 7 burns the image/;
+  await eventually(page, async () => assert.match(await said(), whole), 100);
+  await run({ sampler_name: "euler", cfg: 1 });
+  await eventually(page, async () => assert.equal(await said(), ""), 100);
+});
+
 both("plans are shown, renamed and deleted, and Load Plan offers what there is", async ({ page, vue }) => {
   await clear(page);
   const [first, second] = ["of_a_check", "renamed"].map((name) => `${name}_${vue ? "vue" : "canvas"}`);
