@@ -45,7 +45,7 @@ from .requests import RequestError, given_texts, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.families import grouped
-from .ui.menu import host_node, words_of
+from .ui.menu import also_called, host_node, words_of
 from .ui.names import READERS, faults, known_names
 from .ui.options import chosen_options
 
@@ -124,6 +124,7 @@ def options() -> dict[str, Any]:
         "widgets": of({id: SAMPLERS[id] for id in families}),
         "bounds": bounds(SAMPLERS),
         "families": families,
+        "also": also_called(),
         "needs": {"detail_start": "detail", "detail_end": "detail"},
     }
     schedules = {"choice": "schedule", "widgets": of(SCHEDULES), "bounds": bounds(SCHEDULES), "words": words}

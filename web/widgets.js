@@ -90,11 +90,13 @@ export function showDefaults(node, own) {
   }
 }
 
-/** Shows the family of each choice beside its name, in the list and on the node. The value stays the name. */
+/** Shows beside the name of each choice what else it is called and its family, in the list and on the node. The value stays the name. */
 export function showFamilies(node, own) {
-  for (const { choice, families } of own) {
+  for (const { choice, families, also } of own) {
     const widget = families && find(node, choice);
-    if (widget) widget.options.getOptionLabel = (value) => (families[value] ? `${value} · ${t(families[value])}` : (value ?? ""));
+    if (!widget) continue;
+    const named = (value) => (also[value] ? `${value} (${also[value].join(", ")})` : value);
+    widget.options.getOptionLabel = (value) => (families[value] ? `${named(value)} · ${t(families[value])}` : (value ?? ""));
   }
 }
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ...samplers import SAMPLERS
+
 
 def host_node(id: str) -> Any:
     """A node of the host; None where it has none of that name."""
@@ -45,6 +47,16 @@ def words_of(node: type[io.ComfyNode]) -> list[str]:
     _heard.clear()
     node.define_schema()
     return [*_heard]
+
+
+def also_called() -> dict[str, list[str]]:
+    """What ComfyUI and RES4LYF call samplers of ours, with some of their options, where it is another name."""
+    found: dict[str, list[str]] = {}
+    for whose in ("ComfyUI", "RES4LYF"):
+        for name, ours in KNOWN_NAMES["samplers"][whose].items():
+            if isinstance(ours, str) and name not in SAMPLERS and not name.endswith("_gpu"):  # the same, elsewhere
+                found.setdefault(ours.split()[0], []).append(name)
+    return found
 
 
 def known_names(kind: str) -> list[str]:

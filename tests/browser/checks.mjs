@@ -381,6 +381,9 @@ both("one node in the place of a KSampler shows the options of both choices and 
   assert.equal((await answer(page, id)).passes, 11);
   const shown = (id) => page.evaluate((id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "sampler_name")._displayValue, id);
   assert.equal(await shown(id), "dpmpp_2s · singlestep");
+  const label = (value) =>
+    page.evaluate(([id, value]) => app.graph.getNodeById(id).widgets.find((w) => w.name === "sampler_name").options.getOptionLabel(value), [id, value]);
+  assert.equal(await label("res_multistep"), "res_multistep (res_2m, res_3m) · multistep");
   const saved = await page.evaluate((id) => app.graph.getNodeById(id).serialize().widgets_values, id);
   assert.ok(saved.includes("dpmpp_2s"), "a label is saved in the place of the name");
   if (vue) return;
@@ -633,7 +636,7 @@ check("Vue nodes show the widgets that the sampler has, and the plot below", asy
     const first = await canvas.screenshot();
     for (const sampler of ["unipc", "euler", "dpm_2s"]) {
       await rows.first().getByRole("combobox").click();
-      const labels = new RegExp(`^${sampler}( · (multistep|singlestep))?$`); // newer front ends show the family
+      const labels = new RegExp(`^${sampler}( \\(.+\\))?( · (multistep|singlestep))?$`); // newer front ends show the family
       await page.getByRole("option", { name: labels }).click();
       await answer(page, id);
       await fits(id);

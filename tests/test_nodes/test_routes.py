@@ -221,6 +221,15 @@ def test_samplers_are_listed_family_by_family(comfyui, routes):
     assert {id: found[id] for id in known} == known
 
 
+def test_samplers_are_listed_with_their_other_names(routes):
+    """Users of other packs know them by these; their own name, and the host's for another device, say nothing new."""
+    also = routes.options()["FewStepSampler"][0]["also"]
+    assert also["res_multistep"] == ["res_2m", "res_3m"]
+    assert also["consistency"] == ["lcm"] and also["dpm_2s"] == ["dpm_2"]
+    assert also.keys() <= SAMPLERS.keys() and not {name for names in also.values() for name in names} & SAMPLERS.keys()
+    assert "res_3s" not in also, "what is only the nearest is no other name"
+
+
 def test_over_http(running_host):
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=3)})
     assert status == 200 and len(answer["sigmas"]) == 4
