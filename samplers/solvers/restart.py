@@ -10,27 +10,43 @@ in every step.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from ..levels import Levels
 from ..options import Bounds
 from ..phi import value
 from ..plan import Stage, X
 from ..sampler import sampler
-from .adams import ipndm_v
+from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms
 from .ancestral import added_noise
-from .dpm_solver import dpmpp_2m, dpmpp_2s
-from .runge_kutta import euler, heun
+from .dpm_solver import dpm_2m, dpm_2s, dpm_3m, dpm_3s, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
+from .exponential import exp_heun_2_x0, res_2s, res_3s, res_5s, res_6s, res_multistep
+from .runge_kutta import euler, heun, heunpp2, rk4
+from .unipc import unipc
 
-BASES: dict[str, Callable[[Levels], Iterator[Stage]]] = {
-    "heun": heun,
-    "euler": euler,
-    "dpmpp_2s": dpmpp_2s,
-    "dpmpp_2m": functools.partial(dpmpp_2m, lower_order_final=False),
-    "ipndm_v": ipndm_v,
-}
+Base = Literal[
+    "heun", "euler", "dpmpp_2s", "dpmpp_2m", "ipndm_v", "dpmpp_3s", "dpmpp_3m", "dpm_2s", "dpm_3s", "dpm_2m", "dpm_3m",
+    "unipc", "deis", "ipndm", "lms", "rk4", "res_2s", "res_3s", "res_5s", "res_6s", "res_multistep",
+    "exp_heun_2_x0", "heunpp2", "gradient_estimation",
+]  # fmt: skip
+
+_ALL = (
+    heun, euler, dpmpp_2s, dpmpp_2m, ipndm_v, dpmpp_3s, dpmpp_3m, dpm_2s, dpm_3s, dpm_2m, dpm_3m, unipc, deis, ipndm,
+    lms, rk4, res_2s, res_3s, res_5s, res_6s, res_multistep, exp_heun_2_x0, heunpp2, gradient_estimation,
+)  # fmt: skip
+
+
+def _whole(solver: Callable[..., Iterator[Stage]]) -> Callable[[Levels], Iterator[Stage]]:
+    """The solver without lower orders at the end: that of a part is in the middle of the run."""
+    lowers = "lower_order_final" in inspect.signature(solver).parameters
+    return functools.partial(solver, lower_order_final=False) if lowers else solver
+
+
+BASES = {name: _whole(solver) for name, solver in zip(get_args(Base), _ALL, strict=True)}
+"""All deterministic solvers that go through the levels they are given; not plms, whose start every part would pay."""
 
 
 @sampler(
@@ -48,7 +64,7 @@ def restart(
     ] = 1,
     restart_max: Annotated[float, Bounds(0.0, 1000.0), "Noise level, sigma / alpha, up to which noise is added."] = 2.0,
     restart_min: Annotated[float, Bounds(0.0, 1000.0), "Noise level, sigma / alpha, at which the interval ends."] = 0.1,
-    base: Annotated[Literal["heun", "euler", "dpmpp_2s", "dpmpp_2m", "ipndm_v"], "The solver of all steps."] = "heun",
+    base: Annotated[Base, "The solver of all steps."] = "heun",
 ) -> Iterator[Stage]:
     """Restart sampling: from level m, near `restart_min`, noise up to level M, near `restart_max`, and down again.
 

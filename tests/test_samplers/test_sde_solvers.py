@@ -8,12 +8,13 @@ import math
 import mpmath
 import pytest
 import torch
-from mixture import NOISE, X1, denoiser, flow_denoiser, levels
+from mixture import NOISE, ONE_PREDICTION, X1, denoiser, flow_denoiser, given, levels
 from test_order import measured_order
 
 from samplers import SAMPLERS, read_levels
 from samplers.plan import model_sigmas
 from samplers.solvers.er_sde import NoiseScale
+from samplers.solvers.restart import BASES
 
 EDM, FLOW = [9.0, 5.0, 2.0, 0.7, 0.2, 0.05], [0.97, 0.8, 0.6, 0.35, 0.1]
 
@@ -112,7 +113,13 @@ def test_restart_by_hand():
     torch.testing.assert_close(found, down(x, [*EDM[4:], 0.0]), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("base", ["heun", "euler", "dpmpp_2s", "dpmpp_2m", "ipndm_v"])
+def test_restart_has_every_solver_that_follows_its_levels():
+    """All with a plan that adds no noise, but for dpm_fast (levels of its own), AMED (pairs) and plms (its start)."""
+    deterministic = {spec.id for spec in ONE_PREDICTION if not (spec.stochastic or spec.adds_noise or spec.adaptive)}
+    assert {id for id in deterministic - {"dpm_fast", "plms"} if not id.startswith("amed")} == set(BASES)
+
+
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 def test_restart_takes_any_solver(base, flow):
     """Without restarts it is the solver; with them it evaluates the levels of the interval again."""
@@ -123,7 +130,7 @@ def test_restart_takes_any_solver(base, flow):
         x = X1 * sigmas[0]
         return SAMPLERS[id].function(model, x, sigmas, None, calls.append, True, seed=0, flow=flow, **options)
 
-    own = {"lower_order_final": False} if base == "dpmpp_2m" else {}
+    own = given(SAMPLERS[base], lower_order_final=False)
     plain = sample(base, **own)
     torch.testing.assert_close(sample("restart", base=base, restarts=0), plain, rtol=1e-12, atol=1e-12)
     never, once, thrice = (SAMPLERS["restart"].nfe(sigmas, restarts=k, base=base, flow=flow) for k in (0, 1, 3))
