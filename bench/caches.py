@@ -203,7 +203,7 @@ def findings(rows: Sequence[Row]) -> str:
     sentences = (
         "**What follows.**",
         f"A cache left out passes in {len(used)} of {len(rows)} cases.",
-        f"In {len(worse)} of these fewer steps without a cache have the smaller error at the same cost,",
+        f"In {len(worse)} of these, fewer steps without a cache have the smaller error at the same cost,",
         f"in the median by a factor of {statistics.median(worse):.1f}:" if worse else "none:",
         "so the node that samples warns of a step cache.",
         f"The cache multiplies the error by (median): {medians}.",

@@ -283,7 +283,7 @@ def _as_trained(
     ]
     if wanted not in (None, steps):
         lines.append(
-            f"The name of the file says {wanted} steps, and the levels that are known are those for "
+            f"The name of the file says {wanted} steps. The levels of {entry['name']} are known for "
             f"{steps_in_words(entry)} steps: those for {steps} are taken."
         )
     elif wanted is None and model.one_number and len(known) > 1:

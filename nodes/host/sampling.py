@@ -185,7 +185,7 @@ def _step_cache(extra_args: Mapping[str, Any] | None) -> list[str]:
     if cache is None:
         return []
     return [
-        f"{cache} answers for the network in some steps. In our measurements of EasyCache and LazyCache fewer steps "
+        f"{cache} answers for the network in some steps. In our measurements of EasyCache and LazyCache, fewer steps "
         "without a cache gave a smaller error at the same cost (docs/CACHES.md)"
     ]
 

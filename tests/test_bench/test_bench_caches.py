@@ -31,5 +31,5 @@ def test_findings_count(caches):
         caches.Row(10, "dpmpp_2m", 0.1, "EasyCache 0.2", 8.0, 0.2, 0.3),
     ]
     said = " ".join(caches.findings(rows).split())
-    assert "left out passes in 2 of 3 cases. In 1 of these fewer steps" in said and "by a factor of 2.0" in said
+    assert "left out passes in 2 of 3 cases. In 1 of these, fewer steps" in said and "by a factor of 2.0" in said
     assert "`euler` 4.0, `dpmpp_2m` 2.0" in said and "with EasyCache 0.5 to 0.5 times, median 0.5" in said

@@ -245,7 +245,7 @@ def test_a_number_in_the_name_that_is_not_known_is_said(choose, wanted, budget, 
     found = choose(SD | {"family": "SDXL", "distilled": "sdxl_lightning", "distilled_steps": wanted}, budget)
     assert len(found.sigmas) == taken + 1
     assert f"The name of the file says {wanted} steps" in found.text
-    assert f"those for 1, 2, 4 or 8 steps: those for {taken} are taken." in found.text
+    assert f"known for 1, 2, 4 or 8 steps: those for {taken} are taken." in found.text
 
 
 def test_a_name_without_a_number_is_said_where_each_file_has_one(choose):
