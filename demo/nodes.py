@@ -90,24 +90,19 @@ def _conditioning(words, text: str) -> list:
     return [[embedding[:, None], {"pooled_output": embedding}]]
 
 
-_told: list[str] = []  # what was last said of unknown words, which stays on the node
-
-
 def tell(words, text: str) -> None:
-    """Says on the node, and in the log, which words are unknown, and what is known; later, that all are."""
+    """Says on the node, until it runs again, and in the log which words are unknown, and what is known."""
     _, unknown = words.encode(text)
-    if unknown:
-        like = [near for word in unknown for near in difflib.get_close_matches(word, words.index, 3)]
-        some = dict.fromkeys([*like, *EXAMPLES])
-        _told[:] = [
-            f"The demo model does not know: {', '.join(dict.fromkeys(unknown))}. It knows {len(words.index)} words, "
-            f"listed in demo/README.md of the pack, such as: {', '.join(word for word in some if word in words.index)}."
-        ]
-        logging.warning(_told[0])
-        say(_told[0])
-    elif _told:
-        _told.clear()
-        say("The demo model knows all these words.")
+    if not unknown:
+        return
+    like = [near for word in unknown for near in difflib.get_close_matches(word, words.index, 3)]
+    some = dict.fromkeys([*like, *EXAMPLES])
+    message = (
+        f"The demo model does not know: {', '.join(dict.fromkeys(unknown))}. It knows {len(words.index)} words, "
+        f"listed in demo/README.md of the pack, such as: {', '.join(word for word in some if word in words.index)}."
+    )
+    logging.warning(message)
+    say(message)
 
 
 class FewStepDemoLatent(io.ComfyNode):

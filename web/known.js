@@ -1,6 +1,6 @@
 /** What is known of models: a node tells its levels and kind when it runs, and they hold for all nodes with that model. */
 
-import { origin } from "./requests.js";
+import { origin } from "./graph.js";
 
 const FAR = 50; // nodes that are followed at most
 const KEPT = 50; // models

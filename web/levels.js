@@ -1,6 +1,6 @@
 /** Levels drawn by hand: a point of the plot of Few-Step Scheduler that is dragged. */
 
-import { isFed } from "./requests.js";
+import { isFed } from "./graph.js";
 import { set } from "./widgets.js";
 
 const BETWEEN = 1.01; // factor that a level stays away from its neighbours

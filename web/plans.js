@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
+import { everyNode } from "./graph.js";
 import { t, translated } from "./translate.js";
 import { find, lookAgain, set } from "./widgets.js";
 
@@ -17,7 +18,7 @@ let files = null; // the list of entries, once it has changed
 export function followPlans() {
   api.addEventListener(EVENT, ({ detail }) => {
     files = detail.files;
-    for (const node of everyNode(app.rootGraph ?? app.graph)) if (node.comfyClass === NODE) offer(node);
+    for (const node of everyNode()) if (node.comfyClass === NODE) offer(node);
     document.querySelector("dialog.fewstep-plans")?.refresh();
   });
 }
@@ -39,13 +40,6 @@ function offer(node) {
   widget.options.values = [...files];
   if (LiteGraph.vueNodesMode && node.graph) lookAgain(node);
   node.setDirtyCanvas(true, true);
-}
-
-function* everyNode(graph) {
-  for (const node of graph?._nodes ?? []) {
-    yield node;
-    if (node.subgraph) yield* everyNode(node.subgraph);
-  }
 }
 
 /** Opens the window; a plan that is chosen there goes into the node, if one is given. */

@@ -1,13 +1,12 @@
 /** What the server is asked for a plot: nodes with the values of their widgets, found by following the links. */
 
-import { app } from "../../scripts/app.js";
+import { linkedValue, origin, slot, source, takers, valueOf } from "./graph.js";
 import { known } from "./known.js";
 
-const FAR = 50; // links that are followed at most
+const FAR = 50; // nodes that are followed at most
 const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto", "ManualSigmas", "BasicScheduler"];
 const WITH_SAMPLER = ["FewStepSampler", "FewStepPlanSampler", "FewStepAuto"];
 const PREFIX = "fewstep_"; // of our samplers in the host's lists
-const INPUTS = -10; // the id that a link of a subgraph has where it comes from the outside
 
 /** For POST /fewstep/sigmas. */
 export function sigmasRequest(node) {
@@ -127,76 +126,4 @@ function guidanceNode(guider) {
 /** The scale of a CFGOverride over the whole run; that of a part is not known, since its ends are levels of the model. */
 function overriding(node) {
   return valueOf(node, "start_percent") === 0 && valueOf(node, "end_percent") === 1 ? valueOf(node, "cfg") : null;
-}
-
-/** The value of a widget, or of the link that feeds it. */
-function valueOf(node, name) {
-  return linkedValue(node, name) ?? node.widgets?.find((widget) => widget.name === name)?.value;
-}
-
-/** The value that a link feeds into a widget, where a node with nothing but a value is at its other end. */
-function linkedValue(node, name) {
-  const from = origin(node, name);
-  const simple = from && !from.inputs?.some((_, i) => from.isInputConnected(i));
-  return simple ? from.widgets?.[0]?.value : undefined;
-}
-
-/** Whether a link feeds a widget. */
-export function isFed(node, name) {
-  return source(node, name) !== null;
-}
-
-function slot(node, name) {
-  return node.inputs?.find((input) => input.name === name);
-}
-
-/** The node at the other end of an input. */
-export function origin(node, name) {
-  return source(node, name)?.from ?? null;
-}
-
-/** That node, and which of its outputs it is. */
-function source(node, name) {
-  return sourceOf(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
-}
-
-/** The same by the number of the input: through reroutes, and in and out of subgraphs. */
-function sourceOf(at, i) {
-  for (let links = 0; at && i >= 0 && links < FAR; links++) {
-    const link = LiteGraph.LGraphNode.prototype.getInputLink.call(at, i); // subgraph nodes have another one
-    if (!link) return null;
-    let [from, output] = [at.graph.getNodeById(link.origin_id), link.origin_slot];
-    if (Number(link.origin_id) === INPUTS) {
-      [at, i] = [holder(at.graph), link.origin_slot];
-      continue;
-    }
-    for (let within = 0; from?.isSubgraphNode?.() && within < FAR; within++) {
-      const inner = from.subgraph.outputNode.slots[output]?.getLinks()[0];
-      [from, output] = inner ? [from.subgraph.getNodeById(inner.origin_id), inner.origin_slot] : [];
-    }
-    if (from?.type !== "Reroute") return from ? { from, output } : null;
-    [at, i] = [from, 0];
-  }
-  return null;
-}
-
-/** The nodes that take an output of a type of a node. */
-function takers(node, type) {
-  return graphs()
-    .flatMap((graph) => graph.nodes)
-    .filter((other) => !other.isSubgraphNode?.() && other.inputs?.some((input, i) => takes(other, i, input, type, node)));
-}
-
-function takes(other, i, input, type, node) {
-  return input.type === type && sourceOf(other, i)?.from === node;
-}
-
-/** The node that stands for a subgraph; of several the first. */
-function holder(subgraph) {
-  return graphs().flatMap((graph) => graph.nodes).find((node) => node.subgraph === subgraph); // prettier-ignore
-}
-
-function graphs() {
-  const root = app.graph.rootGraph ?? app.graph;
-  return [root, ...(root.subgraphs?.values() ?? [])];
 }

@@ -793,6 +793,76 @@ both("a node shows all that it says in a run, and forgets it at the next", async
   await eventually(page, async () => assert.equal(await said(), ""), 100);
 });
 
+const LONG = [
+  "dpmpp_2m on karras, internationalised: 8 steps, 8 evaluations.",
+  "Smallest error of those that were measured, straightforwardness notwithstanding, at guidance 3 and in the neighbourhood of it.",
+  "/a/path/that/is/one/word/because/it/has/no/space/in/it/models/fewstep/portraits/plan_00001_.safetensors",
+  "这个计划是为另一种模型制作的；请加载为其制作计划的模型，或为这个模型校准一个计划，然后再次运行工作流。",
+].join("\n"); // prettier-ignore
+
+/** Sends a text to a node, as the host does while it runs. */
+const tells = (page, nodeId, text) =>
+  page.evaluate(
+    async ([nodeId, text]) => {
+      const { api } = await import("/scripts/api.js");
+      api.dispatchCustomEvent("progress_text", { nodeId, text });
+    },
+    [String(nodeId), text],
+  );
+
+both("a text stays within its node, however long it is and however narrow the node", async ({ page, vue }) => {
+  await clear(page);
+  const types = ["FewStepAuto", "FewStepKSampler", "FewStepCalibrate", "FewStepDemoModel"];
+  for (const [i, type] of types.entries()) {
+    const id = await add(page, type, [i * 20, 0]);
+    await tells(page, id, LONG);
+    const inside = async () => {
+      const { text, node, cut } = await page.evaluate((id) => {
+        const node = app.graph.getNodeById(id);
+        const { element } = node.widgets.find(({ name }) => name === "fewstep_text");
+        const { scale, offset } = app.canvas.ds;
+        const { top } = app.canvas.canvas.getBoundingClientRect();
+        const whole = document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect().bottom;
+        return {
+          text: element.getBoundingClientRect().bottom,
+          node: whole ?? (node.pos[1] + node.size[1] + offset[1]) * scale + top,
+          cut: element.scrollHeight - element.clientHeight,
+        };
+      }, id);
+      assert.ok(text > 0 && text <= node && cut <= 0, `${type}: text to ${text}, node to ${node}, ${cut} cut off`);
+    };
+    await eventually(page, inside);
+    if (!vue) await page.evaluate((id) => app.graph.getNodeById(id).setSize([240, 100]), id);
+    await page.evaluate(() => app.graph.setDirtyCanvas(true, true));
+    await eventually(page, inside);
+    if (given.out) await page.screenshot({ path: join(given.out, `text ${type} ${vue}.png`) });
+    await page.evaluate((id) => app.graph.remove(app.graph.getNodeById(id)), id);
+  }
+});
+
+both("a node in a closed subgraph has its text when it is opened", async ({ page, vue }) => {
+  await clear(page);
+  const inner = await add(page, "FewStepAuto");
+  const id = await page.evaluate((id) => {
+    const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+    return `${node.id}:${subgraph.nodes[0].id}`;
+  }, inner);
+  await tells(page, id, LONG);
+  await page.waitForTimeout(300);
+  const seen = page.locator(".fewstep-text:not([aria-hidden])").filter({ hasText: "internationalised", visible: true });
+  assert.equal(await seen.count(), 0);
+  const open = (graph) => page.evaluate((inside) => app.canvas.setGraph(inside ? [...app.graph.subgraphs.values()].at(-1) : app.graph.rootGraph), graph);
+  try {
+    await open(true);
+    await eventually(page, async () => assert.equal(await seen.count(), 1));
+    await tells(page, id, "again");
+    await eventually(page, async () => assert.equal(await page.getByText("again").filter({ visible: true }).count(), 1));
+    if (given.out) await page.screenshot({ path: join(given.out, `text in a subgraph ${vue}.png`) });
+  } finally {
+    await open(false);
+  }
+});
+
 both("plans are shown, renamed and deleted, and Load Plan offers what there is", async ({ page, vue }) => {
   await clear(page);
   const [first, second] = ["of_a_check", "renamed"].map((name) => `${name}_${vue ? "vue" : "canvas"}`);
