@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
+import { managePresets, presetItems, readPresets, selectedNode, takesPresets } from "./presets.js";
 import { addResults } from "./compare.js";
 import { learn } from "./known.js";
 import { takeLevel } from "./levels.js";
@@ -48,13 +49,19 @@ let options, words; // of GET /fewstep/options and /fewstep/words, by node
 app.registerExtension({
   name: "FewStep",
 
-  commands: [{ id: "FewStep.Plans", label: "Few-Step: calibrated plans", icon: "pi pi-list", function: () => browse() }],
-  menuCommands: [{ path: ["Extensions", "Few-Step"], commands: ["FewStep.Plans"] }],
+  commands: [
+    { id: "FewStep.Plans", label: "Few-Step: calibrated plans", icon: "pi pi-list", function: () => browse() },
+    { id: "FewStep.Presets", label: "Few-Step: presets", icon: "pi pi-sliders-h", function: () => managePresets(selectedNode()) },
+  ],
+  menuCommands: [{ path: ["Extensions", "Few-Step"], commands: ["FewStep.Plans", "FewStep.Presets"] }],
+  getNodeMenuItems: presetItems,
+  getSelectionToolboxCommands: (item) => (takesPresets(item) ? ["FewStep.Presets"] : []), // Vue nodes of 1.32.9 have no menu
 
   async init() {
     const answers = await Promise.all(["options", "words"].map((name) => api.fetchApi(`/fewstep/${name}`)));
     [options, words] = await Promise.all(answers.map((answer) => answer.json()));
     followPlans();
+    readPresets();
     showTexts();
     sayOnce();
     translateMessages(); // before the others hear of them

@@ -914,6 +914,156 @@ both("plans are shown, renamed and deleted, and Load Plan offers what there is",
   );
 });
 
+const PRESETS = "fewstep.presets.json";
+
+/** The presets in the user's folder of the host, or what it is given to hold; null for no file. */
+const presetFile = (page, text) =>
+  page.evaluate(
+    async ([file, text]) => {
+      const { api } = await import("/scripts/api.js");
+      if (text === null) await api.deleteUserData(file);
+      else if (text !== undefined) await api.storeUserData(file, text, { overwrite: true, stringify: false });
+      const answer = text === null ? null : await api.getUserData(file);
+      return answer?.ok ? answer.text() : null;
+    },
+    [PRESETS, text],
+  );
+
+/** Opens the window of the presets of a node, as a user of either design does. */
+async function presetsOf(page, id) {
+  await show(page, id);
+  await page.evaluate((id) => app.canvas.selectNode(app.graph.getNodeById(id)), id);
+  const button = page.locator(".selection-toolbox .pi-sliders-h");
+  await button.click();
+  const dialog = page.locator("dialog.fewstep-presets");
+  await dialog.waitFor({ timeout: 5000 });
+  return dialog;
+}
+
+/** Brings a node into sight, with room above it, and selects nothing. */
+async function show(page, id) {
+  await page.evaluate((id) => {
+    const { pos } = app.graph.getNodeById(id);
+    app.canvas.ds.offset = [300 - pos[0], 240 - pos[1]];
+    app.canvas.deselectAll();
+    app.graph.setDirtyCanvas(true, true);
+  }, id);
+  await page.waitForTimeout(300);
+}
+
+/** Chooses from the menu of a node: one entry after another. */
+async function chooseInMenu(page, id, ...entries) {
+  await show(page, id);
+  const place = await page.evaluate((id) => {
+    const node = app.graph.getNodeById(id);
+    const { left, top } = app.canvas.canvas.getBoundingClientRect();
+    const { offset, scale } = app.canvas.ds;
+    return [(node.pos[0] + 60 + offset[0]) * scale + left, (node.pos[1] - 12 + offset[1]) * scale + top];
+  }, id);
+  await page.mouse.click(...place, { button: "right" });
+  for (const entry of entries) {
+    const found = page.locator(".litemenu-entry, [role=menuitem]").filter({ hasText: entry, visible: true }).last();
+    await found.waitFor({ timeout: 5000 });
+    await found.hover();
+    await found.click();
+  }
+}
+
+both("presets are saved, picked, renamed and deleted, and break nothing", async ({ page, vue }) => {
+  await page.evaluate(() => app.extensionManager.command.execute("Comfy.NewBlankWorkflow")); // which has a history
+  await clear(page);
+  await presetFile(page, null);
+  const [id, other] = [await add(page, "FewStepKSampler"), await add(page, "FewStepScheduler", [500, 0])];
+  await set(page, id, "steps", 6);
+  await set(page, id, "sampler_name", "dpmpp_2s");
+  await page.waitForTimeout(500);
+  const value = (name) => valueOf(page, id, name);
+  const name = "6 <b>steps</b>";
+
+  let dialog = await presetsOf(page, id);
+  await dialog.getByText("There are none yet").waitFor({ timeout: 5000 });
+  await dialog.getByRole("button", { name: "Save as preset..." }).click();
+  const form = page.locator("dialog.fewstep-preset");
+  const box = (label) => form.getByRole("checkbox", { name: new RegExp(`^${label} `) });
+  assert.deepEqual([await box("seed").isChecked(), await box("steps").isChecked(), await box("cfg").isChecked()], [false, true, true]);
+  assert.equal(await box("eta").count(), 0); // dpmpp_2s has none
+  await form.getByRole("button", { name: "Save" }).click();
+  await form.getByText("Give it a name").waitFor({ timeout: 5000 });
+  await box("cfg").uncheck();
+  await form.getByRole("textbox").fill(name);
+  if (given.out) await page.screenshot({ path: join(given.out, `preset ${vue}.png`) });
+  await page.keyboard.press("Enter");
+  await form.waitFor({ state: "detached", timeout: 5000 });
+  const saved = JSON.parse(await presetFile(page)).presets;
+  assert.deepEqual(saved.map(({ type, name }) => [type, name]), [["FewStepKSampler", name]]);
+  const { values } = saved[0];
+  assert.deepEqual([values.steps, values.sampler_name, "seed" in values, "cfg" in values], [6, "dpmpp_2s", false, false]);
+
+  for (const [widget, changed] of [["steps", 20], ["sampler_name", "euler"], ["cfg", 3], ["seed", 5]]) await set(page, id, widget, changed); // prettier-ignore
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState());
+  const menus = !vue || (await page.evaluate(() => !document.querySelector("p.lod-toggle"))); // Vue nodes of 1.32.9 have none of ours
+  if (menus) {
+    await chooseInMenu(page, id, "Presets", /^6 .b.steps/);
+  } else {
+    dialog = await presetsOf(page, id);
+    await dialog.getByRole("button", { name: "Use" }).click();
+  }
+  await eventually(page, async () => assert.deepEqual([await value("steps"), await value("sampler_name")], [6, "dpmpp_2s"]));
+  assert.deepEqual([await value("cfg"), await value("seed")], [3, 5]);
+  assert.equal((await answer(page, id)).evaluations.length, 11);
+  await page.waitForTimeout(300);
+  await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo());
+  await eventually(page, async () => assert.deepEqual([await value("steps"), await value("sampler_name")], [20, "euler"]));
+
+  const link = await add(page, "PrimitiveInt", [-400, 0]);
+  await connect(page, link, 0, id, "steps");
+  const old = { steps: 7, cfg: 4, scheduler: "nobody's", gone: 1, denoise: 8, rho: "x" };
+  await presetFile(page, JSON.stringify({ presets: [...saved, { type: "FewStepKSampler", name: "old", values: old }] }));
+  dialog = await presetsOf(page, id);
+  await dialog.locator("tr").filter({ hasText: "old" }).getByRole("button", { name: "Use" }).click();
+  const said = page.getByText("Preset old, without:").last();
+  await said.waitFor({ timeout: 5000 });
+  for (const text of ["steps: a link gives it", "gone: the node has no such value", "scheduler: nobody's is no choice", "denoise: 8 is no choice", "rho: x is no choice"]) {
+    assert.ok((await said.innerText()).includes(text), text);
+  }
+  assert.deepEqual([await value("cfg"), await value("scheduler"), await value("denoise")], [4, "karras", 1]);
+  assert.ok(await page.evaluate((id) => app.graph.getNodeById(id).inputs.some(({ name, link }) => name === "steps" && link != null), id));
+
+  dialog = await presetsOf(page, other);
+  await dialog.getByText("There are none yet").waitFor({ timeout: 5000 }); // of this node
+  await page.keyboard.press("Escape");
+  await page.evaluate(() => app.canvas.deselectAll());
+  await page.evaluate(() => app.extensionManager.command.execute("FewStep.Presets"));
+  const line = (name) => dialog.locator("tbody tr").filter({ hasText: name });
+  await line("old").getByRole("button", { name: "Rename" }).click();
+  await dialog.locator("td input").fill(name);
+  await page.keyboard.press("Enter");
+  await dialog.getByText("There is a preset of this name already").waitFor({ timeout: 5000 });
+  await line("old").getByRole("button", { name: "Rename" }).click();
+  await dialog.locator("td input").fill("portrait");
+  await page.keyboard.press("Enter");
+  await line("portrait").waitFor({ timeout: 5000 });
+  if (given.out) await page.screenshot({ path: join(given.out, `presets ${vue}.png`) });
+  for (const one of ["portrait", name]) {
+    await line(one).getByRole("button", { name: "Delete" }).click();
+    await line(one).getByRole("button", { name: "Delete" }).click();
+    await line(one).waitFor({ state: "detached", timeout: 5000 });
+  }
+  assert.deepEqual(JSON.parse(await presetFile(page)).presets, []);
+  await page.keyboard.press("Escape");
+
+  await presetFile(page, "{");
+  if (menus) await chooseInMenu(page, id, "Presets", "Save as preset...");
+  else await (await presetsOf(page, id)).getByRole("button", { name: "Save as preset..." }).click();
+  await form.getByRole("textbox").fill("lost?");
+  await page.keyboard.press("Enter");
+  await form.getByText(/is damaged/).waitFor({ timeout: 5000 });
+  assert.equal(await presetFile(page), "{");
+  await presetFile(page, null);
+  await page.keyboard.press("Escape");
+  await form.waitFor({ state: "detached", timeout: 5000 });
+});
+
 both("the boxes of Compare say what is wrong while one types, and have a list to add from", async ({ page, vue }) => {
   await clear(page);
   const id = await add(page, "FewStepCompare", [200, 0]);
@@ -1207,6 +1357,17 @@ both("in Chinese, boxes, the slider, families and the window of plans are Chines
   if (given.out) await page.screenshot({ path: join(given.out, `Chinese plans ${vue}.png`) });
   const said = await dialog.locator("h2, th, button, small").allInnerTexts();
   assert.deepEqual(said.filter((text) => text && !/[\u4e00-\u9fff]/.test(text)), []);
+  await page.keyboard.press("Escape");
+  await dialog.waitFor({ state: "detached", timeout: 5000 });
+
+  const presets = await presetsOf(page, sampler);
+  await presets.locator("[role=status]").getByText(/[\u4e00-\u9fff]/).waitFor({ timeout: 5000 });
+  assert.match(await presets.locator("header button").first().innerText(), /[\u4e00-\u9fff]/);
+  await presets.locator("header button").first().click();
+  const form = page.locator("dialog.fewstep-preset");
+  if (given.out) await page.screenshot({ path: join(given.out, `Chinese preset ${vue}.png`) });
+  const words = await form.locator("h2, button, p").allInnerTexts();
+  assert.deepEqual(words.filter((text) => text && !/[\u4e00-\u9fff]/.test(text)), []);
   await page.keyboard.press("Escape");
 });
 
