@@ -76,7 +76,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.samplers.calculate_sigmas",
         "comfy.samplers.sampler_object",
     ),
-    "families of models, and distilled ones by the name of their file: Few-Step Auto": (
+    "families of models, distilled ones by the name of their file, the kind of a model before its first run: Few-Step "
+    "Auto, plans": (
+        "comfy.model_detection.model_config_from_unet(metadata)",
+        "comfy.model_detection.unet_prefix_from_state_dict",
         "comfy.supported_models",
         "comfy.utils.safetensors_header",
         "folder_paths.get_full_path",

@@ -171,7 +171,7 @@ _MOST_FACTS = 20
 
 
 def read_request(given: Any) -> dict[str, Any]:
-    """The fields of a request, each None where it is left out: `node`, `levels`, `model`, `sigmas`, `guidance`.
+    """The fields of a request, each None where it is left out: `node`, `levels`, `model`, `loader`, `sigmas`, `guidance`.
 
     Nodes have the values of all their widgets, the defaults of those that were left out, and no other inputs than the
     nodes that are looked at. Names that are not known are left out.
@@ -194,6 +194,7 @@ def read_request(given: Any) -> dict[str, Any]:
         "node": _node("node", fields.get("node")),
         "levels": _levels(fields.get("levels")),
         "model": _model(fields.get("model")),
+        "loader": _loader(fields.get("loader")),
         "sigmas": None if fields.get("sigmas") is None else _node("sigmas", fields["sigmas"]),
         "guidance": guidance,
     }
@@ -251,6 +252,17 @@ def _model(given: Any) -> dict[str, Any] | None:
         if not isinstance(fact, str):
             _number(f"model: {shortened(name)}", fact, *_LEVEL)
     return fields
+
+
+def _loader(given: Any) -> dict[str, Any] | None:
+    """The node that a model comes from, with its texts."""
+    if given is None:
+        return None
+    fields = _object("loader", given)
+    kind, inputs = fields.get("type"), _object("loader: inputs", fields.get("inputs"))
+    if not isinstance(kind, str) or len(inputs) > _MOST_FACTS:
+        raise RequestError(f"loader: it has a type, and at most {_MOST_FACTS} inputs")
+    return {"type": kind, "inputs": {name: text for name, text in inputs.items() if isinstance(text, str)}}
 
 
 def _node(name: str, given: Any, wanted: str | None = None, left: int = _DEEPEST) -> dict[str, Any]:

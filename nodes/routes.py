@@ -3,13 +3,14 @@
     GET  /fewstep/words     the words by which the search box finds each node
     GET  /fewstep/options   which widgets belong to which choice, with their defaults
     POST /fewstep/sigmas    {node, levels}: the noise levels of a schedule node, and the host's karras beside them
-    POST /fewstep/plan      {node, levels, model, sigmas, guidance}: the evaluations of a sampler node
+    POST /fewstep/plan      {node, levels, model, loader, sigmas, guidance}: the evaluations of a sampler node
     GET  /fewstep/plans     the plans that can be loaded: what each says of itself
     POST /fewstep/plans/rename, /fewstep/plans/delete    {file, name}, {file}: of the plans in models/fewstep
     GET  /fewstep/names     the samplers and schedules that Few-Step Compare knows
     POST /fewstep/check     {samplers, schedules, steps}: what is wrong in which of its boxes
 
-`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`). A node travels as {"type": its
+`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`); `loader` is the node that the
+model comes from, for what is known of it before a run. A node travels as {"type": its
 id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
 answered with {"error": text}, which the node shows in place of its plot. `requests` says what may be asked.
 """
@@ -34,9 +35,9 @@ from ..samplers.plan import DENOISED, Plan
 from .auto import Choice, choose
 from .guidance import read_values
 from .host import plan_files
-from .host.families import family_name
+from .host.families import family_name, loaded_by
 from .host.guider import with_factor
-from .host.model import LevelRange, percent_at
+from .host.model import LevelRange, check_plan, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import PREFIX, sigmas_over
 from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
@@ -270,8 +271,11 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     request = read_request(request)
     levels, node = _levels(request), request["node"]
-    model = request.get("model") if request.get("levels") else SD15
+    known = _known_kind(request)
+    model = request.get("model") if request.get("levels") else {**SD15, **known}
     run = _run(node, request.get("sigmas"), levels, model)
+    if run.calibrated is not None and node["type"] != "FewStepAuto":  # which leaves out what does not fit
+        check_plan(run.calibrated, known)
     scales = _scales(request.get("guidance"), run, levels, model)
     order = run.spec.order
     orders = (made for stage, made in zip(run.plan, _orders(run.plan), strict=True) if stage.sigma is not None)
@@ -299,6 +303,13 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         "unknown": model is None and (run.why == NOT_KNOWN or bool(node["inputs"].get("use_plans"))),
         "levels": _shown(request, levels) if run.calibrated is None or run.published else None,
     }
+
+
+def _known_kind(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is known of the model of a run, by the last one or by its loader."""
+    if request.get("levels"):
+        return request.get("model") or {}
+    return loaded_by(request["loader"]) if request.get("loader") else {}
 
 
 def _label(run: Run) -> str:

@@ -21,22 +21,29 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_checkpoint(kind: str, path: Path) -> Path:
-    """Write a checkpoint of a kind of `BLOCKS`, which is the host's name for it. ComfyUI must be imported."""
+def network(kind: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The host's configuration of a kind of `BLOCKS`, and the tensors of its network, without numbers."""
     import comfy.ops
     import comfy.supported_models
-    from comfy.taesd.taesd import TAESD
 
     known = getattr(comfy.supported_models, kind)
     config = known(_network(known.unet_config, **BLOCKS[kind]))
     config.custom_operations = comfy.ops.disable_weight_init
-    meta = torch.device("meta")
-    with meta:
-        network = config.get_model({}, device=meta).diffusion_model
+    with torch.device("meta") as meta:
+        tensors = config.get_model({}, device=meta).diffusion_model.state_dict()
+    return config, config.process_unet_state_dict_for_saving(tensors)
+
+
+def write_checkpoint(kind: str, path: Path) -> Path:
+    """Write a checkpoint of a kind of `BLOCKS`, which is the host's name for it. ComfyUI must be imported."""
+    from comfy.taesd.taesd import TAESD
+
+    config, tensors = network(kind)
+    with torch.device("meta") as meta:
         text = config.clip_target().clip(device=meta, dtype=torch.float16, model_options={})
         vae = TAESD()
     shapes = {
-        **config.process_unet_state_dict_for_saving(network.state_dict()),
+        **tensors,
         **config.process_clip_state_dict_for_saving(text.state_dict()),
         **config.process_vae_state_dict_for_saving(vae.state_dict()),
     }

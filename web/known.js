@@ -31,17 +31,30 @@ export function learn(node, levels, model) {
   }
 }
 
+/** The node that loads the model of a node, {type, inputs}: what is known of a model that has not run. Null without one. */
+export function loaderOf(node) {
+  const loader = node && chainOf(node).at(-1);
+  if (!loader) return null;
+  const texts = (loader.widgets ?? []).filter(({ value }) => typeof value === "string");
+  return { type: loader.comfyClass, inputs: Object.fromEntries(texts.map(({ name, value }) => [name, value])) };
+}
+
 /** A model as text: the nodes that it comes from, with their values. Null where none is connected. */
 function modelOf(node) {
-  const guider = origin(node, "guider") ?? node;
+  const chain = chainOf(node).filter((at) => !LEVELS_STAY.includes(at.comfyClass));
+  return chain.length ? JSON.stringify(chain.map((at) => [at.comfyClass, ...values(at)])) : null;
+}
+
+/** The nodes that the model of a node comes through, from the last to the first. */
+function chainOf(node) {
   const chain = [];
-  let at = origin(guider, "model");
+  let at = origin(origin(node, "guider") ?? node, "model");
   for (let i = 0; at && i < FAR; i++) {
-    if (!LEVELS_STAY.includes(at.comfyClass)) chain.push([at.comfyClass, ...values(at)]);
+    chain.push(at);
     const input = at.inputs?.find(({ type }) => type === "MODEL");
     at = input && origin(at, input.name);
   }
-  return chain.length ? JSON.stringify(chain) : null;
+  return chain;
 }
 
 function values(node) {

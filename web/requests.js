@@ -1,7 +1,7 @@
 /** What the server is asked for a plot: nodes with the values of their widgets, found by following the links. */
 
 import { linkedValue, origin, slot, source, takers, valueOf } from "./graph.js";
-import { known } from "./known.js";
+import { known, loaderOf } from "./known.js";
 
 const FAR = 50; // nodes that are followed at most
 const WITH_LEVELS = ["FewStepScheduler", "FewStepPlanSampler", "FewStepAuto", "ManualSigmas", "BasicScheduler"];
@@ -15,7 +15,7 @@ export function sigmasRequest(node) {
 
 /** For POST /fewstep/plan. The schedule and the guidance are those of the node that samples, if it is connected. */
 export function planRequest(node) {
-  const sampling = samples(node) ? node : (takers(node, "SAMPLER").find((taker) => slot(taker, "sigmas")) ?? null);
+  const sampling = samples(node) ? node : sampledBy(node);
   return { ...runOf(node, sampling), node: described(node), guidance: sampling && guidanceOf(sampling) };
 }
 
@@ -29,7 +29,13 @@ export function guidanceRequest(node) {
 function runOf(node, sampling) {
   const { schedule, sigmas } = sampling && !samples(sampling) ? scheduleOf(sampling) : {};
   const { levels, model } = known(schedule) ?? known(sampling) ?? known(node) ?? {};
-  return { levels, model, sigmas };
+  return { levels, model, loader: loaderOf(sampling ?? sampledBy(node, FAR)) ?? loaderOf(node), sigmas };
+}
+
+/** The node that samples with the sampler that a node gives, also through so many nodes that make another of it. */
+function sampledBy(node, through = 0) {
+  const [found, theirs] = [takers(node, "SAMPLER"), (taker) => through > 0 && sampledBy(taker, through - 1)];
+  return found.find((taker) => slot(taker, "sigmas")) ?? found.map(theirs).find(Boolean) ?? null;
 }
 
 /** Whether a node has sampler and schedule in one. */

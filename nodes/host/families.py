@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+import comfy.model_detection
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import torch
 
 MODELS = Path(__file__).parents[1] / "models.json"
 
-DEMO = "Config"
-"""The name of the demo model's class, as its plans have it."""
+DEMO, DEMO_NODE = "Config", "FewStepDemoModel"
+"""The name of the demo model's class, as its plans have it, and the node that gives the model."""
 
 DISTILLED, DISTILLED_STEPS = "distilled", "distilled_steps"
 """Facts of a model beside its `fingerprint`: the id of a distilled model, as `trained` has it, and the number of steps
@@ -206,6 +208,46 @@ def _files(prompt: Mapping[str, Any], node: str, input: str) -> Iterator[tuple[s
             input = next((name for name, value in inputs.items() if isinstance(value, list)), input)
 
 
+# Before a run
+
+
+def loaded_by(loader: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of the model that a node will load: its `family`, as in a `fingerprint`, or nothing.
+
+    Args:
+        loader: the node, {"type": its id, "inputs": {name: value}}.
+    """
+    family = DEMO if loader["type"] == DEMO_NODE else None
+    for name, folder in _FOLDERS.items():
+        if family is None and name != "lora_name" and _is_name(file := loader["inputs"].get(name)):
+            family = _class_in(folder, file)
+    return {} if family is None else {"family": family}
+
+
+def _class_in(folder: str, file: str) -> str | None:
+    """The host's class for the network in a file, told by the names and shapes of its tensors, which its header has."""
+    try:
+        path = folder_paths.get_full_path(folder, file)
+        return _detected(path, Path(path).stat().st_mtime_ns) if path and path.endswith(_WITH_HEADER) else None
+    except Exception:  # of a damaged file, or one that the host's detection wants the numbers of
+        return None
+
+
+@functools.lru_cache(maxsize=32)
+def _detected(path: str, changed: int) -> str | None:
+    header = json.loads(comfy.utils.safetensors_header(path) or "{}")
+    metadata = header.pop("__metadata__", None)
+    tensors = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    if not any(name.startswith(prefix) for name in tensors):
+        prefix = ""  # a network alone
+    config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
+    return None if config is None else type(config).__name__
+
+
+_WITH_HEADER = (".safetensors", ".sft")
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -218,7 +260,7 @@ def _titles(file: str, folder: str) -> list[str]:
     """The names of a model in the metadata of its file."""
     try:
         path = folder_paths.get_full_path(folder, file)
-        header = comfy.utils.safetensors_header(path) if path and path.endswith((".safetensors", ".sft")) else None
+        header = comfy.utils.safetensors_header(path) if path and path.endswith(_WITH_HEADER) else None
         metadata = json.loads(header or "{}").get("__metadata__", {})
         return [metadata[name] for name in _TITLES if isinstance(metadata.get(name), str)]
     except Exception:  # of a damaged file: the loader says what is wrong with it

@@ -339,9 +339,12 @@ both("the plan plot follows sampler, schedule and guidance", async ({ page }) =>
   assert.equal((await answer(page, sampler)).passes, 11);
   await set(page, schedule, "steps", 10);
   await set(page, sampler, "sampler", "amed_dpm_2m");
-  assert.equal((await answer(page, sampler)).published, true); // until a model is known
+  assert.equal((await answer(page, sampler)).published, false); // the demo is no SD1.5
   await set(page, sampler, "sampler", "dpm_adaptive");
   assert.match((await answer(page, sampler)).error, /as it goes/);
+  const alone = await add(page, "FewStepSampler", [0, 900]);
+  await set(page, alone, "sampler", "amed_dpm_2m");
+  assert.equal((await answer(page, alone)).published, true); // until a model is known
 });
 
 both("the plan plot follows split levels", async ({ page }) => {
@@ -396,6 +399,41 @@ both("one node in the place of a KSampler shows the options of both choices and 
   await connect(page, plan, 0, id, "plan");
   await set(page, id, "denoise", 1);
   assert.match((await answer(page, id)).label, /calibrated/);
+});
+
+both("a plan for another model is told before the run, wherever its nodes lead", async ({ page }) => {
+  await clear(page);
+  const [file, plan] = [await add(page, "FewStepLoadPlan"), await add(page, "FewStepPlanSampler", [400, 0])];
+  const [model, custom] = [await add(page, "FewStepDemoModel", [0, 500]), await add(page, "SamplerCustom", [800, 0])];
+  const [guider, advanced] = [await add(page, "CFGGuider", [400, 500]), await add(page, "SamplerCustomAdvanced", [800, 500])];
+  const [sampler, chain] = [await add(page, "FewStepKSampler", [1200, 0]), await add(page, "FewStepChain", [1200, 500])];
+  const wrong = /this plan is for SD1\.5; your model is the Few-Step demo/;
+  const fits = async (id, yes) => {
+    await page.evaluate(() => app.canvas.draw(true, true));
+    const { error, evaluations } = await answer(page, id);
+    if (yes) assert.equal(evaluations?.length, 10, error);
+    else assert.match(String(error), wrong);
+  };
+  await connect(page, file, 0, plan, "plan");
+  await fits(plan, true);
+  for (const [i, input] of [[0, "sampler"], [1, "sigmas"]]) await connect(page, plan, i, custom, input);
+  await fits(plan, true);
+  await connect(page, model, 0, custom, "model");
+  await fits(plan, false);
+  await page.evaluate((id) => void app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])), model);
+  await page.waitForTimeout(300);
+  await fits(plan, false);
+  await page.evaluate((id) => app.graph.remove(app.graph.getNodeById(id)), custom);
+  await fits(plan, true);
+  const other = await add(page, "FewStepDemoModel", [0, 800]);
+  await connect(page, other, 0, guider, "model");
+  await connect(page, guider, 0, advanced, "guider");
+  await connect(page, plan, 0, chain, "first");
+  await connect(page, chain, 0, advanced, "sampler");
+  await fits(plan, false);
+  await connect(page, other, 0, sampler, "model");
+  await connect(page, file, 0, sampler, "plan");
+  await fits(sampler, false);
 });
 
 check("an option that a link feeds is shown for every choice", async ({ page }) => {

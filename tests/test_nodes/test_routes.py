@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+import struct
 
 import pytest
 import torch
 from front_end import node, scheduler
 from in_the_host import module
 from small_models import small_model
+from standins import network
 
 from samplers import SAMPLERS, SCHEDULES
 
@@ -172,6 +175,61 @@ def test_calibrated_plans(comfyui, routes):
     assert drawn_at == pytest.approx(run.result[1][:-1].tolist(), rel=0.1)
     sampler["inputs"]["plan"] = node("FewStepLoadPlan", file="", text=run.ui["fewstep_plan"][0])  # as after a run
     assert routes.plan({"node": sampler})["evaluations"] == drawn["evaluations"]
+
+
+PLAN = node("FewStepLoadPlan", file="built-in: amed_dpm_2m (SD1.5, 10 evaluations)", text="")
+CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name="mine.safetensors")
+
+
+@pytest.fixture
+def checkpoints(comfyui, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    return tmp_path
+
+
+def write_header(path, kind: str, prefix: str | None = None) -> None:
+    """A file of which no more than the header is there, since no more is to be read."""
+    _, tensors = network(kind)
+    entries = {
+        (name if prefix is None else name.replace("model.diffusion_model.", prefix)): {
+            "dtype": "F16", "shape": list(tensor.shape), "data_offsets": [0, 0]
+        } for name, tensor in tensors.items()
+    }  # fmt: skip
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_a_plan_for_another_model_is_told_before_the_run(comfyui, routes, checkpoints):
+    """By what the loader will load: the demo, or the header of a file. A fault there is for the loader to tell."""
+    users = [
+        node("FewStepPlanSampler", plan=PLAN, see_bottleneck=True),
+        node("FewStepKSampler", sampler_name="euler", scheduler="karras", steps=10, plan=PLAN),
+    ]
+    for user in users:
+        with pytest.raises(ValueError, match=r"plan is for SD1\.5; your model is the Few-Step demo"):
+            routes.plan({"node": user, "loader": node("FewStepDemoModel", prompt="cat")})
+        drawn = routes.plan({"node": user})
+        write_header(checkpoints / "mine.safetensors", "SD15")
+        assert routes.plan({"node": user, "loader": CHECKPOINT}) == drawn
+        write_header(checkpoints / "mine.safetensors", "SDXL")
+        with pytest.raises(ValueError, match=r"plan is for SD1\.5; your model is SDXL"):
+            routes.plan({"node": user, "loader": CHECKPOINT})
+        write_header(checkpoints / "mine.safetensors", "SDXL", prefix="")
+        with pytest.raises(ValueError, match=r"your model is SDXL"):
+            routes.plan({"node": user, "loader": node("UNETLoader", unet_name="mine.safetensors")})
+        for damaged in (b"", b"\xff" * 20, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 9) + b'{"a": {}}'):
+            (checkpoints / "mine.safetensors").write_bytes(damaged)
+            assert routes.plan({"node": user, "loader": CHECKPOINT}) == drawn
+        assert routes.plan({"node": user, "loader": node("CheckpointLoaderSimple", ckpt_name="../gone")}) == drawn
+        kind = {"levels": {"sigma_min": 0.03, "sigma_max": 14.6}, "model": {"family": "SDXL"}}  # of the last run
+        with pytest.raises(ValueError, match=r"your model is SDXL"):
+            routes.plan({"node": user, **kind})
+    auto = node("FewStepAuto", evaluations=10, variety="exact seed", denoise=1.0, use_plans=False, cfg=7.5, plan=PLAN)
+    labels = [routes.plan({"node": auto, "loader": node(kind)})["label"] for kind in ("Other", "FewStepDemoModel")]
+    assert ["calibrated" in label for label in labels] == [True, False]  # it is left out, as in the run
 
 
 @pytest.mark.parametrize(
