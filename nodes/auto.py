@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.calibrated import CalibratedPlan, FileError, load
-from ..samplers.checks import shortened
+from ..samplers.checks import counted, shortened
 from ..samplers.schedules.trained import either, of_flow, steps_in_words, steps_of, trained_models
 from .host.display import say
 from .host.families import (
@@ -113,7 +113,7 @@ def why_not(plan: CalibratedPlan, model: Mapping[str, Any], budget: int, cfg: fl
     except ValueError as error:
         return str(error)
     if plan.recipe.nfe > budget:
-        return f"it makes {plan.recipe.nfe} evaluations and the budget is {budget}"
+        return f"it makes {counted(plan.recipe.nfe, 'evaluation')} and the budget is {budget}"
     if not same_guidance(plan, cfg):
         return f"it was made at guidance {plan.about.guidance:g} and cfg is {cfg:g}"
     return None
@@ -201,7 +201,8 @@ def choose(
         return choice
     row = _recommended(family, variety) or pick(levels.flow, variety, evaluations)
     steps = row.steps(levels, evaluations)
-    text = f"{described(row)}: {steps} steps, {row.evaluations(levels, steps)} evaluations.\n{row.why}"
+    costs = counted(row.evaluations(levels, steps), "evaluation")
+    text = f"{described(row)}: {counted(steps, 'step')}, {costs}.\n{row.why}"
     if family is not None and distilled is None:
         notes = [*_advice(family, model.get("family"), levels, cfg or None), *notes]
     sigmas = row.sigmas(levels, steps, denoise)
@@ -272,19 +273,20 @@ def _as_trained(
     fits = [n for n in known if kept[n] <= budget]
     if not fits:
         numbers = steps_in_words(entry) if known == steps_of(entry) else either(known)
-        notes.append(f"{entry['name']} was trained for {numbers} steps: give it as many evaluations.")
+        notes.append(f"{entry['name']} was trained for {counted(numbers, 'step')}: give it as many evaluations.")
         return None
     steps = max(fits) if wanted is None else min(fits, key=lambda n: (abs(n - wanted), -n))
     sigmas = sigmas_over(SCHEDULES["trained"], levels, steps, distilled=distilled)[-kept[steps] - 1 :]
     part = "" if kept[steps] == steps else f", the last {kept[steps]} of {steps}"
     lines = [
-        f"{model.sampler} on trained (distilled = {distilled}): {kept[steps]} steps{part}, {kept[steps]} evaluations.",
+        f"{model.sampler} on trained (distilled = {distilled}): {counted(kept[steps], 'step')}{part}, "
+        f"{counted(kept[steps], 'evaluation')}.",
         f"{entry['name']}: these are the noise levels that it was trained on.",
     ]
     if wanted not in (None, steps):
         lines.append(
-            f"The name of the file says {wanted} steps. The levels of {entry['name']} are known for "
-            f"{steps_in_words(entry)} steps: those for {steps} are taken."
+            f"The name of the file says {counted(wanted, 'step')}. The levels of {entry['name']} are known for "
+            f"{counted(steps_in_words(entry), 'step')}: those for {steps} are taken."
         )
     elif wanted is None and model.one_number and len(known) > 1:
         lines.append(

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..samplers.checks import counted
 from .host.comparison import Comparison
 from .host.display import Display, preview_image, show, telling
 from .host.progress import Progress
@@ -166,7 +167,9 @@ class FewStepCompare(io.ComfyNode):
                 with telling("the images that are finished cannot be shown"):
                     show(output(finished := shown(), finished.sheet(tile)))
                 there = sum(work.outcome(cell) is not None for cell in work.cells)
-                progress.end(f"Stopped: {there} of {len(work.cells)} images are finished. Queue it again to go on")
+                progress.end(
+                    f"Stopped: {there} of {counted(len(work.cells), 'image')} finished. Queue it again to go on"
+                )
                 raise
         images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]
         latents = [found.latents for cell in images if (found := work.outcome(cell)) is not None]

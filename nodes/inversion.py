@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS
+from ..samplers.checks import counted
 from ..samplers.inversion import Inversion
 from .host.display import Display, preview_image
 from .host.inversion import InvertedNoise, invert_image, invertible, prediction_difference
@@ -117,7 +118,7 @@ class FewStepInvert(io.ComfyNode):
 
 def round_trip(sampler: str, steps: int, inversion: Inversion) -> str:
     """What was done and how exact it is, as text."""
-    lines = [f"{sampler}, {steps} steps: {inversion.nfe} evaluations"]
+    lines = [f"{sampler}, {counted(steps, 'step')}: {counted(inversion.nfe, 'evaluation')}"]
     if inversion.error is None:
         return "\n".join([*lines, "The round-trip error was not measured: switch check on.", ""])
     shown = ", ".join(f"{100 * error:.3g}" for error in inversion.error.tolist())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.calibrated import CalibratedPlan
+from ..samplers.checks import counted
 from ..samplers.guidance import Guidance
 from ..samplers.schedule import END_STEP, START_STEP
 from .host.display import say
@@ -234,7 +235,8 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
         if end_at_step < steps and return_with_leftover_noise == DISABLE and start_at_step < end_at_step:
             if plan is not None:
                 raise ValueError(
-                    f"end_at_step = {end_at_step}: the plan has {steps} steps, and only its last one leads to the "
+                    f"end_at_step = {end_at_step}: the plan has {counted(steps, 'step')}, and only its last one leads "
+                    "to the "
                     f"clean image: enable return_with_leftover_noise, or set end_at_step to {steps}"
                 )
             part = torch.cat([part[:-1], part.new_zeros(1)])

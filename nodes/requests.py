@@ -171,7 +171,8 @@ _MOST_FACTS = 20
 
 
 def read_request(given: Any) -> dict[str, Any]:
-    """The fields of a request, each None where it is left out: `node`, `levels`, `model`, `loader`, `sigmas`, `guidance`.
+    """The fields of a request, each None where it is left out: `node`, `levels`, `model`, `loader`, `sigmas` and
+    `guidance`.
 
     Nodes have the values of all their widgets, the defaults of those that were left out, and no other inputs than the
     nodes that are looked at. Names that are not known are left out.

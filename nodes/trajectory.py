@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.checks import counted
 from ..samplers.trajectory import principal
 from .host.display import Display, preview_image
 from .host.progress import Progress
@@ -134,9 +135,8 @@ def panels(places: list[Tensor], shares: Tensor) -> list[Panel]:
 def shares_text(shares: Tensor, steps: int) -> str:
     """The shares as text: their mean, and each trajectory's own."""
     rows = {"mean": shares.mean(dim=0), **{str(i): row for i, row in enumerate(shares, 1)}}
-    head = (
-        f"Percent of the variance in the first 1, 2, 3 principal components; {len(shares)} trajectories, {steps} steps"
-    )
+    several = f"{counted(len(shares), 'trajectory', 'trajectories')}, {counted(steps, 'step')}"
+    head = f"Percent of the variance in the first 1, 2, 3 principal components; {several}"
     names = ["trajectory", *(str(k + 1) for k in range(shares.shape[1]))]
     lines = text_table([names, *([name, *(f"{100 * s:.5f}" for s in row.tolist())] for name, row in rows.items())])
     return "\n".join([head, "", *lines, ""])
@@ -228,7 +228,7 @@ class FewStepFilmStrip(io.ComfyNode):
             result = sample(
                 guider, seed, sampler, sigmas, latent_image, lambda step, denoised, x, total: progress.done(1, denoised)
             )
-            progress.stage(f"Decoding {len(seen)} pictures")
+            progress.stage(f"Decoding {counted(len(seen), 'picture')}")
             latents = torch.cat([model.model.process_latent_out(denoised.cpu()) for _, denoised in seen])
             frames = decode(model, latents, vae)
         tiles = [

@@ -1,4 +1,4 @@
-"""Checks of numbers that come from outside: from a file, a text, a workflow or a request."""
+"""Checks of numbers that come from outside: from a file, a text, a workflow or a request; numbers in messages."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def shortened(given: Any, most: int = 60) -> str:
         return f"a whole number of more than {most} digits"
     text = repr(given)
     return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def counted(count: int | str, one: str, many: str | None = None) -> str:
+    """A number of things: "1 step", "6 steps", "4 or 8 steps"; `many` where it is not `one` with an s."""
+    return f"{count} {one if str(count) == '1' else many or one + 's'}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import counted
 from .noise import BrownianNoise
 from .phi import Scalar, value
 from .plan import DENOISED, UNCONDITIONAL, Combination, Noise, P, Stage
@@ -352,7 +353,8 @@ def history_length(plan: Sequence[Stage], given: int) -> int:
         needed = stage.update.reach
         if needed > known or (known == given and (needed > 0 or DENOISED.terms.keys() & stage.update.terms.keys())):
             raise ValueError(
-                f"step {stage.step + 1} needs the last {needed} predictions and there are {known}: a plan that goes on "
+                f"step {stage.step + 1} needs {counted(needed, 'prediction')} and there are {known} of them: a plan "
+                "that goes on "
                 "from another begins with an evaluation and needs the predictions before it as history"
             )
         longest = max(longest, needed)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import counted
 from .levels import Levels
 from .phi import Scalar, value
 from .plan import DENOISED, Plan
@@ -259,7 +260,10 @@ def _seeds_of_images(seed: int | Sequence[int], count: int) -> list[int]:
     if not isinstance(seed, Sequence) or isinstance(seed, str):
         return [mix(whole_number(seed), k) for k in range(count)]
     if len(seed) != count:
-        raise ValueError(f"seed holds {len(seed)} numbers for {count} images: give one for each, or one for all")
+        raise ValueError(
+            f"seed holds {counted(len(seed), 'number')} for {counted(count, 'image')}: give one for each, or one for "
+            "all"
+        )
     return [whole_number(s) % 2**64 for s in seed]
 
 

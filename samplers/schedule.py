@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import shortened
+from .checks import counted, shortened
 from .levels import pure_noise
 from .options import Option, options_of
 from .spec import Spec, declare
@@ -135,9 +135,7 @@ class ScheduleSpec(Spec):
             raise ValueError(f"{self.id}: option shift = {shift:g} is for rectified-flow models: leave it at 0")
         end = steps if end == END_STEP.default else min(end, steps)
         if start >= end:
-            raise ValueError(
-                f"{self.id}: options start_step = {start} and end_step = {end} leave none of the {steps} steps"
-            )
+            raise ValueError(f"{self.id}: options start_step = {start} and end_step = {end} leave no step of {steps}")
         shift = shift or (model_shift if flow and self.in_time else 1.0)
         if steps / denoise > _MOST_STEPS:
             raise ValueError(
@@ -173,7 +171,8 @@ class ScheduleSpec(Spec):
         for i, (a, b) in enumerate(itertools.pairwise(levels)):
             if not a > b:
                 raise ValueError(
-                    f"{self.id}: with {len(levels) - 1} steps, levels {i} and {i + 1} are both {b:g} in float32: use "
+                    f"{self.id}: with {counted(len(levels) - 1, 'step')}, levels {i} and {i + 1} are both {b:g} in "
+                    "float32: use "
                     "fewer steps, or options closer to their defaults"
                 )
 

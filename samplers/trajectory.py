@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import counted
+
 
 def principal(trajectory: Tensor, components: int = 3) -> tuple[Tensor, Tensor]:
     """The principal components of one trajectory, whose samples [N, ...] are taken as N points.
@@ -21,7 +23,7 @@ def principal(trajectory: Tensor, components: int = 3) -> tuple[Tensor, Tensor]:
     """
     points = trajectory.flatten(1).double()
     if len(points) < components:
-        raise ValueError(f"a trajectory of {len(points)} points has no {components} components")
+        raise ValueError(f"a trajectory of {counted(len(points), 'point')} has no {components} components")
     points = points - points.mean(dim=0)
     # There are far fewer points than dimensions: the matrix of their inner products is small, with the same variances.
     variances, directions = torch.linalg.eigh(points @ points.T / points.shape[1])

@@ -6,7 +6,7 @@ line, since texts are translated line by line. There are three kinds:
 * Python: strings of several words, the reasons in nodes/picks.json, and the notes in nodes/models.json. Their
   placeholders are numbered. Left out are docstrings, what is logged, and what the nodes themselves say (tooltips and
   such, which are in nodeDefs.json).
-* The browser: `t("...", {...})`.
+* The browser: `t("...", {...})`, and `counted("1 ...", "{n} ...", n)`.
 * Workflows: notes, titles of nodes and of groups.
 """
 
@@ -86,8 +86,11 @@ def of_workflow(workflow: dict) -> set[str]:
 
 
 def of_javascript(source: str) -> set[str]:
-    """The first arguments of `t`."""
-    return set(map(json.loads, re.findall(r'\bt\(\s*("(?:[^"\\]|\\.)*")', source)))
+    """The first argument of `t`, and the first two of `counted`."""
+    text = r'("(?:[^"\\]|\\.)*")'
+    found = re.findall(rf"\bt\(\s*{text}", source)
+    found += [one for both in re.findall(rf"\bcounted\(\s*{text}\s*,\s*{text}", source) for one in both]
+    return set(map(json.loads, found))
 
 
 # Python
@@ -148,16 +151,17 @@ def _texts(node: ast.AST) -> list[str] | None:
         sides = [_texts(side) or _choices(side) for side in (node.left, node.right)]
         if any(side is not None for side in sides):
             return ["".join(chosen) for chosen in itertools.product(*(side or [_HOLE] for side in sides))]
-    return None
+    return _choices(node) if isinstance(node, ast.Call) else None
 
 
 def _choices(node: ast.AST) -> list[str] | None:
-    """The texts of `a if condition else b` and of `"s" * condition`."""
+    """The texts of `a if condition else b`, of `"s" * condition`, and of `counted(n, one, many)`."""
     if isinstance(node, ast.IfExp):
         sides = [_texts(side) or _choices(side) for side in (node.body, node.orelse)]
         return None if None in sides else [text for side in sides for text in side or ()]
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "counted":
-        return [f"{_HOLE} {node.args[1].value}", f"{_HOLE} {node.args[1].value}s"]  # type: ignore[attr-defined]
+        one, many = (*map(ast.literal_eval, node.args[1:]), None)[:2]
+        return [f"{_HOLE} {one}", f"{_HOLE} {many or one + 's'}"]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and isinstance(node.left, ast.Constant):
         return ["", node.left.value] if isinstance(node.left.value, str) else None
     return None

@@ -7,7 +7,7 @@ import { app } from "../../scripts/app.js";
 import { element } from "./elements.js";
 import { makeSlider } from "./slider.js";
 import { style } from "./style.js";
-import { t, translated } from "./translate.js";
+import { counted, t, translated } from "./translate.js";
 import { both, placesFor, titled, whyNone } from "./use.js";
 
 const HEIGHTS = { row: 30, head: 84, slider: 280 }; // in px
@@ -141,12 +141,12 @@ export function addResults(node) {
 
   function named(number) {
     const { sampler, schedule, steps } = pairOf(number);
-    return `${sampler.label}, ${schedule.label}, ${counted(steps)}`;
+    return `${sampler.label}, ${schedule.label}, ${counted("1 step", "{n} steps", steps)}`;
   }
 
   function about(number) {
     const { evaluations, same } = found.cells[number];
-    const text = `${named(number)}: ${t("{n} evaluations", { n: evaluations })}`;
+    const text = `${named(number)}: ${counted("1 evaluation", "{n} evaluations", evaluations)}`;
     return same === number ? text : t("{text}, the same run as another", { text });
   }
 
@@ -158,10 +158,6 @@ export function addResults(node) {
 
 function heading(text) {
   return element("th", { scope: "col", textContent: text });
-}
-
-function counted(steps) {
-  return t("{n} steps", { n: steps });
 }
 
 function short(number) {

@@ -6,7 +6,7 @@
  */
 
 import { colours } from "./colours.js";
-import { t, translated } from "./translate.js";
+import { counted, t, translated } from "./translate.js";
 
 const MARGIN = { left: 44, right: 14, top: 38, bottom: 36 };
 const PLAIN = { left: 8, right: 8, top: 8, bottom: 8 }; // curves alone
@@ -21,8 +21,8 @@ const PARTS = /[\u2e80-\uffef]|[^\s\u2e80-\uffef]+|\s+/g; // of a text, between 
 export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
   const last = sigmas.length - 1;
   const axes = new Axes(pen, area, Math.max(last, karras.length - 1), [...sigmas, ...karras], view);
-  const ends = { steps: last, high: short(sigmas[0]), low: short(sigmas[last]) };
-  const title = last === 1 ? t("1 step: sigma {high} to {low}", ends) : t("{steps} steps: sigma {high} to {low}", ends);
+  const ends = { high: short(sigmas[0]), low: short(sigmas[last]) };
+  const title = counted("1 step: sigma {high} to {low}", "{n} steps: sigma {high} to {low}", last, ends);
   const compared = karras.length !== 0 && !sameLevels(karras, sigmas);
   axes.grid();
   if (compared) axes.line(karras, axes.colours.compared);
@@ -50,8 +50,9 @@ export function drawPlan(pen, area, answer, view) {
     ...(lowered ? [[t("given to the model"), axes.colours.compared]] : []),
     ...(guidance ? [[t("cfg"), axes.colours.guidance]] : []),
   ]);
-  const parts = [counted(evaluations.length)];
-  if (passes !== null) parts.push(at_most ? t("at most {n} passes", { n: passes }) : t("{n} passes", { n: passes }));
+  const parts = [counted("1 evaluation", "{n} evaluations", evaluations.length)];
+  if (passes !== null && at_most) parts.push(counted("at most 1 pass", "at most {n} passes", passes));
+  if (passes !== null && !at_most) parts.push(counted("1 pass", "{n} passes", passes));
   parts.push(t("order {n}", { n: order }));
   return axes.finish(`${translated(label)}: ${parts.join(", ")}`, over(answer), levels, (i) => {
     const { level, order, noise } = evaluations[i];
@@ -291,10 +292,6 @@ class Axes {
 
 function sameLevels(a, b) {
   return a.length === b.length && a.every((level, i) => Math.abs(level - b[i]) <= SAME * level);
-}
-
-function counted(number) {
-  return number === 1 ? t("1 evaluation") : t("{n} evaluations", { n: number });
 }
 
 function short(number) {

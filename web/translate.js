@@ -17,6 +17,9 @@ let messages = new Messages();
  */
 export const t = (english, values) => messages.t(english, values);
 
+/** A number of things: counted("1 step", "{n} steps", n), with other values as for `t`. */
+export const counted = (one, many, n, values) => t(n === 1 ? one : many, { n, ...values });
+
 /** A text that came from Python in English, or a note, as far as its lines are known. */
 export const translated = (text) => messages.translated(text);
 

@@ -20,6 +20,7 @@ from modules import shared
 
 from ..samplers import SamplerSpec, ScheduleSpec
 from ..samplers.calibrated.plan import CalibratedPlan
+from ..samplers.checks import counted
 from ..samplers.guidance import NONE, Guidance
 from ..samplers.schedule import DISCARD_PENULTIMATE
 from .names import PLAN
@@ -220,7 +221,8 @@ def plan_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, de
     steps = len(recipe.sigmas) - 1
     if n != steps:
         raise ValueError(
-            f"this plan has {steps} steps and the WebUI asks for {n}: set the sampling steps to {steps}; for image to "
+            f"this plan has {counted(steps, 'step')} and the WebUI asks for {n}: set the sampling steps to {steps}; "
+            "for image to "
             "image turn off 'do exactly the amount of steps the slider specifies', and for hires fix choose another "
             "sampler and schedule for the second pass"
         )

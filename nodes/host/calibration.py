@@ -19,6 +19,7 @@ from ...samplers.calibrated.fit import (
     plain_recipes,
 )
 from ...samplers.calibrated.recipe import Recipe
+from ...samplers.checks import counted
 from .gradients import Gradients
 from .model import level_range
 from .reference import Teacher, final_samples, split
@@ -110,7 +111,7 @@ class Calibration:
         """Say what there is to do, and begin with the images that are to be matched."""
         self._plain, fitting = expected_runs([*self._starts], self._parameters, self._rounds, inserted=self._inserted)
         self._expected, images = self._plain + fitting, len(self.training)
-        self.session.progress.estimate(f"about {self._expected} runs of {images} images")
+        self.session.progress.estimate(f"about {counted(self._expected, 'run')} of {counted(images, 'image')}")
         cost, after = 2 * images * self._teacher.steps, self._cost(0, self._expected)
         self.session.progress.stage("Reference images", 2 * images, cost, after=after)
 

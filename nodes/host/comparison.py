@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...samplers import SAMPLERS, SamplerSpec, ScheduleSpec
 from ...samplers.calibrated import rmse
+from ...samplers.checks import counted
 from ...samplers.levels import SAME_LEVEL
 from .content import Content
 from .model import fingerprint, is_flow, level_range
@@ -36,7 +37,7 @@ class Cell(NamedTuple):
     steps: int
 
     def __str__(self) -> str:
-        return f"{self.sampler.label}, {self.schedule.label}, {self.steps} steps"
+        return f"{self.sampler.label}, {self.schedule.label}, {counted(self.steps, 'step')}"
 
 
 class CellRun(NamedTuple):
@@ -150,12 +151,12 @@ class Comparison:
         waiting: dict[CellRun, str] = {}
         for number, cell in enumerate(self.cells, 1):
             if cell in self._references:
-                waiting.setdefault(self._references[cell], f"Reference of {self.reference_steps} steps")
+                waiting.setdefault(self._references[cell], f"Reference of {counted(self.reference_steps, 'step')}")
             if cell in self._runs:
                 waiting.setdefault(self._runs[cell], f"{number} of {len(self.cells)}: {cell}")
         waiting = {run: text for run, text in waiting.items() if run not in self._done}
         left = sum(len(run.sigmas) - 1 for run in waiting)
-        progress.estimate(f"{len(waiting)} runs")
+        progress.estimate(counted(len(waiting), "run"))
         for run, text in waiting.items():
             steps = len(run.sigmas) - 1
             left -= steps

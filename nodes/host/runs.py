@@ -15,6 +15,7 @@ from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.calibrated.plan import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
 from ...samplers.calibrated.recipe import Recipe
+from ...samplers.checks import counted
 from ...samplers.detail import DETAIL
 from ...samplers.levels import read_sigmas
 from ...samplers.plan import Plan, model_sigmas
@@ -168,7 +169,7 @@ def _why_not(published: CalibratedPlan, sigmas: Sequence[float], kind: Mapping[s
     """Why a run cannot follow published numbers; None if it can."""
     own = published.recipe.sigmas
     if len(sigmas) != len(own):
-        return f"they are for {len(own) - 1} steps and this run has {len(sigmas) - 1}"
+        return f"they are for {counted(len(own) - 1, 'step')} and this run has {len(sigmas) - 1}"
     if not math.isclose(sigmas[0], own[0], rel_tol=1e-3) or sigmas[-1] != 0:
         return "they are for a run from pure noise to the clean image"
     if kind is None:

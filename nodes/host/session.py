@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...samplers.checks import read_number
+from ...samplers.checks import counted, read_number
 from .guider import guider_of
 from .progress import Progress
 from .protocols import AnyGuider, Conditioning, Latent, ModelSampling, Patcher, SamplerFunction
@@ -158,7 +158,9 @@ def fitting(patcher: Patcher, latent: Latent) -> dict[str, Any]:
     check_single({"samples": fixed})  # some models are given two in one
     wanted = patcher.get_model_object("latent_format").latent_channels
     if fixed.shape[1] != wanted:
-        raise ValueError(f"latent_image has {fixed.shape[1]} channels and this model has {wanted}: use its own latent")
+        raise ValueError(
+            f"latent_image has {counted(fixed.shape[1], 'channel')} and this model has {wanted}: use its own latent"
+        )
     return {name: part for name, part in latent.items() if name not in sizes} | {"samples": fixed}
 
 

@@ -17,6 +17,7 @@ from ...samplers.calibrated import CalibratedPlan, geometric_mean, rmse
 from ...samplers.calibrated.predictor import Predictor
 from ...samplers.calibrated.recipe import Recipe, usable_bases
 from ...samplers.calibrated.train_amed import Trainer
+from ...samplers.checks import counted
 from ...samplers.distributed import add_over_processes, rank_and_count
 from ...samplers.levels import read_levels
 from .bottleneck import Bottleneck
@@ -142,7 +143,9 @@ class Training:
         first, progress = self._rank == 0, self.session.progress
         if first:
             images = len(self.validation)
-            progress.estimate(f"about {self._iterations} batches of {self._batch} images")
+            progress.estimate(
+                f"about {counted(self._iterations, 'batch', 'batches')} of {counted(self._batch, 'image')}"
+            )
             cost, after = images * self._teacher.steps, images * self.start.recipe.nfe + self._cost(0)
             progress.stage("Reference images", images, cost, after=after)
             target = self._teacher(self.validation)
@@ -245,7 +248,8 @@ def _check_start(start: CalibratedPlan, session: Session, evaluations: int) -> N
         )
     if recipe.nfe != evaluations:
         raise ValueError(
-            f"start is a plan of {recipe.nfe} evaluations, and evaluations = {evaluations}: give both the same number"
+            f"start is a plan of {counted(recipe.nfe, 'evaluation')}, and evaluations = {evaluations}: give both the "
+            "same number"
         )
     try:
         start.check_model(fingerprint(session.patcher))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...samplers.checks import counted
 from ..host.comparison import Cell, Comparison
 from ..host.named import Named
 from ..host.reference import MANY_STEPS
@@ -70,8 +71,8 @@ class Shown:
         left = [f"{sampler.label}\n{schedule.label}" for sampler, schedule in work.rows]
         first = None
         if self.reference is not None:
-            first = f"reference\n{work.reference_steps} steps of {MANY_STEPS}", self.reference
-        top = [f"{steps} step{'s' * (steps != 1)}" for steps in work.columns]
+            first = f"reference\n{counted(work.reference_steps, 'step')} of {MANY_STEPS}", self.reference
+        top = [counted(steps, "step") for steps in work.columns]
         head = head_lines(self.about)
         return sheet(rows, width, top=top, left=left, head=head, first=first, theme=self.theme)
 
@@ -100,9 +101,9 @@ def table(work: Comparison) -> str:
     if work.reference_steps:
         lines += [
             "",
-            f"error: root mean square difference of the latent from {work.reference_steps} steps of {MANY_STEPS}. With "
-            "added noise every run gives another image, and the error says little. best: the least error of all with "
-            "as many steps.",
+            f"error: root mean square difference of the latent from {counted(work.reference_steps, 'step')} of "
+            f"{MANY_STEPS}. With added noise every run gives another image, and the error says little. best: the least "
+            "error of all with as many steps.",
         ]
     return "\n".join([*lines, ""])
 
@@ -117,7 +118,7 @@ def chart(work: Comparison, theme: Theme = LIGHT) -> Tensor:
                 schedule = PUBLISHED_PLAN if work.published(cell) else cell.schedule.label
                 series.setdefault(f"{cell.sampler.label}, {schedule}", []).append((float(found.evaluations), error))
     series = {name: sorted(points) for name, points in series.items()}
-    title = f"Error against {work.reference_steps} steps" if work.reference_steps else "Without a reference"
+    title = f"Error against {counted(work.reference_steps, 'step')}" if work.reference_steps else "Without a reference"
     return line_plot([Panel(title, "evaluations", "error", series, log_y=True, markers=True)], theme)
 
 

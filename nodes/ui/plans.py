@@ -10,6 +10,7 @@ from typing import Any
 from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.recipe import Recipe
 from ...samplers.calibrated.tuning import PLAIN
+from ...samplers.checks import counted
 from ...samplers.plan import DENOISED, START, P, Plan, X
 from ..host.families import family_name
 from .plots import Panel
@@ -20,7 +21,8 @@ def summary(plan: CalibratedPlan) -> str:
     """One line: the solver, its levels, what it was made for, and what it gained."""
     recipe, about = plan.recipe, plan.about
     parts = [
-        f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, {recipe.nfe} evaluations, "
+        f"{recipe.base}{' with a predictor' if plan.predictor is not None else ''}, "
+        f"{counted(recipe.nfe, 'evaluation')}, "
         f"sigma {recipe.sigmas[0]:.4g} to {recipe.sigmas[-1]:.4g}",
         f"for {family_name(str(about.model.get('family', 'any model'))[:80])}",
     ]
@@ -90,7 +92,7 @@ def panels(plan: CalibratedPlan) -> list[Panel]:
         gain = f", {error_text(about.error_before, about.error_after)}"
     shown = [
         Panel(
-            f"{recipe.base}: {recipe.nfe} evaluations{gain}",
+            f"{recipe.base}: {counted(recipe.nfe, 'evaluation')}{gain}",
             "evaluation",
             "sigma",
             {"_levels": levels, **{name: part for name, part in parts.items() if part}},
@@ -166,7 +168,8 @@ def outcome(plan: CalibratedPlan) -> str:
     lines = [
         f"{plan.recipe.base}, {counted(plan.recipe.nfe, 'evaluation')}, guidance {about.guidance:g}",
         error_text(about.error_before, about.error_after),
-        f"against {teacher['steps']} steps of {teacher['sampler']}, {teacher['schedule']}; before: {about.baseline}",
+        f"against {counted(teacher['steps'], 'step')} of {teacher['sampler']}, {teacher['schedule']}; before: "
+        f"{about.baseline}",
         f"{counted(about.prompts or 0, 'prompt')}, seeds {about.seeds[0]} to {about.seeds[1]}, latents {shape}",
     ]
     if not about.improved:
@@ -193,7 +196,3 @@ def error_text(before: float | None, after: float | None) -> str:
 
 def _two_digits(error: float) -> str:
     return f"{error:#.2g}" if 1e-4 <= error < 10 else f"{error:.2g}"
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

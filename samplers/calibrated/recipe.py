@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import shortened
+from ..checks import counted, shortened
 from ..detail import DETAIL
 from ..integrate import Model, integrate
 from ..levels import SAME_LEVEL, Levels, read_levels, read_run, read_sigmas
@@ -291,7 +291,8 @@ class Recipe:
         for name, column in columns.items():
             if len(column) != len(sigmas) - 1:
                 raise ValueError(
-                    f"{name} has {len(column)} numbers for {len(sigmas)} sigmas; it needs one less than those"
+                    f"{name} has {counted(len(column), 'number')} for {len(sigmas)} sigmas; it needs one less than "
+                    "those"
                 )
         tunings = [Tuning(**{name: c[k] for name, c in columns.items()}) for k in range(len(sigmas) - 1)]
         options = fields.get("options", {})

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import counted
 from ..integrate import Model, non_finite
 from .learner import Learner
 from .losses import loss_named
@@ -81,7 +82,9 @@ class TrajectoryDistillation:
         last = teacher(x, callback=keep)
         steps, made = self._every * (len(self.sigmas) - 1), int(found[-1])
         if made != steps:
-            raise ValueError(f"the teacher made {made} steps; {self._every} for each step of the student are {steps}")
+            raise ValueError(
+                f"the teacher made {counted(made, 'step')}; {self._every} for each step of the student are {steps}"
+            )
         return [*(found[k] for k in wanted), last]
 
     def learn(

@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..checks import counted
 from ..options import Bounds
 from ..phi import value
 from ..processes import T_MIN, LinearBeta
@@ -330,7 +331,7 @@ def linear_quadratic(
     if threshold_noise * (n + linear) >= 2 * linear:  # the parabola would turn before it reaches 0
         raise ValueError(
             f"threshold_noise = {threshold_noise:g} must be smaller than {2 * linear / (n + linear):.3g} "
-            f"with {linear} linear steps of {n}"
+            f"with {counted(linear, 'linear step')} of {n}"
         )
     slope = threshold_noise / linear
     curvature = (1 - slope * n) / (n - linear) ** 2

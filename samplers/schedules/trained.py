@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..checks import counted
 from ..processes import stable_diffusion_sigma
 from ..schedule import schedule, shifted
 from .analytic import ramp
@@ -100,7 +101,7 @@ def trained(
         )
     if n not in steps_of(entry):
         raise ValueError(
-            f"distilled = {distilled}: {entry['name']} was trained for {steps_in_words(entry)} steps, and the whole "
-            f"schedule has {n} (steps / denoise, one more with discard_penultimate)"
+            f"distilled = {distilled}: {entry['name']} was trained for {counted(steps_in_words(entry), 'step')}, "
+            f"and the whole schedule has {n} (steps / denoise, one more with discard_penultimate)"
         )
     return _LEVELS[form](entry[form], n)

@@ -162,6 +162,25 @@ def test_what_auto_says_of_models_is_translated(comfyui):
 # Collecting
 
 
+COUNTED = {
+    "step": "steps", "evaluation": "evaluations", "run": "runs", "image": "images", "pass": "passes",
+    "batch": "batches", "number": "numbers", "prediction": "predictions", "point": "points", "channel": "channels", "prompt": "prompts",
+    "picture": "pictures", "trajectory": "trajectories",
+}  # fmt: skip
+MANY = ("more than {1} steps are", "dpm_adaptive cannot meet", "Measured on the demo model at")  # never of one
+
+
+def test_one_of_a_thing_is_no_several():
+    """Each message with a number of things has a twin for one of them."""
+    known = set(messages())
+    for one, many in COUNTED.items():
+        for text in known:
+            for match in re.finditer(rf"\{{(\w+)\}}( linear)? {many}\b", text):
+                number = "1" if match[1] == "n" else f"{{{match[1]}}}"  # the browser's own are whole
+                twin = f"{text[: match.start()]}{number}{match[2] or ''} {one}{text[match.end() :]}"
+                assert twin in known or text.startswith(MANY), text
+
+
 def test_messages_are_read_from_python():
     source = """
 import logging
@@ -191,6 +210,10 @@ def f(n: "a note on types"):
 
 def test_messages_are_read_from_javascript_and_workflows():
     assert of_javascript('t("auto"); at("no"); t(\n  "{n} \\"steps\\"", { n })') == {"auto", '{n} "steps"'}
+    assert of_javascript('counted("1 pass", "{n} passes", n)') == {"1 pass", "{n} passes"}
+    assert of_python('counted(n, "run")\nf"it makes {counted(n, \'pass\', \'passes\')}"') == {
+        "{1} run", "{1} runs", "it makes {1} pass", "it makes {1} passes"
+    }  # fmt: skip
     inner = {"nodes": [{"type": "KSampler", "title": "4. Inner"}]}
     workflow = {
         "nodes": [{"type": "MarkdownNote", "title": "Read me", "widgets_values": ["## Title\n\nA line.\n* `code`"]}],

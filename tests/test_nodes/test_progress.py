@@ -244,7 +244,7 @@ def test_every_long_work_says_that_it_was_stopped(comfyui, told, folder, node):
     said = {
         "FewStepCalibrate": "Stopped before anything was fitted",
         "FewStepTrainAMED": "Stopped before anything was fitted",
-        "FewStepCompare": "Stopped: 0 of 4 images are finished. Queue it again to go on",
+        "FewStepCompare": "Stopped: 0 of 4 images finished. Queue it again to go on",
         "FewStepDiffEditMask": "Stopped: Comparing predictions, noise 4/8",
         "FewStepInvert": "Stopped: Inverting, step 2/18",
         "FewStepFilmStrip": "Stopped: Sampling, step 2/6",
@@ -276,7 +276,7 @@ def test_a_stopped_comparison_goes_on(comfyui, told):
     told.stop_at = 8 + 3 + 2
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         comfyui.nodes["FewStepCompare"].execute(told.model, **whole)
-    assert told.texts[-1].startswith("Stopped: 1 of 4 images are finished")
+    assert told.texts[-1].startswith("Stopped: 1 of 4 images finished")
     told.texts.clear()
     comfyui.nodes["FewStepCompare"].execute(told.model, **whole)
     assert told.texts[0].startswith("2 of 4: heun, karras, 3 steps")

@@ -7,6 +7,7 @@ import torch
 from mixture import SIGMA_MAX, SIGMA_MIN, X1, each_ode, pointwise, without_noise
 
 from samplers import DENOISED, SAMPLERS, SCHEDULES, Noise, NonFiniteError, Stage, X, integrate
+from samplers.checks import counted
 from samplers.inversion import invert
 
 SIGMAS = [14.0, 6.0, 2.5, 1.0, 0.4, 0.0]
@@ -415,3 +416,17 @@ def test_numbers_of_a_schedule_that_do_not_fit(name, value):
         SCHEDULES["karras"].function(10, **numbers)
     with pytest.raises(ValueError, match="karras: steps = "):
         SCHEDULES["karras"].function(10**400, 0.03, 14.6)
+
+
+# The words of messages
+
+
+def test_a_number_of_things():
+    assert [counted(n, "step") for n in (0, 1, 2, "1", "4 or 8")] == [
+        "0 steps",
+        "1 step",
+        "2 steps",
+        "1 step",
+        "4 or 8 steps",
+    ]
+    assert [counted(n, "batch", "batches") for n in (1, 3)] == ["1 batch", "3 batches"]
