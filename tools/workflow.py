@@ -211,7 +211,7 @@ class _Column:
 
 
 class Graph:
-    """A workflow in two rows of groups. A group has columns, and nodes lie below each other in a column.
+    """A workflow in one or two rows of groups. A group has columns, and nodes lie below each other in a column.
 
         graph = Graph("name", host.get("/object_info"), own={"cnr_id": "fewstep", "ver": "1.0"}, core={...})
         graph.group("Sampling")
@@ -221,7 +221,7 @@ class Graph:
         graph.saved()
 
     Wires never pass behind a node: one that does not lead to the next column goes through reroutes in the space between
-    columns and in that between the rows.
+    columns and in that below the first row.
 
     Args:
         object_info: what the host says of its nodes.
@@ -369,30 +369,32 @@ class Graph:
     # Places
 
     def _place(self) -> float:
-        """Gives nodes their places; where the first wire goes in the space between the rows.
+        """Gives nodes their places; where the first wire goes in the space below the first row.
 
         Both rows become so wide that what the front end shows of the whole, three quarters of the screen, leaves room
         for its own things at the top. The note takes what its text needs; then the others of the upper row, and the
         last picture of the lower one.
         """
-        rows = [[column for column in self._columns if column.row == row] for row in (0, 1)]
+        rows = [[column for column in self._columns if column.row == row] for row in range(self._row + 1)]
         lanes = len({self._way(link) for link in self._links if self._is_long(link)})
         between = PAD + 2 * BEND + LANE * max(0, lanes - 1) + HEADING
         widths = [sum(column.width for column in row) + GAP * (len(row) - 1) for row in rows]
         for wide in itertools.count(max(widths), 10):  # a wider note is less high
-            rows[1][-1].width = rows[1][-1].least + wide - widths[1]
+            for row, width in zip(rows[1:], widths[1:], strict=True):
+                row[-1].width = row[-1].least + wide - width
             note, *others = rows[0]
             text, spare = note.nodes[0]["widgets_values"][0], wide - widths[0]
-            free = max(column.height for column in others) - TITLE
+            free = max(column.height for column in others) - (note.height - note.rooms[0])
             more = next((w for w in range(0, int(spare), 10) if _note_height(text, note.least + w) <= free), spare)
             note.width, note.rooms[0] = note.least + more, _note_height(text, note.least + more)
             for column in others:
                 column.width = column.least + (spare - more) / len(others)
             heights = [max(column.height for column in row) for row in rows]
-            scale = (SCREEN[1] - 2 * MARGIN) / (sum(heights) + between + 2 * HEADING)
+            scale = (SCREEN[1] - 2 * MARGIN) / (sum(heights) + between + len(rows) * HEADING)
             if wide >= 0.75 * SCREEN[0] / scale - 20:  # which the front end adds
                 break
-        tops = 0.0, heights[0] + between
+        note.nodes[0]["size"][1] = note.rooms[0]
+        tops = (0.0, heights[0] + between)[: len(rows)]
         for row, top, height in zip(rows, tops, heights, strict=True):
             left = 0.0
             for column in row:

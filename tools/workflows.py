@@ -73,11 +73,11 @@ def checkpoint(g: Graph, model: dict[str, str], title: str | None = None) -> tup
     return g.add("CheckpointLoaderSimple", title, models=[model], ckpt_name=model["name"])
 
 
-def prompts(g: Graph, clip: Output, **texts: str) -> list[Output]:
-    """The conditioning of each text, by title, side by side in a group that has begun."""
+def prompts(g: Graph, clip: Output, stacked: bool = False, **texts: str) -> list[Output]:
+    """The conditioning of each text, by title, side by side in a group that has begun, or below each other."""
     made: list[Output] = []
     for title, text in texts.items():
-        if made:
+        if made and not stacked:
             g.column(g.width)
         made.append(g.add("CLIPTextEncode", title.replace("_", " ").capitalize(), clip=clip, text=text))
     return made
@@ -162,10 +162,16 @@ def save(g: Graph, samples: Output, vae: Output | None, prefix: str, stacked: bo
     g.add("SaveImage", images=image, filename_prefix=prefix)
 
 
-def demo_model(g: Graph, title: str, text: str, prompt: str, images: int, then: str | None = None) -> list[Output]:
-    """The upper row of those on the demo model: [model, positive, negative, latent], and the prompt of **then**."""
-    g.group("1. Demo model and prompt", LOADER)
+def demo_model(
+    g: Graph, title: str, text: str, prompt: str, images: int, then: str | None = None, stacked: bool = False
+) -> list[Output]:
+    """The upper row of those on the demo model, [model, positive, negative, latent] and the prompt of **then**; in one
+    column, the first of the only row."""
+    g.group("1. Demo model and prompt", 300 if stacked else LOADER)
     g.note(title, text)
+    if stacked:
+        made = [*g.add("FewStepDemoModel", "Demo Model (emoji)", prompt=prompt)]
+        return [*made, g.add("FewStepDemoLatent", batch_size=images)]
     g.column(280)
     made = [*g.add("FewStepDemoModel", "Demo Model (emoji)" if then is None else "Before", prompt=prompt)]
     if then is not None:
@@ -224,6 +230,7 @@ def demo_compare(g: Graph) -> None:
         "stop it, what is finished is kept.",
         "cat face",
         1,
+        stacked=True,
     )
     compare(g, 2, model, positive, negative, latent, None, 3.0, "4, 6, 8", tile=128)
 
@@ -232,7 +239,7 @@ def compare(
     g: Graph, number: int, model: Output, positive: Output, negative: Output, latent: Output, vae: Output | None,
     cfg: float, steps: str, **more: Any,
 ) -> None:  # fmt: skip
-    """The lower row of a comparison."""
+    """The rest of the only row of a comparison: two rows would be too high for a small screen."""
     prefix = "fewstep_compare" if vae else "fewstep_demo_compare"
     inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "cfg": cfg}
     names = {
@@ -241,9 +248,9 @@ def compare(
     }
     g.group(f"{number}. Comparison", 360)
     sheet, chart, *_ = g.add("FewStepCompare", **inputs, **({"vae": vae} if vae else {}), **names, steps=steps, **more)
-    g.group("Sheet", 400)
+    g.group("Sheet", 360 if vae is None else 250)
     g.add("SaveImage", images=sheet, filename_prefix=prefix)
-    g.group("Error against evaluations", 400)
+    g.group("Error against evaluations", 360 if vae is None else 280)
     g.add("SaveImage", images=chart, filename_prefix=f"{prefix}_chart")
 
 
@@ -618,17 +625,20 @@ def sd15_calibrate(g: Graph) -> None:
 
 
 def sd15_compare(g: Graph) -> None:
-    model, vae, positive, negative = start(
+    g.group("1. Checkpoint", LOADER)
+    note(
         g,
-        SD15,
         "Compare samplers",
         "Runs every sampler with every schedule and number of steps, from the same noise. It "
         "gives one sheet of images, and a chart of the error against an image of many steps. Use the names in "
         "KSampler's lists, ComfyUI's and Few-Step's.\n\nIf you stop it, what is finished is kept.",
+        SD15,
     )
-    g.group("3. Size", 200)
+    model, clip, vae = checkpoint(g, SD15)
     latent = empty(g, 512)
-    compare(g, 4, model, positive, negative, latent, vae, 7.0, "6, 10")
+    g.group("2. Prompt", 210)
+    positive, negative = prompts(g, clip, stacked=True, prompt=SCENE, negative_prompt=POOR)
+    compare(g, 3, model, positive, negative, latent, vae, 7.0, "6, 10")
 
 
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {

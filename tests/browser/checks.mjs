@@ -703,7 +703,7 @@ both("workflows open whole, with nothing over or behind anything else", async ({
       await load(page, name);
       await page.waitForFunction(() => !app.graph.extra.fewstep_fit);
       await page.waitForTimeout(600); // until the whole is shown
-      await eventually(page, async () => assert.deepEqual(await faults(page, name.includes("compare") ? 0.55 : undefined), [], name));
+      await eventually(page, async () => assert.deepEqual(await faults(page), [], name));
     }
   } finally {
     await back();

@@ -13,11 +13,11 @@ export async function smallScreen(page) {
   return () => page.setViewportSize(before);
 }
 
-export async function faults(page, least = LEAST) {
+export async function faults(page) {
   const seen = await page.evaluate(look, EDGE);
   const { scale, vue, nodes, groups, behind, texts } = seen;
   const found = [...behind.map((node) => `a wire passes behind ${node}`), ...texts.map((text) => `cut off: ${text}`)];
-  if (scale < (vue ? least / 1.2 : least) - 1e-3) found.push(`the whole is shown at ${scale}`);
+  if (scale < (vue ? LEAST / 1.2 : LEAST) - 1e-3) found.push(`the whole is shown at ${scale}`);
   nodes.forEach((a, i) => {
     for (const b of nodes.slice(i + 1)) if (overlap(a.box, b.box)) found.push(`${a.name} and ${b.name} overlap`);
     if (!groups.some(({ box }) => inside(a.box, box))) found.push(`${a.name} is in no group`);

@@ -18,6 +18,7 @@ from samplers import SAMPLERS
 from samplers.calibrated.about import About
 from samplers.calibrated.plan import CalibratedPlan
 from samplers.calibrated.recipe import Recipe
+from samplers.checks import counted
 
 EXACT, VARIED = "exact seed", "more variety"
 KINDS = ("EPS", "FLOW")
@@ -92,7 +93,7 @@ def test_the_budget_is_kept(comfyui, folder, kind, variety):
     for budget in (1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 40):
         sampler, sigmas, text = choose(comfyui, model, budget, variety)
         made = evaluations_of(comfyui, model, sampler, sigmas)
-        assert 1 <= made <= budget and f"{made} evaluations" in text
+        assert 1 <= made <= budget and f"{counted(made, 'evaluation')}." in text
         row = auto.pick(kind == "FLOW", variety, budget)
         assert row.evaluations(levels, len(sigmas)) > budget
         assert row.sampler in text and row.why in text
