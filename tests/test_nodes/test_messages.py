@@ -162,11 +162,10 @@ def test_what_auto_says_of_models_is_translated(comfyui):
 # Collecting
 
 
-COUNTED = {
-    "step": "steps", "evaluation": "evaluations", "run": "runs", "image": "images", "pass": "passes",
-    "batch": "batches", "number": "numbers", "prediction": "predictions", "point": "points", "channel": "channels", "prompt": "prompts",
-    "picture": "pictures", "trajectory": "trajectories",
-}  # fmt: skip
+COUNTED = {"batch": "batches", "pass": "passes", "trajectory": "trajectories"} | {
+    one: f"{one}s"
+    for one in ("step", "evaluation", "run", "image", "number", "prediction", "point", "channel", "prompt", "picture")
+}
 MANY = ("more than {1} steps are", "dpm_adaptive cannot meet", "Measured on the demo model at")  # never of one
 
 
