@@ -32,6 +32,7 @@ from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import shortened
 from ..samplers.guidance import RAMPS, Guidance, passes
 from ..samplers.plan import DENOISED, Plan
+from ..samplers.schedules.trained import of_flow, trained_models
 from .auto import Choice, choose
 from .guidance import read_values
 from .host import plan_files
@@ -54,8 +55,10 @@ Node = Mapping[str, Any]
 Kind = Mapping[str, Any] | None
 
 STABLE_DIFFUSION = LevelRange(0.029167158, 14.614641)
+FLOW = LevelRange(0.001, 1.0, flow=True)
 SD15 = {"family": "SD15", "sampling": "ModelSamplingDiscrete", "prediction": "EPS"}
-"""Drawn for where no model is known yet: its levels, and what else is known of it."""
+"""Drawn for where no model is known yet: the levels of SD1.5, or of a flow model where the schedule is of one, and what
+else is known of SD1.5."""
 
 KSAMPLERS = {cls.__name__: cls for cls in (FewStepKSampler, FewStepKSamplerAdvanced)}
 """Nodes that have sampler and schedule in one."""
@@ -171,7 +174,17 @@ def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels(request: Mapping[str, Any]) -> LevelRange:
-    return LevelRange(**request["levels"]) if request.get("levels") else STABLE_DIFFUSION
+    if request.get("levels"):
+        return LevelRange(**request["levels"])
+    return FLOW if any(map(_is_of_flow, (request["node"], request.get("sigmas")))) else STABLE_DIFFUSION
+
+
+def _is_of_flow(node: Node | None) -> bool:
+    """Whether the schedule of a node is that of a distilled flow model."""
+    inputs = node["inputs"] if node else {}
+    entry = trained_models().get(inputs.get("distilled", ""))
+    trained = "trained" in (inputs.get("schedule"), inputs.get("scheduler"))
+    return trained and entry is not None and of_flow(entry)
 
 
 def _shown(request: Mapping[str, Any], levels: LevelRange) -> dict[str, Any]:

@@ -43,6 +43,7 @@ const PANELS = { FewStepCompare: addResults, FewStepSideBySide: addSlider };
 const TYPES = { FEWSTEP_PLAN: "#1fa8a0", FEWSTEP_GUIDANCE: "#93ad2b" };
 
 const WIDTH = 320; // of a new node: names and values in full
+const [BESIDE, LETTER] = [156, 8]; // in the title of a Vue node, the arrow and the name of the pack; a bold letter
 
 let options, words; // of GET /fewstep/options and /fewstep/words, by node
 
@@ -120,7 +121,7 @@ app.registerExtension({
     if (plot) addPlot(node, plot);
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
     if (own || plot || panel) node.setSize([node.size[0], node.computeSize()[1]]);
-    node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
+    node.setSize([Math.max(WIDTH, titled(node), node.size[0]), node.size[1]]);
     if (node.comfyClass === "FewStepFilmStrip") find(node, "control_after_generate").value = "fixed"; // as in Compare
     after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
@@ -140,6 +141,12 @@ app.registerExtension({
     }
   },
 });
+
+/** The width in which the title of a node is whole, beside what the front ends put there. */
+function titled({ title }) {
+  const wide = title.match(/[\u2e80-\uffef]/g)?.length ?? 0; // Chinese letters
+  return BESIDE + LETTER * (title.length + wide);
+}
 
 /** Calls `then` after a method, which need not exist. */
 function after(object, name, then) {

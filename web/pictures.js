@@ -116,7 +116,7 @@ function over({ assumed, published, unknown, levels }) {
 }
 
 function range({ sigma_min, sigma_max, flow, known }) {
-  if (!known) return t("range of Stable Diffusion, until a run");
+  if (!known) return flow ? t("range of a flow model, until a run") : t("range of Stable Diffusion, until a run");
   const ends = { low: short(sigma_min), high: short(sigma_max) };
   return flow ? t("range of a flow model, {low} to {high}", ends) : t("range of the model, {low} to {high}", ends);
 }

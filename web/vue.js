@@ -51,6 +51,7 @@ function mark(node) {
       else box.dataset.said = said;
       box.style.setProperty("--fewstep-said", widget.type === "combo" ? AT_LEFT : AFTER_BUTTON);
     }
+    relabel(row, widget);
     const label = row.querySelector("p.lod-toggle"); // of front end 1.32.9, which cuts it
     if (label) labels.push(label);
     const target = row.children[1]; // of the tooltip, there
@@ -63,6 +64,13 @@ function mark(node) {
     label.parentElement.dataset.fewstepLabel = "";
     label.parentElement.style.setProperty("--fewstep-label", `${widest}px`);
   }
+}
+
+/** Puts the label of a widget where front end 1.32.9 has its name: on a button, and in an empty box for text. */
+function relabel(row, { name, label = name, whenEmpty = label }) {
+  const box = row.querySelector("textarea");
+  if (box?.placeholder === name) box.placeholder = whenEmpty;
+  for (const part of row.querySelector("button.p-button")?.childNodes ?? []) if (part.data === name) part.data = label;
 }
 
 /** Newer front ends take the tooltip of a widget once, when its node is made: puts in the one of now as it opens. */

@@ -628,6 +628,26 @@ check("no tooltip of ours is a wall", async ({ page }) => {
   assert.deepEqual(long, []);
 });
 
+check("in Vue nodes, titles of new nodes are whole, and labels stand where names would", async ({ page }) => {
+  await clear(page);
+  await design(page, true);
+  for (const { name } of await nodesOfThePack(page)) {
+    const id = await add(page, name);
+    const title = page.locator(`[data-node-id="${id}"] .lg-node-header`).first();
+    await title.waitFor({ timeout: 5000 });
+    const cut = () =>
+      title.evaluate((head) => [head, ...head.querySelectorAll("*")].filter((part) => part.scrollWidth > part.clientWidth + 1 && part.clientWidth > 40).map((part) => part.textContent));
+    await eventually(page, async () => assert.deepEqual(await cut(), [], name), 10);
+    if (name === "FewStepLoadPlan") {
+      const node = page.locator(`[data-node-id="${id}"]`);
+      await node.getByText("browse plans").waitFor({ timeout: 5000 });
+      const hint = "or paste a plan here";
+      await node.getByPlaceholder(hint).or(node.getByText(hint)).first().waitFor({ timeout: 5000 });
+    }
+    await page.evaluate((id) => app.graph.remove(app.graph.getNodeById(id)), id);
+  }
+});
+
 check("titles are whole, our types have colours, and seeds stay", async ({ page }) => {
   await clear(page);
   for (const { name } of await nodesOfThePack(page)) await add(page, name);

@@ -51,6 +51,23 @@ def test_without_a_model_the_range_is_that_of_stable_diffusion(comfyui, routes):
     assert not drawn["levels"]["known"]
 
 
+def test_without_a_model_the_schedule_of_a_flow_model_is_drawn_as_its_own(comfyui, routes):
+    """A workflow for FLUX.1 schnell has no error before its first run."""
+    import comfy.model_sampling
+
+    sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
+    sampling.set_parameters(shift=1.0)
+    schedule = scheduler("trained", 4, distilled="flux_schnell")
+    drawn = routes.sigmas({"node": schedule})
+    shown = drawn["levels"]
+    assert (shown["flow"], shown["known"]) == (True, False) and drawn["sigmas"] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [shown["sigma_min"], shown["sigma_max"]] == pytest.approx(
+        [float(sampling.sigma_min), float(sampling.sigma_max)]
+    )
+    run = routes.plan({"node": node("FewStepSampler", sampler="euler"), "sigmas": schedule})
+    assert [evaluation["sigma"] for evaluation in run["evaluations"]] == drawn["sigmas"][:-1]
+
+
 @pytest.mark.parametrize("sampler", [id for id, spec in SAMPLERS.items() if not spec.adaptive])
 def test_evaluations_are_those_of_the_sampler(routes, sampler):
     schedule = scheduler("exponential", 9)
