@@ -52,6 +52,7 @@ def _diagram(pen: ImageDraw.ImageDraw, workflow: dict[str, Any], area: tuple[int
     boxes = [group["bounding"] for group in workflow["groups"]]
     left, top = (min(box[k] for box in boxes) for k in (0, 1))
     right, bottom = (max(box[k] + box[k + 2] for box in boxes) for k in (0, 1))
+    bottom = max(bottom, *(y for _, way in wires(workflow) for _, y in way))  # which go below the only row
     scale = min((area[2] - area[0]) / (right - left), (area[3] - area[1]) / (bottom - top))
     shift = (area[0] + area[2] - scale * (right + left)) / 2, area[1] - scale * top
 

@@ -30,8 +30,7 @@ export function addBrowser(node) {
   button.label = t("browse plans");
   button.tooltip = t("Shows all plans with their model, guidance and errors; renames and deletes them.");
   const text = find(node, "text");
-  if (text) text.whenEmpty = t("or paste a plan here");
-  if (text && !text.label) text.label = text.whenEmpty; // in the empty box of Vue nodes
+  if (text) text.whenEmpty = t("or paste a plan here"); // in Vue nodes; others have it from the definition
   offer(node);
 }
 

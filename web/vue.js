@@ -66,10 +66,10 @@ function mark(node) {
   }
 }
 
-/** Puts the label of a widget where front end 1.32.9 has its name: on a button, and in an empty box for text. */
-function relabel(row, { name, label = name, whenEmpty = label }) {
-  const box = row.querySelector("textarea");
-  if (box?.placeholder === name) box.placeholder = whenEmpty;
+/** Says in an empty box for text what it is for; puts the label of a button where front end 1.32.9 has its name. */
+function relabel(row, { name, label = name, whenEmpty }) {
+  const box = whenEmpty && row.querySelector("textarea");
+  if (box && box.placeholder !== whenEmpty) box.placeholder = whenEmpty;
   for (const part of row.querySelector("button.p-button")?.childNodes ?? []) if (part.data === name) part.data = label;
 }
 
