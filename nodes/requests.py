@@ -43,6 +43,10 @@ class RequestError(ValueError):
     """A request that the front end does not make; the message says which field is at fault."""
 
 
+class NotYet(ValueError):
+    """Nothing is wrong, and nothing can be drawn yet; the message says what is missing."""
+
+
 # From the body to the answer
 
 
@@ -91,6 +95,8 @@ def _answered(draw: Callable[[Any], Mapping[str, Any]], body: bytes) -> tuple[in
         return 200, json.dumps(draw(_decoded(body)), allow_nan=False)
     except RequestError as error:
         return 400, json.dumps({"error": str(error)})
+    except NotYet as error:
+        return 200, json.dumps({"error": str(error), "not_yet": True})
     except (ValueError, UnknownIdError) as error:
         return 200, json.dumps({"error": str(error)})
     except RecursionError:

@@ -9,10 +9,11 @@
     GET  /fewstep/names     the samplers and schedules that Few-Step Compare knows
     POST /fewstep/check     {samplers, schedules, steps}: what is wrong in which of its boxes
 
-`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`); `loader` is the node that the
-model comes from, for what is known of it before a run. A node travels as {"type": its
-id, "inputs": {name: value, or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is
-answered with {"error": text}, which the node shows in place of its plot. `requests` says what may be asked.
+`levels` and `model` are what a node has sent of its model in the last run (`levels_ui`); `loader` is the node that
+the model comes from, for what is known of it before a run. A node travels as {"type": its id, "inputs": {name: value,
+or a node}}, the host's SplitSigmas with its "output" beside them. What cannot be drawn is answered with {"error":
+text}, which the node shows in place of its plot, and "not_yet" where nothing is wrong. `requests` says what may be
+asked.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import PREFIX, sigmas_over
 from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
-from .requests import RequestError, given_texts, read_request, read_texts
+from .requests import NotYet, RequestError, given_texts, read_request, read_texts
 from .requests import answer as _answer
 from .sampling import FewStepScheduler
 from .ui.families import grouped
@@ -215,7 +216,7 @@ def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
     if node["type"] == "BasicScheduler":
         return _of_host(inputs, levels, model)
     if node["type"] != "FewStepScheduler":
-        raise ValueError("the noise levels of this node are known when it runs")
+        raise NotYet("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])
     return FewStepScheduler.sigmas(levels, **inputs).tolist()
 
@@ -233,7 +234,7 @@ def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list
         return sigmas_over(own, levels, steps, denoise=denoise).tolist()
     sampling = _model_sampling(levels, model)
     if not math.isclose(float(sampling.sigma_max), levels.sigma_max, rel_tol=1e-3):
-        raise ValueError("the noise levels of this node are known when it runs")
+        raise NotYet("the noise levels of this node are known when it runs")
     whole = comfy.samplers.calculate_sigmas(sampling, scheduler, int(steps / denoise))
     return [float(level) for level in whole[-steps - 1 :]]
 
@@ -251,7 +252,7 @@ def _plan_of(inputs: Mapping[str, Any]) -> CalibratedPlan:
     """The plan on an input, if it comes from a file or a text."""
     source = inputs.get("plan") or {}
     if source.get("type") != "FewStepLoadPlan":
-        raise ValueError("connect a plan; one that is made in this run is drawn after it")
+        raise NotYet("connect a plan; one that is made in this run is drawn after it")
     return FewStepLoadPlan.execute(**source["inputs"]).result[0]
 
 

@@ -85,10 +85,10 @@ export function drawGuidance(pen, area, answer, view) {
   });
 }
 
-/** A message in the place of a drawing. */
-export function drawError(pen, { left, top, width, height }, text) {
+/** A message in the place of a drawing, in red but where nothing is wrong yet. */
+export function drawError(pen, { left, top, width, height }, text, notYet = false) {
   pen.font = "11px sans-serif";
-  pen.fillStyle = colours().error;
+  pen.fillStyle = notYet ? colours().dim : colours().error;
   pen.textAlign = "left";
   pen.textBaseline = "top";
   let line = "";

@@ -59,7 +59,7 @@ export function addPlot(node, { route, request, draw, edit }) {
       pen.fill();
       pen.clip();
       const view = { log: isLog(), plain: plain || app.canvas.ds.scale < SMALL, hover: plot.hover };
-      if (plot.answer?.error) plot.drawing = drawError(pen, area, translated(plot.answer.error));
+      if (plot.answer?.error) plot.drawing = drawError(pen, area, translated(plot.answer.error), plot.answer.not_yet);
       else plot.drawing = plot.answer && draw(pen, area, plot.answer, view);
       pen.restore();
     },

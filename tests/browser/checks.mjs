@@ -221,8 +221,11 @@ check("plots are seen: contrast, no dots where there are many, curves alone in t
         return calls;
       };
       const pen = document.createElement("canvas").getContext("2d");
+      drawError(pen, { left: 0, top: 0, width: 300, height: 180 }, "connect something", true);
+      const missing = pen.fillStyle;
       drawError(pen, { left: 0, top: 0, width: 300, height: 180 }, "wrong");
       return {
+        missing: [missing, inks.dim],
         contrasts: Object.fromEntries(Object.entries(inks).map(([name, ink]) => [name, contrast(ink, background)])),
         few: drawn(11, false), many: drawn(62, false), plain: drawn(11, true), error: [pen.fillStyle, inks.error],
       }; // prettier-ignore
@@ -232,6 +235,7 @@ check("plots are seen: contrast, no dots where there are many, curves alone in t
     assert.equal(seen.many.arc, 0);
     assert.deepEqual(seen.plain, { arc: 0, fillText: 0, stroke: 1 });
     assert.equal(...seen.error);
+    assert.equal(...seen.missing);
     const [red, green] = [1, 3].map((i) => parseInt(seen.error[0].slice(i, i + 2), 16));
     assert.ok(red > 2 * green, seen.error[0]);
   }

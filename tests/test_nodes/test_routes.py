@@ -306,6 +306,8 @@ def test_samplers_are_listed_with_their_other_names(routes):
 
 
 def test_over_http(running_host):
+    missing = {"node": node("FewStepPlanSampler", see_bottleneck=True)}
+    assert running_host.post("/fewstep/plan", missing)[1]["not_yet"]  # which is no error
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=3)})
     assert status == 200 and len(answer["sigmas"]) == 4
     status, answer = running_host.post("/fewstep/sigmas", {"node": scheduler(steps=0)})
