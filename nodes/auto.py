@@ -245,7 +245,7 @@ def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None) ->
 def _numbers(settings: Settings) -> str:
     """Steps, guidance and shift in words."""
     shift = "" if settings.shift is None else f", shift {settings.shift:g}"
-    return f"{_between(*settings.steps)} steps, cfg {_between(*settings.cfg)}{shift}"
+    return f"{counted(_between(*settings.steps), 'step')}, cfg {_between(*settings.cfg)}{shift}"
 
 
 def _between(low: float, high: float) -> str:

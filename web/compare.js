@@ -66,7 +66,7 @@ export function addResults(node) {
   }
 
   function tableOf() {
-    const head = element("tr", {}, ...["", ...found.columns.map(counted)].map(heading));
+    const head = element("tr", {}, ...["", ...found.columns.map(inSteps)].map(heading));
     const rows = found.rows.map(([sampler, schedule], j) => {
       const name = element("th", { scope: "row", title: `${sampler.label}, ${schedule.label}` });
       name.append(element("div", { textContent: sampler.label }), element("small", { textContent: schedule.label }));
@@ -141,7 +141,7 @@ export function addResults(node) {
 
   function named(number) {
     const { sampler, schedule, steps } = pairOf(number);
-    return `${sampler.label}, ${schedule.label}, ${counted("1 step", "{n} steps", steps)}`;
+    return `${sampler.label}, ${schedule.label}, ${inSteps(steps)}`;
   }
 
   function about(number) {
@@ -154,6 +154,10 @@ export function addResults(node) {
     const { image, same } = found.cells[number];
     return image ?? found.cells[same]?.image;
   }
+}
+
+function inSteps(steps) {
+  return counted("1 step", "{n} steps", steps);
 }
 
 function heading(text) {
