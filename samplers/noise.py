@@ -21,7 +21,6 @@ _LEAF = 0.25  # an interval of lambda that is longer is halved before a level is
 _STEPS = 4  # and so is one that is longer than so many steps
 _WHITE_LEAF = 2.0**-6  # for white noise, where the places between the levels cost nothing
 _REACH = 4.0  # where the axis of lambda is cut first, on either side of 0
-_KEPT = 10  # so many samples are kept at least: most of those on the way to a place
 _CLOSEST = 1e-8  # the shortest step in lambda: float32 still holds its noise to a thousandth
 
 
@@ -81,7 +80,7 @@ class BrownianNoise:
         self._device = torch.device(device)
         self._places: dict[int, _Place] = {}
         self._ways: dict[float, list[_Place]] = {}  # of the last levels asked for
-        self._known: dict[_Place, Tensor] = {}  # X at the places on them and some more
+        self._known: dict[_Place, Tensor] = {}  # X at the places on them
         self._spare: list[Tensor] = []  # memory of what is not needed any more, to draw in
         self._generator: torch.Generator | None = None
         self.draws = 0
@@ -122,13 +121,12 @@ class BrownianNoise:
         self._ways = {lam: self._ways.get(lam) or self._way(lam, longest) for lam in (low, high) if lam > -math.inf}
         if self._white:
             return [(self._normals(self._ways[high][-1].key), 1.0)]
-        for way in self._ways.values():
-            for place in way:
-                if place not in self._known:
-                    self._known[place] = self._draw(place)
-        if len(self._known) > _KEPT:  # on its way a run does not come back to what it needs no more
-            needed = {place for way in self._ways.values() for place in way}
-            self._spare += [self._known.pop(place) for place in self._known.keys() - needed]
+        needed = dict.fromkeys(place for way in self._ways.values() for place in way)
+        # a run rarely comes back to others, and new ones in their memory are in the processor's cache
+        self._spare += [self._known.pop(place) for place in self._known.keys() - needed]
+        for place in needed:
+            if place not in self._known:
+                self._known[place] = self._draw(place)
         *start, end = (self._known[way[-1]] for way in self._ways.values())
         scale = 1 / math.sqrt(_added(h))
         return [(end, scale), *((x, -math.exp(-h) * scale) for x in start)]  # no start at lambda = -inf
