@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV_PYTHON = .host/venv/bin/python
 HOST_PYTHON = $(VENV_PYTHON)
-PYTEST = TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
+# Compiled files are kept: ComfyUI and the tests are loaded by many processes.
+PYTEST = PYTHONDONTWRITEBYTECODE= TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
   -n 3 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
 
 # Another ComfyUI in the place of ours, for `test`, `serve` and `demo`: HOST is its folder, HOST_PYTHON the Python of its

@@ -87,6 +87,7 @@ def environment() -> dict[str, str]:
         env[name] = str(path)
     env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     env["HF_HUB_OFFLINE"] = "1"
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # ComfyUI starts many times, in half the time from compiled files
     return env
 
 

@@ -13,7 +13,7 @@ import torch
 
 from bench import distances
 
-SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4"]
+SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4", "--schedules", "karras exponential beta simple"]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_stochastic_stages(bench, finished: Path, tmp_path: Path, monkeypatch: p
     images = torch.rand(30, *bench.demo.shape, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(bench.distributions, "load_data", lambda: (images, list(bench.demo.prompts)))
     monkeypatch.setattr(bench.distributions, "AXES", 4)
-    arguments = ["--quick", "--samplers", "ipndm_v heun ddpm", "--samples", "12"]
+    arguments = [*SETTINGS[:2], "ipndm_v heun ddpm", *SETTINGS[3:], "--samples", "12"]
     arguments += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert bench.quality.main(arguments).calls > 0
     rows = {(r["source"], r["sampler"]): r for r in read(tmp_path) if r["frechet_many"]}

@@ -6,55 +6,67 @@ Skipped where there is no Chromium, or no Node.js with npm that can fetch playwr
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from browser import SCRIPTS, chromium, node, playwright
-from host import FRONT_END, NEWEST_FRONT_END, ROOT, Server, SetupError, environment, server
+from host import FRONT_END, NEWEST_FRONT_END, ROOT, SetupError, environment, server
 
 CHECKS = SCRIPTS / "checks.mjs"
 FOUND = re.findall(r'^(check|both)\("(.+)", ', CHECKS.read_text(), re.MULTILINE)
 NAMES = [name + more for kind, name in FOUND for more in ("", ", with Vue nodes")[: 1 + (kind == "both")]]
 FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END]
-"""The host's own is None, and has the host that other tests use, too."""
-SECONDS = 600
+"""The host's own is None."""
+SECONDS = 900
 
 
-@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
-def host(request, tmp_path_factory) -> Iterator[Server]:
-    if request.param == FRONT_END:
-        yield request.getfixturevalue("running_host")
-        return
-    folder = tmp_path_factory.mktemp("server")
-    with server(folder / "server.log", "--output-directory", str(folder), front_end=request.param) as running:
-        yield running
+class Session(NamedTuple):
+    """A run of checks.mjs."""
+
+    process: subprocess.Popen
+    out: Path
+    err: Path
 
 
 @pytest.fixture(scope="module")
-def results(host, tmp_path_factory) -> dict[str, str | None]:
-    """What each check found wrong, by name."""
+def sessions(tmp_path_factory) -> Iterator[dict[str | None, Session]]:
+    """One for each front end, all at the same time, since most of it is waiting. Each has a server with folders of its
+    own, so that none sees the plans of another."""
     try:
-        given = {"chromium": chromium(), "modules": str(playwright())}
+        given = {"chromium": chromium(), "modules": str(playwright()), "root": str(ROOT)}
         command = [node(), str(CHECKS)]
     except SetupError as missing:
         pytest.skip(str(missing))
-    given |= {"url": host.url, "root": str(ROOT), "out": str(tmp_path_factory.mktemp("browser"))}
-    process = subprocess.Popen(
-        [*command, json.dumps(given)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    finally:
-        process.terminate()  # the script closes its browser
-        process.wait(timeout=30)
-    assert process.returncode == 0 and out, f"the session did not end well:\n{err[-3000:]}"
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for version in FRONT_ENDS:
+            base = tmp_path_factory.mktemp("browser")
+            (base / "custom_nodes").mkdir()
+            os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)
+            host = stack.enter_context(server(base / "server.log", "--base-directory", str(base), front_end=version))
+            out, err = (stack.enter_context((base / name).open("w")) for name in ("results.json", "checks.log"))
+            own = json.dumps(given | {"url": host.url, "out": str(base)})
+            process = subprocess.Popen([*command, own], stdout=out, stderr=err, env=environment())
+            stack.callback(process.wait, timeout=30)
+            stack.callback(process.terminate)  # the script closes its browser
+            started[version] = Session(process, Path(out.name), Path(err.name))
+        yield started
+
+
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
+def results(request, sessions) -> dict[str, str | None]:
+    """What each check found wrong, by name."""
+    session = sessions[request.param]
+    code = session.process.wait(timeout=SECONDS)
+    out = session.out.read_text()
+    assert code == 0 and out, f"the session did not end well:\n{session.err.read_text()[-3000:]}"
     return json.loads(out)
 
 

@@ -361,7 +361,7 @@ def test_a_model_that_holds_itself_is_an_error_too(comfyui):
 def test_every_sampler_takes_what_k_diffusion_hands_it(comfyui, id):
     """A noise sampler as an argument or as an option of the SAMPLER; a seed."""
     model = small_model("EPS")
-    sigmas = sigmas_of(model, steps=10)
+    sigmas = sigmas_of(model)
     sampler = ours(comfyui, id)
     given = custom(comfyui, model, wrapped(sampler, lambda model: model), sigmas)
     sampler.extra_options["noise_sampler"] = constant_noise

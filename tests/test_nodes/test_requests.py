@@ -40,6 +40,7 @@ REQUESTS = [
     {"node": node("FewStepAuto", evaluations=9, variety="exact seed", denoise=1.0), "levels": LEVELS},
     {"node": node("FewStepPlanSampler", plan=LOADED, see_bottleneck=True), "guidance": 7.0},
     {"node": scheduler("beta", 5), "levels": FLOW},
+    {"node": node("FewStepKSampler", sampler_name="dpmpp_2s", scheduler="karras", steps=6, cfg=7.0, denoise=0.5)},
 ]
 
 
@@ -331,14 +332,21 @@ ODD = (
 NAMES = ("steps", "sampler", "schedule", "plan", "sigmas", "eta", "shift", "type", "inputs", "output", "levels")
 
 
+OTHERS = [
+    {"samplers": "euler\nfewstep_unipc order=2", "schedules": "karras", "steps": "5, 8"},
+    {"file": "mine_00001_.safetensors", "name": "another"},
+]
+"""What the boxes of Few-Step Compare and the window of plans ask."""
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_odd_bodies_are_answered(routes, requests, monkeypatch, seed):
-    """Each with 200, 400 or 413, in JSON, without a path of the server, in time."""
+def test_odd_bodies_are_answered(routes, requests, folder, monkeypatch, seed):
+    """Each with 200, 400 or 413, in JSON, without a path of the server, in time, by every route that reads a body."""
     monkeypatch.setattr(requests, "REST", 0.0)
     source, bodies = random.Random(seed), []
     for _ in range(30):
-        request = source.choice(REQUESTS)
-        if source.random() < 0.3:
+        request = source.choice([*REQUESTS, *OTHERS])
+        if "node" in request and source.random() < 0.3:
             request = {**request, "node": node("FewStepSampler", sampler=source.choice(list(SAMPLERS)))}
         for _ in range(source.randint(1, 3)):
             request = mutated(request, source, ODD, NAMES)
@@ -347,7 +355,7 @@ def test_odd_bodies_are_answered(routes, requests, monkeypatch, seed):
             place = source.randrange(len(body))
             body = body[:place] + bytes([source.randrange(256)]) * source.choice([0, 1, 3, 5000]) + body[place + 1 :]
         bodies.append(body)
-    for draw in (routes.plan, routes.sigmas):
+    for draw in (routes.plan, routes.sigmas, routes.check, routes.rename_plan, routes.delete_plan):
         start = time.process_time()
         for status, text in asked(requests, draw, bodies):
             assert status in (200, 400, 413)

@@ -29,6 +29,8 @@ from samplers.calibrated.recipe import Recipe
 from samplers.inversion import invert
 from samplers.levels import pure_noise, read_run
 from samplers.plan import model_sigmas
+from samplers.sampler import _cached_plan
+from samplers.solvers import unipc
 from samplers.solvers.dpm_solver import LARGEST_CORRECTION, NOISIEST, noise_corrects
 
 EPS = 2.0**-23  # of float32
@@ -277,6 +279,50 @@ def test_a_pair_of_amed_that_is_too_long_is_two_steps_of_euler():
         assert SAMPLERS[id].nfe(sigmas) == 3
         x = SAMPLERS[id].function(denoiser, X1 * 14.6, sigmas, disable=True, middle="given")
         torch.testing.assert_close(x, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.fixture
+def any_magnification(monkeypatch):
+    """UniPC without its limit."""
+
+    def lift() -> None:
+        monkeypatch.setattr(unipc, "LARGEST_MAGNIFICATION", math.inf)
+        _cached_plan.cache_clear()
+
+    yield lift
+    _cached_plan.cache_clear()
+
+
+def test_a_step_of_unipc_after_a_far_shorter_one_has_a_lower_order(any_magnification):
+    """Its largest sample in standard deviations: one step is 3,000 times as long as that before it."""
+    sigmas = [14.61, 13.71, 5.517, 0.3925, 0.3924, 0.1677, 0.0]
+
+    def largest() -> float:
+        sizes = []
+
+        def look(step):
+            sizes.append(float(step["x"].square().mean().sqrt() / torch.hypot(step["sigma"], torch.ones(()))))
+
+        SAMPLERS["unipc"].function(denoiser, X1 * sigmas[0], sigmas, {}, look, True)
+        return max(sizes)
+
+    assert largest() < 3  # the mixture has 1.5
+    any_magnification()
+    assert largest() > 100
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+@pytest.mark.parametrize("schedule", [spec.id for spec in SCHEDULES.values() if spec.any_steps])
+def test_unipc_has_its_order_on_every_schedule(schedule, prediction, any_magnification):
+    runs = [SCHEDULES[schedule].function(n, 0.0292, 14.6146) for n in (3, 4, 5, 6, 8, 10, 15, 20, 30)]
+
+    def updates() -> list:
+        plans = [SAMPLERS["unipc"].plan(sigmas, prediction=prediction) for sigmas in runs]
+        return [stage.update.terms for plan in plans for stage in plan]
+
+    limited = updates()
+    any_magnification()
+    assert updates() == limited
 
 
 @pytest.mark.parametrize("id", ["heun", "edm", "rk4", "plms", "dpmpp_2s_ancestral"])

@@ -31,7 +31,7 @@ from samplers.plan import economical
 from samplers.sampler import NOISE_DEVICE, _cached_plan
 from samplers.solvers import dpm_solver, runge_kutta
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=15, deadline=None)  # others in each run of the tests
 either = st.booleans()
 
 
@@ -200,9 +200,9 @@ def test_ascending_levels_lead_back_to_the_start(spec, flow):
         assert relative_error(down, start) > 0.2  # it did go somewhere
         return relative_error(integrate(model, down, deterministic(spec, sigmas[::-1], flow), disable=True), start)
 
-    n = 400 if spec.id == "heunpp2" else 100  # its weights go by the level: the way up begins with others
+    n = 200 if spec.id == "heunpp2" else 50  # its weights go by the level: the way up begins with others
     coarse, fine = drift(n), drift(2 * n)
-    assert fine < (0.03 if spec.order == 1 else 1e-3)
+    assert fine < (0.06 if spec.order == 1 else 4e-3)
     assert fine < 0.6 * coarse
 
 
@@ -236,7 +236,7 @@ def test_derivative_with_respect_to_the_inner_levels(spec, run):
         return integrate(model, x, deterministic(spec, torch.cat([ends[:1], inner, ends[1:]]), flow), disable=True)
 
     inner = torch.tensor(sigmas[1:-1], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(sample, (inner,), rtol=1e-5, atol=1e-6)
+    assert torch.autograd.gradcheck(sample, (inner,), rtol=1e-5, atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
