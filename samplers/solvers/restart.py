@@ -33,7 +33,7 @@ Base = Literal[
     "exp_heun_2_x0", "heunpp2", "gradient_estimation",
 ]  # fmt: skip
 
-_ALL = (
+_ALL: tuple[Callable[..., Iterator[Stage]], ...] = (
     heun, euler, dpmpp_2s, dpmpp_2m, ipndm_v, dpmpp_3s, dpmpp_3m, dpm_2s, dpm_3s, dpm_2m, dpm_3m, unipc, deis, ipndm,
     lms, rk4, res_2s, res_3s, res_5s, res_6s, res_multistep, exp_heun_2_x0, heunpp2, gradient_estimation,
 )  # fmt: skip
