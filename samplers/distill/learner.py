@@ -70,8 +70,29 @@ class Learner:
         Raises:
             ValueError: if the gradient is not finite. The weights are then as they were.
         """
-        self.optimizer.zero_grad()
-        loss.backward()
+        self.add(loss)
+        self.step()
+
+    def add(self, loss: Tensor) -> None:
+        """Add the gradient of a part of the loss to that of the next `step`; all of it or, on an error, nothing.
+
+        Raises:
+            ValueError: if it does not depend on the weights.
+        """
+        weights = list(self.parameters.values())
+        if not loss.requires_grad:
+            raise ValueError("the loss does not depend on the weights: the network lets no gradient through")
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        for weight, gradient in zip(weights, found, strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+
+    def step(self) -> None:
+        """One step down the gradient of what was added.
+
+        Raises:
+            ValueError: if it is not finite. The weights are then as they were.
+        """
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
         add_over_processes(gradients)
         torch._foreach_div_(gradients, rank_and_count()[1])
@@ -84,6 +105,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = last + (first - last) * (0.5 + 0.5 * math.cos(math.pi * share))
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self.done += 1
         decay = min(self._decay, self.done / (self.done + 9))
         with torch.no_grad():

@@ -6,7 +6,6 @@ arXiv 2409.19681.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,19 +99,35 @@ class TrajectoryDistillation:
             The loss of each step.
 
         Raises:
+            ValueError: if there is not one goal for each step.
             NonFiniteError: if the student's answer is not finite.
         """
+        if len(goals) != len(self.sigmas) - 1:
+            raise ValueError(f"goals: {len(goals)} for {len(self.sigmas) - 1} steps of the student")
         losses = []
-        with torch.enable_grad():
-            for k, ((sigma, lower), goal) in enumerate(zip(itertools.pairwise(self.sigmas), goals, strict=True)):
-                s, t = (torch.full(x.shape[:1], level, dtype=torch.float64) for level in (sigma, lower))
-                denoised = student(x, s.to(x), **(extra_args or {}))
-                y = step(x, denoised, s, t, self._flow)
-                _, weight = coefficients(s, t, self._flow)
-                loss = self._loss((y - goal) / float(weight[0])).mean()
-                losses.append(loss.item())
-                if not torch.isfinite(loss):
-                    raise non_finite(k, len(self.sigmas) - 1, sigma)
-                self._learner.update(loss)
-                x = y.detach()
+        for k, goal in enumerate(goals):
+            loss, x = self.loss(k, student, x, goal, extra_args)
+            self._learner.update(loss)
+            losses.append(loss.item())
         return losses
+
+    @torch.enable_grad()
+    def loss(
+        self, k: int, student: Model, x: Tensor, goal: Tensor, extra_args: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """That of one step, with its gradient, and the sample that the step leads to, without.
+
+        Args:
+            k: which step.
+            x: the student's own sample at its beginning; goal: the teacher's at its end.
+
+        Raises:
+            NonFiniteError: if the student's answer is not finite.
+        """
+        s, t = (torch.full(x.shape[:1], level, dtype=torch.float64) for level in self.sigmas[k : k + 2])
+        y = step(x, student(x, s.to(x), **(extra_args or {})), s, t, self._flow)
+        _, weight = coefficients(s, t, self._flow)
+        loss = self._loss((y - goal) / float(weight[0])).mean()
+        if not torch.isfinite(loss):
+            raise non_finite(k, len(self.sigmas) - 1, self.sigmas[k])
+        return loss, y.detach()
