@@ -83,6 +83,16 @@ class About:
         """The error after, as a share of that before. 1 if it is not known."""
         return self.error_after / self.error_before if self.error_before and self.error_after is not None else 1.0
 
+    def other_model(self, model: Mapping[str, Any]) -> tuple[str, str, str] | None:
+        """The first field in which another model differs, what it is here and what there; None for one of this kind.
+
+        A field that one of both does not know is left out.
+        """
+        for name, wanted in self.model.items():
+            if name in model and not _agree(model[name], wanted):
+                return name, _short(wanted), _short(model[name])
+        return None
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what is not known is left out."""
         known = {name: getattr(self, name) for name in _DEFAULTS}
@@ -109,6 +119,16 @@ class About:
         known = {name: _as_field(entry) for name, entry in given.items() if name in _FITS and _FITS[name](entry)}
         more = {name: entry for name, entry in given.items() if name not in known}
         return cls(**known, more=more, written=tuple(given))
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    if isinstance(found, int | float) and isinstance(wanted, int | float):
+        return abs(found - wanted) <= 1e-3 * abs(wanted)
+    return bool(found == wanted)
+
+
+def _short(field: Any) -> str:
+    return f"{field:.5g}" if isinstance(field, float) else str(field)[:80]
 
 
 def _as_field(entry: Any) -> Any:

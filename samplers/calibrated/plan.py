@@ -56,13 +56,12 @@ class CalibratedPlan:
         Raises:
             ValueError: naming the first field that differs.
         """
-        for name, wanted in self.about.model.items():
-            if name in model and not _agree(model[name], wanted):
-                raise ValueError(
-                    f"this plan was made for another model: {name} is {_short(wanted)} there and "
-                    f"{_short(model[name])} in the model that is sampled. Load the model it was made for, or calibrate "
-                    "a plan for this one"
-                )
+        if (other := self.about.other_model(model)) is not None:
+            name, wanted, found = other
+            raise ValueError(
+                f"this plan was made for another model: {name} is {wanted} there and {found} in the model that is "
+                "sampled. Load the model it was made for, or calibrate a plan for this one"
+            )
 
     @torch.no_grad()
     def function(
@@ -209,13 +208,3 @@ def _read_predictor(bounds: Any, tensors: Mapping[str, Tensor]) -> Predictor:
             raise ValueError(f"tensor {key} holds numbers above {_LARGEST_WEIGHT:g}: train the predictor again")
     predictor.load_state_dict(dict(tensors))
     return predictor.eval().requires_grad_(False)
-
-
-def _agree(found: Any, wanted: Any) -> bool:
-    if isinstance(found, int | float) and isinstance(wanted, int | float):
-        return abs(found - wanted) <= 1e-3 * abs(wanted)
-    return bool(found == wanted)
-
-
-def _short(field: Any) -> str:
-    return f"{field:.5g}" if isinstance(field, float) else str(field)[:80]

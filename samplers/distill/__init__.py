@@ -21,6 +21,7 @@ from .lora import add_lora, lora_file, remove_lora
 from .losses import LOSSES
 from .progressive import ProgressiveDistillation
 from .step import inserted
+from .student import Student, read_student, student_in
 from .trajectory import TrajectoryDistillation
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "DistributionMatching",
     "Learner",
     "ProgressiveDistillation",
+    "Student",
     "TrajectoryDistillation",
     "add_lora",
     "inserted",
     "lora_file",
+    "read_student",
     "remove_lora",
+    "student_in",
 ]

@@ -28,6 +28,7 @@ from samplers.distill import (
     lora_file,
     remove_lora,
 )
+from samplers.distill import student as students
 from samplers.distill.consistency import lower_level
 from samplers.distill.losses import HUBER, LOSSES
 from samplers.distill.step import coefficients, step
@@ -446,3 +447,48 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 if __name__ == "__main__":
     share(int(sys.argv[1]), sys.argv[2])
+
+
+# Batches in parts, and what a student says of itself
+
+
+def test_a_batch_in_parts_is_the_batch():
+    """The gradients of parts, by their share, add up to that of the whole: in float64 to rounding."""
+    changes = []
+    for sizes in ((12,), (4, 8)):
+        student = Student(seed=1)
+        one = learner(student, clip=math.inf)
+        training = TrajectoryDistillation(one, LEVELS)
+        x = noise(5, 12)
+        goal = exact(x, LEVELS[:2])
+        start = 0
+        for size in sizes:
+            part = slice(start, start + size)
+            loss, _ = training.loss(0, student, x[part], goal[part])
+            one.add(loss * size / 12)
+            start += size
+        changes.append(torch.cat([weight.grad.flatten() for weight in student.parameters()]))
+    assert torch.allclose(*changes, rtol=1e-10, atol=1e-14)
+
+
+def test_a_part_that_fails_adds_nothing():
+    student = Student()
+    one = learner(student)
+    with pytest.raises(ValueError, match="does not depend on the weights"):
+        one.add(torch.ones(()))
+    weights = list(student.parameters())
+    loss = sum(weight.square().sum() for weight in weights) * torch.ones((), dtype=torch.float64)
+    weights[0].register_hook(lambda _: (_ for _ in ()).throw(MemoryError("no")))
+    with pytest.raises(MemoryError):
+        one.add(loss)
+    assert all(weight.grad is None for weight in weights)
+
+
+def test_a_student_is_read_as_it_was_written():
+    student = students.Student((14.6, 2.0, 0.0), sampler="consistency", training={"rank": 4})
+    assert students.read_student(student.text()) == student == students.student_in(student.metadata())
+    assert student.steps == 2 and students.student_in({}) is None
+    assert student.is_part((2.0, 0.0)) and student.is_part((14.6 * 1.0005, 2.0))
+    assert not student.is_part((14.6, 0.0)) and not student.is_part((14.6 * 1.002, 2.0, 0.0))
+    with pytest.raises(ValueError, match="this Few-Step reads up to"):
+        students.read_student('{"version": 2}')
