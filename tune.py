@@ -1,14 +1,16 @@
-"""Calibration and the training of AMED without a graph or a server.
+"""Calibration, the training of AMED and distillation without a graph or a server.
 
 In the folder of ComfyUI, with the pack in custom_nodes/few-step:
 
     python -m custom_nodes.few-step.tune calibrate --checkpoint sd15.safetensors --prompts prompts.txt --out portraits
     torchrun --nproc_per_node=2 -m custom_nodes.few-step.tune train --checkpoint sd15.safetensors ...
+    python -m custom_nodes.few-step.tune distill --checkpoint sd15.safetensors --prompts prompts.txt --out student
 
 With torchrun, write --start-from instead of --start, which torchrun takes for one of its own options.
 
-The file of prompts has one prompt on each line. The plan is written to models/fewstep, or to --out if that is a path.
-After Ctrl-C the best plan so far is kept. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped.
+The file of prompts has one prompt on each line. A plan is written to models/fewstep, the LoRA of a student to
+models/loras, or either to --out if that is a path. After Ctrl-C the best so far is kept. Exit codes: 0 done, 1 failed,
+2 wrong arguments, 130 stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
+def _common(made: str, *, evaluations: int, samples: int, teacher_steps: int, fit: str) -> argparse.ArgumentParser:
+    """The options of all commands, with what is said of what is made, and defaults."""
     common = argparse.ArgumentParser(add_help=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = common.add_argument
     model = common.add_mutually_exclusive_group(required=True)
@@ -65,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a text file with one prompt on each line",
     )
-    add("--out", required=True, metavar="NAME", help="name of the plan in models/fewstep, or a path")
+    add("--out", required=True, metavar="NAME", help=f"name of the {made}, or a path")
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
     add("--width", type=int, default=512, help="width of the images, in pixels (%(default)s)")
     add("--height", type=int, default=512, help="height of the images, in pixels (%(default)s)")
@@ -75,19 +78,24 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="width in pixels of one element of the latent (default: as the model says, else 8)",
     )
-    add("--cfg", type=float, default=7.0, help="guidance scale that the plan is made for (%(default)s)")
-    add("--evaluations", type=int, default=6, help="evaluations of the model for an image (%(default)s)")
+    add("--cfg", type=float, default=7.0, help="guidance scale that it is made for (%(default)s)")
+    add("--evaluations", type=int, default=evaluations, help="evaluations of the model for an image (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the first image; each other image has the next one (%(default)s)")
-    add("--samples", type=int, default=16, help="images for the fit, and as many others for validation (%(default)s)")
+    add("--samples", type=int, default=samples, help=f"{fit} (%(default)s)")
     add(
         "--teacher-steps",
         type=int,
-        default=50,
-        help="steps of the long run whose images are taken as right (%(default)s)",
+        default=teacher_steps,
+        help="steps of the run that is to be matched (%(default)s)",
     )
     add("--cpu", action="store_true", help="run on the CPU")
     add("--base-directory", metavar="DIR", help="as for ComfyUI: the folder that contains models")
+    return common
 
+
+def parser() -> argparse.ArgumentParser:
+    fit = "images for the fit, and as many others for validation"
+    common = _common("plan in models/fewstep", evaluations=6, samples=16, teacher_steps=50, fit=fit)
     whole = argparse.ArgumentParser(prog="tune", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = whole.add_subparsers(dest="command", required=True)
     calibrate = commands.add_parser("calibrate", parents=[common], help="fit noise levels and solver coefficients")
@@ -148,7 +156,32 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a plan or predictor to begin with; --base, --schedule and --afs are then its own",
     )
+    _add_distill(commands)
     return whole
+
+
+def _add_distill(commands: Any) -> None:
+    """The options of `distill`."""
+    common = _common("LoRA in models/loras", evaluations=4, samples=8, teacher_steps=24, fit="images for validation")
+    add = commands.add_parser("distill", parents=[common], help="train a student, as a LoRA").add_argument
+    add("--rank", type=int, default=32, help="rank of the LoRA (%(default)s)")
+    add("--iterations", type=int, default=500, help="number of batches for training (%(default)s)")
+    add("--batch", type=int, default=8, help="images in a batch, in all processes together (%(default)s)")
+    add("--learning-rate", type=float, default=0.0002, help="learning rate of the optimiser AdamW (%(default)s)")
+    add("--teacher", type=Path, metavar="FILE", help="a calibrated plan that is the teacher, in the place of a sampler")
+    add("--teacher-sampler", default="dpmpp_2m", help="the sampler that is followed (%(default)s)")
+    add(
+        "--teacher-schedule",
+        default="auto",
+        help="its noise levels (%(default)s: karras, and time_uniform for flow models)",
+    )
+    add(
+        "--start",
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="a student of this model to go on with; --rank is then its own",
+    )
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -235,24 +268,27 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Callable[[str], Any]]:
 
 
 def begin(options: argparse.Namespace, prompts: list[str], *, quiet: bool = False) -> tuple[Any, Callable[[Any], Path]]:
-    """The work that is asked for, and what saves its plan and says where."""
+    """The work that is asked for, and what saves its plan or student and says where."""
     import torch
 
     package = __package__ or _import_package()
-    calibration, training, session_, progress_, files, read = (
+    calibration, training, distillation, session_, progress_, files, read = (
         importlib.import_module(f"{package}.{name}")
         for name in (
-            "nodes.host.calibration", "nodes.host.training", "nodes.host.session", "nodes.host.progress",
-            "nodes.host.plan_files", "samplers.calibrated",
+            "nodes.host.calibration", "nodes.host.training", "nodes.host.distillation", "nodes.host.session",
+            "nodes.host.progress", "nodes.host.plan_files", "samplers.calibrated",
         )
     )  # fmt: skip
     files.register_folder()
     is_path = len(Path(options.out).parts) > 1 or options.out.endswith(files.EXTENSION)
     path = Path(options.out.removesuffix(files.EXTENSION) + files.EXTENSION).resolve()
+    kind = "loras" if options.command == "distill" else files.FOLDER
     if not is_path:
-        files.free_paths(options.out)  # complains now, not after the work
+        files.free_paths(options.out, kind=kind)  # complains now, not after the work
 
     def save(plan: Any) -> Path:
+        if options.command == "distill":
+            return plan.keep(lambda: plan.write(path) if is_path else plan.save(options.out))
         return files.keep(plan, lambda: plan.save(path) if is_path else files.save(plan, options.out))
 
     with torch.inference_mode():
@@ -275,6 +311,11 @@ def begin(options: argparse.Namespace, prompts: list[str], *, quiet: bool = Fals
             bases = calibration.DEFAULT_BASES if options.base == "auto" else (options.base,)
             own = {"bases": bases, "rounds": options.rounds, "derivatives": options.derivatives}
             return calibration.Calibration(session, **common, **own), save
+        if options.command == "distill":
+            names = ("rank", "iterations", "learning_rate", "batch", "teacher_sampler", "teacher_schedule", "start")
+            own = {name: getattr(options, name) for name in names}
+            teacher = read.load(options.teacher) if options.teacher else None
+            return distillation.Distillation(session, teacher=teacher, **common, **own), save
         names = ("base", "schedule", "afs", "iterations", "batch", "scale_dir", "scale_time")
         names += ("teacher_extra", "learning_rate", "goal")
         own = {name: getattr(options, name) for name in names}
@@ -303,11 +344,11 @@ def _stop(*_: Any) -> None:
 
 
 def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) -> int:
-    """Do it, and write the plan; also what there is when it is stopped. Gives the exit code."""
+    """Do it, and write what comes out; also what there is when it is stopped. Gives the exit code."""
     import torch
 
     nodes = type(work).__module__.rpartition(".host.")[0]
-    texts, shared = (importlib.import_module(f"{nodes}.{name}") for name in ("ui.plans", "host.work"))
+    texts, said = (importlib.import_module(f"{nodes}.{name}") for name in ("ui.plans", "ui.works"))
     for stop in (signal.SIGINT, signal.SIGTERM):  # a scheduler's stop keeps the best, too, and so in the background
         signal.signal(stop, _stop)
     code = 0
@@ -323,13 +364,13 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
         for stop in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the writing
             signal.signal(stop, signal.SIG_IGN)
         try:
-            plan = None if quiet else work.plan
-            if plan is not None:
-                path = save(shared.unfinished(plan) if code else plan)
-                print(shared.stopped(path) if code else f"saved as {path}", flush=True)
-                print(texts.outcome(plan), flush=True)
+            found = None if quiet else said.result(work)
+            if found is not None:
+                path = save(said.unfinished(found) if code else found)
+                print(said.stopped(work, path) if code else f"saved as {path}", flush=True)
+                print(said.outcome(found), flush=True)
             elif code == 130 and not quiet:
-                print(shared.stopped(None))
+                print(said.stopped(work, None))
         except Exception as error:
             print(f"error: {error}", file=sys.stderr)
             code = code or 1

@@ -20,7 +20,7 @@ __all__ = ["comfy_entrypoint", "register"]
 
 GROUPS = (
     ".ksampler", ".sampling", ".parts", ".guidance", ".plans", ".inversion", ".auto", ".compare", ".side_by_side",
-    ".trajectory", ".calibrate",
+    ".trajectory", ".calibrate", ".distill",
     "..demo.nodes",
 )  # fmt: skip
 """Modules with a list NODES each, in the order of the host's lists."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES, SamplerSpec
 from ..samplers.calibrated import CalibratedPlan, FileError, load
 from ..samplers.checks import counted, shortened
+from ..samplers.distill import Student
 from ..samplers.schedules.trained import either, of_flow, steps_in_words, steps_of, trained_models
 from .host.display import say
 from .host.families import (
@@ -37,10 +38,12 @@ from .host.guider import same_guidance
 from .host.model import LevelRange, check_plan, fingerprint, level_range, levels_ui
 from .host.plan_files import BUILT_IN, FOLDER, find, is_unfinished
 from .host.sampling import plan_sampler, sampler_function, sigmas_over
+from .host.students import facts_of, student_in_facts, student_of, student_sigmas
+from .host.students import why_not as why_not_student
 from .ui.links import PLAN
 from .ui.menu import CATEGORY, search_words
 from .ui.plans import conditions, summary
-from .ui.trained import trained_notes
+from .ui.trained import student_notes, trained_notes
 
 EXACT, VARIED = "exact seed", "more variety"
 
@@ -186,7 +189,11 @@ def choose(
     distilled = model.get(DISTILLED) or (family and family.distilled)
     if distilled not in trained_models() or of_flow(trained_models()[distilled]) != levels.flow:
         distilled = None
-    search = use_plans and distilled is None  # plans do not say whether their model was distilled
+    student = student_in_facts(model)
+    if student is not None and (why := why_not_student(student, model)):
+        notes.append(f"The connected student is left out: {why}.")
+        student = None
+    search = use_plans and distilled is None and student is None  # plans do not say whether their model was distilled
     found = _plan(model, evaluations, variety, denoise, search, plan, cfg or None, notes)
     if found is not None:
         name, chosen = found
@@ -195,6 +202,8 @@ def choose(
         text = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
         text = " ".join([text, *conditions(chosen, known=bool(cfg))])
         return Choice(spec, options, chosen, sigmas, "\n".join([text, *notes]))
+    if student is not None and (choice := _as_student(student, evaluations, denoise, cfg or None, notes)):
+        return choice
     if distilled is not None and (
         choice := _as_trained(distilled, levels, evaluations, denoise, model.get(DISTILLED_STEPS), cfg or None, notes)
     ):
@@ -250,6 +259,21 @@ def _numbers(settings: Settings) -> str:
 
 def _between(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _as_student(student: Student, budget: int, denoise: float, cfg: float | None, notes: list[str]) -> Choice | None:
+    """The levels that a student was trained at; None, with a note, if the budget does not allow them."""
+    sigmas = student_sigmas(student, denoise)
+    steps = len(sigmas) - 1
+    if steps > budget:
+        notes.append(f"The connected student was trained for {student.steps} steps: give it as many evaluations.")
+        return None
+    part = "" if steps == student.steps else f", the last {steps} of {student.steps}"
+    text = f"{student.sampler} on trained: {steps} steps{part}, {steps} evaluations."
+    if budget > steps:
+        notes.append("It was not trained for more: train a student for each number of evaluations.")
+    lines = [text, *student_notes(student, cfg=cfg), *notes]
+    return Choice(SAMPLERS[student.sampler], {}, None, sigmas, "\n".join(lines))
 
 
 def _as_trained(
@@ -399,8 +423,9 @@ class FewStepAuto(io.ComfyNode):
     ) -> io.NodeOutput:
         asked = getattr(cls, "hidden", None)
         facts = fingerprint(model)
-        if asked is not None:
-            facts |= distilled_in(names_of(asked.prompt, asked.unique_id))
+        prompt, node = (None, None) if asked is None else (asked.prompt, asked.unique_id)
+        facts |= distilled_in(names_of(prompt, node))
+        facts |= facts_of(student_of(model, prompt, node))
         choice = choose(
             level_range(model.get_model_object("model_sampling")), facts, evaluations=evaluations,
             variety=variety, denoise=denoise, use_plans=use_plans, plan=plan, cfg=cfg,

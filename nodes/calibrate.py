@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -20,34 +18,14 @@ from .host.work import finished, kept
 from .ui.links import PLAN
 from .ui.menu import PLANS as CATEGORY
 from .ui.menu import search_words
+from .ui.options import common_inputs
 from .ui.plans import outcome, so_far
-from .ui.plots import Panel, line_plot
+from .ui.plots import Panel, line_plot, points
 
 
-def _common_inputs(evaluations: str, samples: str) -> tuple[list[io.Input], list[io.Input]]:
-    """Those before and after a node's own, with what it says of two."""
+def _further_inputs(samples: str) -> list[io.Input]:
+    """Those after a node's own."""
     return [
-        io.Model.Input(
-            "model", tooltip="The model that the plan is made for, with its LoRAs and patches. It is not changed."
-        ),
-        io.Conditioning.Input(
-            "positive",
-            tooltip="One prompt or several, joined with Conditioning (Combine). With 4 or more prompts, a quarter of "
-            "them is used for validation only: they show whether the plan is also good for prompts that it was not "
-            "made with.",
-        ),
-        io.Conditioning.Input("negative", tooltip="The negative prompt. It is used with every prompt."),
-        io.Latent.Input("latent_image", tooltip="An empty latent of the size of your images. Its content is not used."),
-        io.Float.Input(
-            "cfg",
-            default=7.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="The guidance scale that the plan is made for. Use the plan at this scale.",
-        ),
-        io.Int.Input("evaluations", default=6, min=1, max=100, tooltip=evaluations),
-    ], [
         io.Int.Input(
             "seed",
             default=0,
@@ -78,19 +56,15 @@ def _outputs() -> list[io.Output]:
     ]
 
 
-def _points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    return [(float(x), y) for x, y in pairs if math.isfinite(y)]
-
-
 class FewStepCalibrate(io.ComfyNode):
     """Fits noise levels and solver coefficients to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first, second = _common_inputs(
-            "How often the plan evaluates the model for an image.",
+        first = common_inputs("plan", "How often the plan evaluates the model for an image.")
+        second = _further_inputs(
             "Number of images for the fit. As many others are made for validation. More images give a better plan and "
-            "take longer.",
+            "take longer."
         )
         return io.Schema(
             node_id="FewStepCalibrate",
@@ -168,8 +142,8 @@ class FewStepCalibrate(io.ComfyNode):
                 progress.note(so_far(found))
             plan = finished(work)
             series = {
-                "training": _points([(p.runs, p.error) for p in seen]),
-                "validation, best": _points([(p.runs, p.after) for p in seen]),
+                "training": points([(p.runs, p.error) for p in seen]),
+                "validation, best": points([(p.runs, p.after) for p in seen]),
             }
             plot = line_plot([Panel("Calibration", "runs", "error", series, log_y=True)])
             progress.end(outcome(plan))
@@ -181,9 +155,9 @@ class FewStepTrainAMED(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first, second = _common_inputs(
-            "How often the plan evaluates the model for an image; at least 2.",
-            "Number of validation images. The network is not trained on them; they show how good it is.",
+        first = common_inputs("plan", "How often the plan evaluates the model for an image; at least 2.")
+        second = _further_inputs(
+            "Number of validation images. The network is not trained on them; they show how good it is."
         )
         return io.Schema(
             node_id="FewStepTrainAMED",
@@ -297,7 +271,7 @@ class FewStepTrainAMED(io.ComfyNode):
                     "Training",
                     "iterations",
                     "loss",
-                    {"loss": _points([(s.iteration, s.loss) for s in seen])},
+                    {"loss": points([(s.iteration, s.loss) for s in seen])},
                     log_y=True,
                 ),
                 Panel(
@@ -305,8 +279,8 @@ class FewStepTrainAMED(io.ComfyNode):
                     "iterations",
                     "error",
                     {
-                        "base": _points([(s.iteration, s.before) for s in seen]),
-                        "AMED, best": _points([(s.iteration, s.after) for s in seen]),
+                        "base": points([(s.iteration, s.before) for s in seen]),
+                        "AMED, best": points([(s.iteration, s.after) for s in seen]),
                     },
                     log_y=True,
                 ),

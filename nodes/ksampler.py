@@ -14,6 +14,7 @@ from torch import Tensor
 from ..samplers import SAMPLERS, SCHEDULES
 from ..samplers.calibrated import CalibratedPlan
 from ..samplers.checks import counted
+from ..samplers.distill import Student
 from ..samplers.guidance import Guidance
 from ..samplers.schedule import END_STEP, START_STEP
 from .host.display import say
@@ -21,6 +22,7 @@ from .host.guidance import guide
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Conditioning, Latent, Patcher
 from .host.sampling import plan_sampler, sampler_function
+from .host.students import facts_of, fitting_student
 from .ui.links import GUIDANCE, PLAN
 from .ui.menu import CATEGORY, search_words
 from .ui.options import (
@@ -129,8 +131,9 @@ class FewStepKSampler(io.ComfyNode):
         plan: CalibratedPlan | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        sigmas = cls.sigmas(_levels(model), plan=plan, **widgets)
-        _tell(model, widgets, cfg, guidance, plan)
+        student = fitting_student(model)
+        sigmas = cls.sigmas(_levels(model), plan=plan, student=student, **widgets)
+        _tell(model, widgets, cfg, guidance, plan, student)
         noise = custom.Noise_RandomNoise(seed)
         guider = _guider(model, positive, negative, cfg, guidance)
         return _sample(noise, guider, _sampler(widgets, plan), sigmas, latent_image, plan)
@@ -142,11 +145,12 @@ class FewStepKSampler(io.ComfyNode):
         scheduler: str,
         denoise: float,
         plan: CalibratedPlan | None = None,
+        student: Student | None = None,
         **options: Any,
     ) -> Tensor:
         """The noise levels of a run with these values of the widgets, over the levels of a model."""
         if plan is None:
-            return scheduled(levels, scheduler, steps, denoise, options)
+            return scheduled(levels, scheduler, steps, denoise, options, student)
         own = _levels_of(plan)
         return own[-max(1, round((len(own) - 1) * denoise)) - 1 :] if denoise > 0 else own[:0]
 
@@ -206,8 +210,9 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
         plan: CalibratedPlan | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        sigmas = cls.sigmas(_levels(model), plan=plan, **widgets)
-        _tell(model, widgets, cfg, guidance, plan)
+        student = fitting_student(model)
+        sigmas = cls.sigmas(_levels(model), plan=plan, student=student, **widgets)
+        _tell(model, widgets, cfg, guidance, plan, student)
         noise = custom.Noise_RandomNoise(noise_seed) if add_noise == ENABLE else custom.Noise_EmptyNoise()
         noise.seed = noise_seed  # of a sampler that adds noise
         guider = _guider(model, positive, negative, cfg, guidance)
@@ -222,6 +227,7 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
         end_at_step: int,
         return_with_leftover_noise: str,
         plan: CalibratedPlan | None = None,
+        student: Student | None = None,
         **options: Any,
     ) -> Tensor:
         """As `FewStepKSampler.sigmas`: the part of the levels that the host's node would run.
@@ -229,7 +235,7 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
         Raises:
             ValueError: if a plan would have to lead to the clean image from one of its own levels.
         """
-        whole = scheduled(levels, scheduler, steps, 1.0, options) if plan is None else _levels_of(plan)
+        whole = scheduled(levels, scheduler, steps, 1.0, options, student) if plan is None else _levels_of(plan)
         steps = len(whole) - 1
         part = whole[: end_at_step + 1]
         if end_at_step < steps and return_with_leftover_noise == DISABLE and start_at_step < end_at_step:
@@ -244,14 +250,19 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
 
 
 def _tell(
-    model: Patcher, widgets: Mapping[str, Any], cfg: float, guidance: Guidance | None, plan: CalibratedPlan | None
+    model: Patcher,
+    widgets: Mapping[str, Any],
+    cfg: float,
+    guidance: Guidance | None,
+    plan: CalibratedPlan | None,
+    student: Student | None,
 ) -> None:
     """Say on the node where the run differs from what a distilled model was trained for."""
     scale = cfg if guidance is None else guidance.strongest
     if plan is not None:
         return
     steps, denoise = widgets["steps"], widgets.get("denoise", 1.0)
-    if notes := notes_of_schedule(_levels(model), widgets["scheduler"], steps, denoise, widgets, scale):
+    if notes := notes_of_schedule(_levels(model), widgets["scheduler"], steps, denoise, widgets, scale, student):
         say("\n".join(notes))
 
 
@@ -287,7 +298,7 @@ def _sample(
     """What SamplerCustomAdvanced does, by the host's own code: preview and progress, masks, latents of any model."""
     node, inputs = custom.SamplerCustomAdvanced, (noise, guider, sampler, sigmas, latent)
     out = node.execute(*inputs).result if hasattr(node, "execute") else node().sample(*inputs)  # hosts of 2025 before
-    drawn = levels_ui(guider.model_patcher)
+    drawn = levels_ui(guider.model_patcher, facts_of(fitting_student(guider.model_patcher)))
     if plan is not None:
         drawn["fewstep_plan"] = [plan.text()]  # drawn by the front end
     return io.NodeOutput(*out, ui=drawn)

@@ -81,10 +81,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "comfy.model_detection.model_config_from_unet(metadata)",
         "comfy.model_detection.unet_prefix_from_state_dict",
         "comfy.supported_models",
-        "comfy.utils.safetensors_header",
+        "comfy.utils.safetensors_header(max_size)",
         "folder_paths.get_full_path",
     ),
-    "the folder models/fewstep: Few-Step Load Plan, Save Plan, Auto, Calibrate, Train AMED": (
+    "the folders models/fewstep and models/loras: Few-Step Load and Save Plan, Auto, Calibrate, Train AMED, Distill": (
         "folder_paths.add_model_folder_path(is_default)",
         "folder_paths.folder_names_and_paths",
         "folder_paths.get_filename_list",
@@ -94,6 +94,12 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "folder_paths.get_save_image_path",
         "folder_paths.get_user_directory",
         "folder_paths.models_dir",
+    ),
+    "Few-Step Distill": (
+        "comfy.model_management.should_use_bf16",
+        "comfy.sd.load_lora_for_models",
+        "comfy.weight_adapter.LoRAAdapter.create_train(alpha, rank)",
+        "comfy_extras.nodes_train.find_all_highest_child_module_with_forward",
     ),
     "Few-Step KSampler, Few-Step KSampler (Advanced)": (
         "comfy_extras.nodes_custom_sampler.Noise_EmptyNoise",

@@ -42,6 +42,7 @@ from .host.guider import with_factor
 from .host.model import LevelRange, check_plan, percent_at
 from .host.runs import NOT_KNOWN, Run, follow, resolve
 from .host.sampling import PREFIX, sigmas_over
+from .host.students import student_in_facts
 from .ksampler import INSTEAD, FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan
 from .requests import NotYet, RequestError, given_texts, read_request, read_texts
@@ -164,7 +165,7 @@ def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
     """The levels of a schedule node and those of the host's karras in the same steps."""
     request = read_request(request)
     node, levels = request["node"], _levels(request)
-    found = _sigmas(node, levels)
+    found = _sigmas(node, levels, request["model"])
     compared: list[float] = []
     if node["type"] == "FewStepScheduler":
         inputs = node["inputs"]
@@ -218,7 +219,7 @@ def _sigmas(node: Node, levels: LevelRange, model: Kind = None) -> list[float]:
     if node["type"] != "FewStepScheduler":
         raise NotYet("the noise levels of this node are known when it runs")
     _drawn(inputs["steps"], inputs["denoise"])
-    return FewStepScheduler.sigmas(levels, **inputs).tolist()
+    return FewStepScheduler.sigmas(levels, student=student_in_facts(model), **inputs).tolist()
 
 
 def _of_host(inputs: Mapping[str, Any], levels: LevelRange, model: Kind) -> list[float]:
@@ -361,7 +362,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
     elif node["type"] in KSAMPLERS:
         inputs["plan"] = _plan_of(inputs) if inputs.get("plan") else None
         _drawn(inputs["steps"], inputs.get("denoise", 1.0))
-        found = KSAMPLERS[node["type"]].sigmas(levels, **inputs).tolist()
+        found = KSAMPLERS[node["type"]].sigmas(levels, student=student_in_facts(model), **inputs).tolist()
         if not found:
             raise ValueError("no steps")
         if inputs["plan"] is not None:

@@ -9,10 +9,12 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import SAMPLERS, SCHEDULES
+from ..samplers.distill import Student
 from .host.display import say
 from .host.model import LevelRange, level_range, levels_ui
 from .host.protocols import Patcher
 from .host.sampling import sampler_function
+from .host.students import facts_of, fitting_student
 from .ui.menu import CATEGORY, known_names, search_words
 from .ui.options import (
     chosen_options,
@@ -86,14 +88,18 @@ class FewStepScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Patcher, schedule: str, steps: int, denoise: float, **options: Any) -> io.NodeOutput:
         levels = level_range(model.get_model_object("model_sampling"))
-        if notes := notes_of_schedule(levels, schedule, steps, denoise, options):
+        student = fitting_student(model)
+        if notes := notes_of_schedule(levels, schedule, steps, denoise, options, student=student):
             say("\n".join(notes))
-        return io.NodeOutput(cls.sigmas(levels, schedule, steps, denoise, **options), ui=levels_ui(model))
+        sigmas = cls.sigmas(levels, schedule, steps, denoise, student, **options)
+        return io.NodeOutput(sigmas, ui=levels_ui(model, facts_of(student)))
 
     @staticmethod
-    def sigmas(levels: LevelRange, schedule: str, steps: int, denoise: float, **options: Any) -> torch.Tensor:
+    def sigmas(
+        levels: LevelRange, schedule: str, steps: int, denoise: float, student: Student | None = None, **options: Any
+    ) -> torch.Tensor:
         """The values of the widgets as noise levels."""
-        return scheduled(levels, schedule, steps, denoise, options)
+        return scheduled(levels, schedule, steps, denoise, options, student)
 
 
 NODES = [FewStepSampler, FewStepScheduler]

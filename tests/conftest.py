@@ -90,6 +90,18 @@ def folder(comfy_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture
+def loras(comfy_process: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """models/loras."""
+    import folder_paths
+
+    path = tmp_path / "loras"
+    path.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return path
+
+
+@pytest.fixture
 def routes(comfyui: SimpleNamespace) -> ModuleType:
     """nodes/routes.py of the pack."""
     return module(comfyui, "routes")

@@ -16,7 +16,7 @@ import pytest
 from samplers import SAMPLERS, SCHEDULES
 
 CONTRACT = Path(__file__).with_name("contract.json")
-FILES = {"file"}  # inputs whose choices are the user's own files
+FILES = {"file", "start_from"}  # inputs whose choices are the user's own files
 
 
 @pytest.fixture

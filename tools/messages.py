@@ -45,7 +45,7 @@ NODE_TEXTS = {"tooltip", "description", "help", "display_name", "category", "lab
 """Arguments with texts of a node, and values of widgets."""
 NOT_SHOWN = re.compile(
     r"logging\.\w+|(re\.\w+|re)|rearrange|repeat|einsum|reduce|sampler|schedule|search_words|Option|Panel|telling"
-    r"|_common_inputs|cfg_input|seed_input"
+    r"|common_inputs|_further_inputs|cfg_input|seed_input"
 )
 """Functions whose arguments are not shown as text: logged, patterns, nodes, or drawn into a picture."""
 

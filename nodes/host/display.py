@@ -12,6 +12,7 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 from torch import Tensor
 
 
@@ -24,6 +25,7 @@ class Display:
 
     def __init__(self, patcher: Any = None) -> None:
         self._bar = comfy.utils.ProgressBar(1)
+        self._at = 0.0, 1.0
         self._previewer = None
         if patcher is not None:
             self._previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
@@ -33,10 +35,14 @@ class Display:
         preview = None
         if self._previewer is not None and denoised is not None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+        self._at = value, total
         self._bar.update_absolute(value, total, preview)
         if text:
             _write(work=text)
 
+    def picture(self, image: Image.Image) -> None:
+        """A picture in the place of the preview, until there is another."""
+        self._bar.update_absolute(*self._at, ("JPEG", image, None))
 
 def say(text: str) -> None:
     """Text on the node that is running, which stays there, with all else that the node says in this run."""
@@ -74,7 +80,7 @@ _texts = _Texts("")
 def _write(work: str = "", said: str = "") -> None:
     """Show a text on the node that is running: the front end shows the last message alone, so it holds the others."""
     global _texts
-    host, context = _server(), get_executing_context()
+    host, context = server(), get_executing_context()
     if host is None or context is None:
         return
     if _texts.prompt != context.prompt_id:
@@ -84,7 +90,7 @@ def _write(work: str = "", said: str = "") -> None:
 
 def show(output: Mapping[str, Any]) -> None:
     """What a node shows when it is done (`ui.PreviewImage(...).as_dict()`), although it will not be."""
-    host, context = _server(), get_executing_context()
+    host, context = server(), get_executing_context()
     if host is not None and context is not None:
         about = {"node": context.node_id, "display_node": context.node_id, "prompt_id": context.prompt_id}
         host.send_sync("executed", {**about, "output": output}, host.client_id)
@@ -92,7 +98,7 @@ def show(output: Mapping[str, Any]) -> None:
 
 def tell(event: str, content: Mapping[str, Any]) -> None:
     """A message for all front ends, whatever runs."""
-    if (host := _server()) is not None:
+    if (host := server()) is not None:
         host.send_sync(event, dict(content))
 
 
@@ -112,6 +118,6 @@ def preview_image(images: Tensor) -> ui.PreviewImage | None:
     return None
 
 
-def _server() -> Any:
+def server() -> Any:
     """The host's server, where there is one."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -184,7 +185,7 @@ def names_of(prompt: Mapping[str, Any] | None, node: Any, input: str = "model") 
         prompt: the workflow that runs, as the host keeps it; None where that is not known.
         node: the id of the node that is asking, and its input.
     """
-    files = [] if prompt is None else _files(prompt, str(node), input)
+    files = [] if prompt is None else files_of(prompt, str(node), input)
     return [name for file, folder in files for name in (PurePath(file).stem, *_titles(file, folder))]
 
 
@@ -192,8 +193,8 @@ _FOLDERS = {"lora_name": "loras", "ckpt_name": "checkpoints", "unet_name": "diff
 """Inputs of the host's loaders, and of many others, with the folder of their files."""
 
 
-def _files(prompt: Mapping[str, Any], node: str, input: str) -> Iterator[tuple[str, str]]:
-    """The files of the loaders that a MODEL comes through, from the last to the first."""
+def files_of(prompt: Mapping[str, Any], node: str, input: str = "model") -> Iterator[tuple[str, str]]:
+    """The files of the loaders that a MODEL comes through, with the folders of models, from the last to the first."""
     seen = set()
     while True:
         link = prompt.get(node, {}).get("inputs", {}).get(input)
@@ -252,16 +253,33 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_LONGEST_HEADER = 2**25
+"""Bytes; that of a checkpoint has about one million."""
+
 _TITLES = ("modelspec.title", "ss_output_name")
 """Fields of a file's metadata that name the model."""
 
 
 def _titles(file: str, folder: str) -> list[str]:
     """The names of a model in the metadata of its file."""
+    metadata = metadata_of(file, folder)
+    return [metadata[name] for name in _TITLES if isinstance(metadata.get(name), str)]
+
+
+def metadata_of(file: str, folder: str) -> dict[str, Any]:
+    """The metadata in the header of a file of models, of which no more is read; none of one that is damaged."""
     try:
         path = folder_paths.get_full_path(folder, file)
-        header = comfy.utils.safetensors_header(path) if path and path.endswith(_WITH_HEADER) else None
-        metadata = json.loads(header or "{}").get("__metadata__", {})
-        return [metadata[name] for name in _TITLES if isinstance(metadata.get(name), str)]
+        if not path or not path.endswith(_WITH_HEADER):
+            return {}
+        status = os.stat(path)
+        return _metadata(path, status.st_mtime_ns, status.st_size)
     except Exception:  # of a damaged file: the loader says what is wrong with it
-        return []
+        return {}
+
+
+@functools.lru_cache(maxsize=64)
+def _metadata(path: str, changed: int, size: int) -> dict[str, Any]:
+    header = comfy.utils.safetensors_header(path, max_size=min(size, _LONGEST_HEADER))
+    metadata = json.loads(header or b"{}").get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,18 +71,26 @@ class Gradients:
                 )
                 return goal.slope(recipe, parameters, by.clone(), None if weights is None else weights.clone())
 
-        try:
+        def said(error: Exception) -> str:
+            return f"derivatives: backpropagation does not go through this model ({error}); choose differences"
+
+        with complaining(said):
             return self.session.inside(follow, recipe.sigmas, [self.samples[k] for k in group])
-        except (NoGradientError, RuntimeError) as error:
-            if not _of_autograd(error):
-                raise
-            raise ValueError(
-                f"derivatives: backpropagation does not go through this model ({error}); choose differences"
-            ) from error
 
 
 class NoGradientError(ValueError):
     """The network lets no gradient through."""
+
+
+@contextlib.contextmanager
+def complaining(said: Callable[[Exception], str]) -> Iterator[None]:
+    """What autograd complains of becomes a ValueError with what is said of it. All other errors stay what they are."""
+    try:
+        yield
+    except (NoGradientError, RuntimeError) as error:
+        if not _of_autograd(error):
+            raise
+        raise ValueError(said(error)) from error
 
 
 def _of_autograd(error: Exception) -> bool:
@@ -97,13 +105,21 @@ _AUTOGRAD = re.compile(
 
 
 @contextlib.contextmanager
-def differentiable(network: torch.nn.Module | BaseModel) -> Iterator[None]:
-    """A network that autograd can go through: in the place of weights that were made in inference mode stand copies."""
+def differentiable(
+    network: torch.nn.Module | BaseModel, but: Collection[torch.nn.Module] = frozenset()
+) -> Iterator[None]:
+    """A network that autograd can go through: in the place of weights that were made in inference mode stand copies.
+
+    Args:
+        but: modules whose `weight` need not be copied.
+    """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     for module in network.modules():
         groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in groups:
             for name, tensor in tensors.items():
+                if name == "weight" and module in but:
+                    continue
                 if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                     replaced.append((tensors, name, tensor))
                     copy_ = tensor.detach().clone() if tensor.is_inference() else tensor.detach()

@@ -132,7 +132,11 @@ def check_plan(plan: CalibratedPlan, model: Mapping[str, Any]) -> None:
 _SAMPLINGS = [name for name in vars(comfy.model_sampling) if name.startswith(("ModelSampling", "StableCascade"))]
 
 
-def levels_ui(patcher: Patcher) -> dict[str, Any]:
-    """What a node tells the front end of its model, so that plots are drawn over its levels before the next run."""
+def levels_ui(patcher: Patcher, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a node tells the front end of its model, so that plots are drawn over its levels before the next run.
+
+    Args:
+        more: facts beside the `fingerprint`.
+    """
     levels = level_range(patcher.get_model_object("model_sampling"))
-    return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher)]}
+    return {"fewstep_levels": [levels._asdict()], "fewstep_model": [fingerprint(patcher) | dict(more or {})]}

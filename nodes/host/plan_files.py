@@ -53,9 +53,9 @@ def find(file: str) -> Path:
     return Path(path)
 
 
-def entry_of(path: Path) -> str:
+def entry_of(path: Path, kind: str = FOLDER) -> str:
     """The entry of the list that a file has; all of its path where it lies elsewhere."""
-    for folder in map(Path, map(os.path.abspath, folder_paths.get_folder_paths(FOLDER))):
+    for folder in map(Path, map(os.path.abspath, folder_paths.get_folder_paths(kind))):
         if path.is_relative_to(folder):
             return str(path.relative_to(folder))
     return str(path)
@@ -77,18 +77,21 @@ def is_unfinished(file: str, plan: CalibratedPlan) -> bool:
     return plan.about.interrupted or PurePath(file).name.startswith(f"{INTERRUPTED}_")
 
 
-def check_filename(filename: str) -> PurePosixPath:
-    """The name of a plan without its extension, with subfolders or without.
+def check_filename(filename: str, kind: str = FOLDER) -> PurePosixPath:
+    """The name of a file without its extension, with subfolders or without.
+
+    Args:
+        kind: the folder of models that it is for.
 
     Raises:
-        ValueError: if it is no name inside models/fewstep, or none that every system takes: plans are handed on.
+        ValueError: if it is no name inside that folder, or none that every system takes: such files are handed on.
     """
     parts = PureWindowsPath(filename.strip())  # takes / and \ for separators
     if parts.suffix == EXTENSION:
         parts = parts.with_suffix("")
     fault = None
     if parts.anchor or ".." in parts.parts or not parts.name:
-        fault = f"must be a name, with subfolders or without, inside models/{FOLDER}, such as plan"
+        fault = f"must be a name, with subfolders or without, inside models/{kind}, such as {_EXAMPLES[kind]}"
     elif len(parts.parts) > _DEEPEST:
         fault = f"has {len(parts.parts) - 1} folders inside each other: use at most {_DEEPEST - 1}"
     for part in parts.parts if fault is None else ():
@@ -103,6 +106,7 @@ def check_filename(filename: str) -> PurePosixPath:
     return PurePosixPath(*parts.parts)
 
 
+_EXAMPLES = {FOLDER: "plan", "loras": "student"}
 _UNUSABLE = re.compile(r'[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff<>:"|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 200  # bytes, of the 255 of most systems: the number and the extension are added
@@ -120,14 +124,17 @@ def _naming(filename: str) -> Iterator[None]:
         raise ValueError(f"filename = {shortened(filename)} makes a path that is too long: shorten it") from None
 
 
-def free_paths(filename: str, folder: str | None = None) -> Iterator[Path]:
+def free_paths(filename: str, folder: str | None = None, kind: str = FOLDER) -> Iterator[Path]:
     """Files of a name in models/fewstep, or in another folder, that do not exist yet: numbered as the host does.
+
+    Args:
+        kind: the folder of models that they are for.
 
     Raises:
         ValueError: if `filename` is no name inside that folder, or makes a path that is too long.
     """
-    name = check_filename(filename)
-    root = os.path.abspath(folder or folder_paths.get_folder_paths(FOLDER)[0])
+    name = check_filename(filename, kind)
+    root = os.path.abspath(folder or folder_paths.get_folder_paths(kind)[0])
     with _naming(filename):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(Path(root, f"{name}_00001_{EXTENSION}"))  # too long? before folders are made
@@ -170,10 +177,15 @@ def keep(plan: CalibratedPlan, save_it: Callable[[], Path], filename: str = "res
 
 def _rescued(plan: CalibratedPlan, filename: str) -> Path | None:
     """The file of a plan in the first folder that takes it; None if none does."""
+    return first_that_takes(lambda folder: save(plan, filename, folder))
+
+
+def first_that_takes(save_into: Callable[[str], Path], kind: str = FOLDER) -> Path | None:
+    """What is saved into the first folder that takes it, those of models first; None if none does."""
     elsewhere = folder_paths.get_output_directory(), folder_paths.get_user_directory(), tempfile.gettempdir()
-    for folder in (*folder_paths.get_folder_paths(FOLDER), *elsewhere):
+    for folder in (*folder_paths.get_folder_paths(kind), *elsewhere):
         with contextlib.suppress(Exception):
-            return save(plan, filename, folder)
+            return save_into(folder)
     return None
 
 
@@ -181,16 +193,22 @@ def keep_newest(plan: CalibratedPlan, filename: str) -> Path:
     """`keep` under a name of which one file of a kind stays: earlier ones for the same model, guidance and number of
     evaluations are removed once the new one is there."""
     path = keep(plan, lambda: save(plan, filename), filename)
-    numbered = re.compile(rf"(.*)_(\d{{5,}})_{re.escape(EXTENSION)}")
-    if (new := numbered.fullmatch(path.name)) is not None:
-        for other in path.parent.iterdir():
-            old = numbered.fullmatch(other.name)
-            if old is not None and old[1] == new[1] and int(old[2]) < int(new[2]):
-                with contextlib.suppress(OSError, ValueError):
-                    if _kind(load(other)) == _kind(plan):
-                        other.unlink()
-        tell_of_change()
+    remove_older(path, lambda other: _kind(load(other)))
+    tell_of_change()
     return path
+
+
+def remove_older(path: Path, kind: Callable[[Path], object]) -> None:
+    """Remove the files of the same name with lower numbers that are of the same kind."""
+    numbered = re.compile(rf"(.*)_(\d{{5,}})_{re.escape(EXTENSION)}")
+    if (new := numbered.fullmatch(path.name)) is None:
+        return
+    for other in path.parent.iterdir():
+        old = numbered.fullmatch(other.name)
+        if old is not None and old[1] == new[1] and int(old[2]) < int(new[2]):
+            with contextlib.suppress(OSError, ValueError):
+                if kind(other) == kind(path):
+                    other.unlink()
 
 
 def _kind(plan: CalibratedPlan) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...samplers import SamplerSpec, ScheduleSpec
 from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
+from ...samplers.levels import read_sigmas
 from .bottleneck import Bottleneck
 from .display import warn
 from .guider import (
@@ -31,6 +32,7 @@ from .protocols import ModelSampling, SamplerFunction
 from .runs import Run, announce, follow, resolve
 from .seeds import image_seeds
 from .step_caches import step_cache
+from .students import student_warnings
 
 PREFIX = "fewstep_"
 """Of our samplers and schedules among those of the host."""
@@ -79,7 +81,7 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         if spec.stochastic:
             seed = (extra_args or {}).get("seed") if seed is None else seed
             seed = image_seeds(model, x, seed) or seed
-        warn(_step_cache(extra_args))
+        warn([*_step_cache(extra_args), *student_warnings(model, spec.id, run.given)])
         if spec.takes_apart:
             guider = guider_of(model)
             guidance = run_guidance(guider)
@@ -163,6 +165,7 @@ def _sample_plan(
             *_other_guidance(plan, run_scale(guider, guidance)),
             *_other_size(plan, x),
             *_step_cache(extra_args),
+            *student_warnings(model, plan.recipe.base, plan.recipe.sigmas if sigmas is None else read_sigmas(sigmas)),
         ]
         warn(warnings)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)

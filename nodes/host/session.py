@@ -4,6 +4,7 @@ another kind than sampling.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -215,9 +216,18 @@ class Session:
         self.shape = tuple(fitting(patcher, latent)["samples"].shape[1:])
         self._positive, self._negative = list(positive), list(negative)
         self._batch, self.texts = batch, tuple(texts)
+        self._fitting = 0
+        """How many images are known to fit into memory at once; 0 where all did."""
+
         self.progress = progress or Progress()
         self.alike = _alike(self._positive)
         """Whether different prompts can share a batch."""
+
+    def on(self, patcher: Patcher, guidance: float) -> Session:
+        """The same with another form of the model, at another scale of guidance."""
+        other = copy.copy(self)
+        other.patcher, other.guidance = patcher, guidance
+        return other
 
     @property
     def prompts(self) -> int:
@@ -268,7 +278,7 @@ class Session:
     def in_groups(self, samples: Sequence[Sample], work: Callable[[list[int]], None]) -> None:
         """Do some work group by group, each the places of samples that share a batch.
 
-        Groups become smaller where the memory does not suffice, unless the size of a batch was given.
+        Groups become smaller where the memory does not suffice, and stay so, unless the size of a batch was given.
         """
         waiting = self._groups(samples)
         while waiting:
@@ -281,7 +291,7 @@ class Session:
                     raise
             # Here the error has let go of its tensors.
             comfy.model_management.soft_empty_cache()
-            half = (len(group) + 1) // 2
+            self._fitting = half = (len(group) + 1) // 2
             logging.info("not enough memory for %d images at once: going on with %d", len(group), half)
             waiting = [part[i : i + half] for part in (group, *waiting) for i in range(0, len(part), half)]
 
@@ -290,7 +300,7 @@ class Session:
         together: dict[int, list[int]] = {}
         for k, sample in enumerate(samples):
             together.setdefault(0 if self.alike else sample.prompt, []).append(k)
-        size = self._batch or len(samples)
+        size = self._batch or self._fitting or len(samples)
         return [group[i : i + size] for group in together.values() for i in range(0, len(group), size)]
 
     def _run(

@@ -221,7 +221,7 @@ class Training:
                 target = self._teacher.function(run.model, run.x, self._teacher.sigmas, run.extra_args, disable=True)
                 return self._trainer.learn_end(watched, run.x, target, bottleneck, arguments, **common)
 
-        loss = _sum_over_processes(self.session.inside(learn, self.start.recipe.sigmas, samples))
+        loss = sum_over_processes(self.session.inside(learn, self.start.recipe.sigmas, samples))
         return loss if self._goal == "each step" else math.exp(loss)
 
     @torch.no_grad()
@@ -267,7 +267,7 @@ def _beginning(start: CalibratedPlan, scale_dir: float, scale_time: float) -> Pr
     return predictor
 
 
-def _sum_over_processes(number: float) -> float:
+def sum_over_processes(number: float) -> float:
     """The sum over all processes."""
     shared = torch.tensor(number, dtype=torch.float64)
     add_over_processes([shared])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from typing import Protocol
 from ...samplers.calibrated import About, CalibratedPlan
 from .model import fingerprint
 from .plan_files import INTERRUPTED, entry_of, keep_newest
+from .progress import Progress
 from .session import Sample, Session
 
 
@@ -29,17 +30,28 @@ class Work(Protocol):
 @contextlib.contextmanager
 def kept(work: Work) -> Iterator[None]:
     """Whatever stops the work, the best plan so far is written to models/fewstep; the node says where."""
+
+    def keep() -> str:
+        plan = work.plan
+        return stopped(None if plan is None else keep_newest(unfinished(plan), INTERRUPTED))
+
+    with on_stop(keep, work.session.progress):
+        yield
+
+
+@contextlib.contextmanager
+def on_stop(keep: Callable[[], str], progress: Progress) -> Iterator[None]:
+    """Whatever stops some work, what there is is kept; the node says what `keep` says."""
     try:
         yield
     except BaseException:
         try:
-            plan = work.plan
-            text = stopped(None if plan is None else keep_newest(unfinished(plan), INTERRUPTED))
+            text = keep()
         except Exception as error:  # what stopped the work is what the host must hear of
             text = f"Stopped; {error}"
         logging.warning("%s", text)
         with contextlib.suppress(Exception):
-            work.session.progress.end(text)
+            progress.end(text)
         raise
 
 

@@ -18,8 +18,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...samplers import SAMPLERS, SCHEDULES, Option
+from ...samplers.distill import Student
+from ...samplers.schedule import END_STEP, START_STEP
 from ..host.model import LevelRange
 from ..host.sampling import sigmas_over
+from ..host.students import student_sigmas
 from .families import grouped
 from .theme import THEMES
 
@@ -142,12 +145,34 @@ def chosen_options(spec: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def scheduled(levels: LevelRange, schedule: str, steps: int, denoise: float, widgets: Mapping[str, Any]) -> Tensor:
-    """The noise levels of a schedule with the values of these widgets, over the levels of a model; as SIGMAS."""
+def scheduled(
+    levels: LevelRange,
+    schedule: str,
+    steps: int,
+    denoise: float,
+    widgets: Mapping[str, Any],
+    student: Student | None = None,
+) -> Tensor:
+    """The noise levels of a schedule with the values of these widgets, over the levels of a model; as SIGMAS.
+
+    Args:
+        student: that the model is, whose own levels `trained` has.
+    """
     if denoise <= 0:
         return torch.FloatTensor([])  # the host's sign for "leave the latent as it is"
     spec = SCHEDULES[schedule]
+    if (followed := followed_student(schedule, widgets, student)) is not None:
+        chosen = spec.check_options(chosen_options(spec, widgets))
+        own = student_sigmas(followed, denoise)
+        end = chosen[END_STEP.name]
+        return own[chosen[START_STEP.name] : None if end == END_STEP.default else end + 1]
     return sigmas_over(spec, levels, steps, denoise=denoise, **chosen_options(spec, widgets))
+
+
+def followed_student(schedule: str, widgets: Mapping[str, Any], student: Student | None) -> Student | None:
+    """The student whose levels a schedule has: that of the model in `trained`, unless another model is chosen there."""
+    spec = SCHEDULES[schedule]
+    return student if schedule == "trained" and "distilled" not in chosen_options(spec, widgets) else None
 
 
 # Widgets that several nodes have
@@ -199,3 +224,35 @@ def seed_input(tooltip: str, *, changes: bool = True, id: str = "seed") -> io.In
 def theme_input(tooltip: str) -> io.Input:
     """Colours of a picture with words; last and optional, as workflows from before it have none."""
     return io.Combo.Input("theme", options=list(THEMES), default="light", tooltip=tooltip, optional=True)
+
+
+def common_inputs(made: str, evaluations: str, use: str = "", *, most: int = 100, default: int = 6) -> list[io.Input]:
+    """Those before a node's own.
+
+    Args:
+        made: what the node makes.
+        evaluations: what it says of them; most, default: of their number.
+        use: what it says of the guidance scale, where that is more than that of a plan.
+    """
+    return [
+        io.Model.Input(
+            "model", tooltip=f"The model that the {made} is made for, with its LoRAs and patches. It is not changed."
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="One prompt or several, joined with Conditioning (Combine). With 4 or more prompts, a quarter of "
+            f"them is used for validation only: they show whether the {made} is also good for prompts that it was not "
+            "made with.",
+        ),
+        io.Conditioning.Input("negative", tooltip="The negative prompt. It is used with every prompt."),
+        io.Latent.Input("latent_image", tooltip="An empty latent of the size of your images. Its content is not used."),
+        io.Float.Input(
+            "cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip=use or f"The guidance scale that the {made} is made for. Use the {made} at this scale.",
+        ),
+        io.Int.Input("evaluations", default=default, min=1, max=most, tooltip=evaluations),
+    ]

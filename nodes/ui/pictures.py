@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,14 @@ def decode(patcher: Any, latents: Tensor, vae: Any = None) -> Tensor:
     inside = space.process_in(latents.float().cpu())
     small = [to_tensor(previewer.decode_latent_to_preview(latent[None])) for latent in inside]
     return repeat(small, "b h w c -> b (h down) (w across) c", down=_ENLARGED, across=_ENLARGED)
+
+
+def side_by_side(pixels: Tensor) -> Image.Image:
+    """An IMAGE of the host as one picture, in rows of nearly as many columns."""
+    columns = math.ceil(math.sqrt(len(pixels)))
+    empty = -len(pixels) % columns
+    whole = torch.cat([pixels, pixels.new_ones(empty, *pixels.shape[1:])])
+    return to_picture(rearrange(whole, "(down across) h w c -> (down h) (across w) c", across=columns))
 
 
 def sheet(

@@ -237,3 +237,8 @@ def _ticks(ends: tuple[float, float], log: bool, whole: bool = False) -> list[fl
     step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= raw * 0.99)
     step = max(step, 1.0) if whole else step
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1) if not log or k * step > 0]
+
+
+def points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Those that can be drawn."""
+    return [(float(x), y) for x, y in pairs if math.isfinite(y)]

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...samplers import SCHEDULES
+from ...samplers.distill import Student
 from ...samplers.schedules.trained import of_flow, trained_models
 from ..host.families import distilled_model
 from ..host.model import LevelRange
-from .options import chosen_options
+from ..host.students import other_cfg
+from .options import chosen_options, followed_student
+from .students import student_summary
 
 
 def notes_of_schedule(
@@ -20,13 +23,35 @@ def notes_of_schedule(
     denoise: float,
     widgets: Mapping[str, Any],
     cfg: float | None = None,
+    student: Student | None = None,
 ) -> list[str]:
-    """`trained_notes` for the values of the widgets of a node that chooses a schedule; none of another schedule."""
+    """`trained_notes` for the values of the widgets of a node that chooses a schedule; none of another schedule.
+
+    Args:
+        student: that the model is.
+    """
     if schedule != "trained" or denoise <= 0:
         return []
+    if (followed := followed_student(schedule, widgets, student)) is not None:
+        return student_notes(followed, steps, cfg)
     spec = SCHEDULES[schedule]
     distilled = spec.check_options(chosen_options(spec, widgets))["distilled"]
     return trained_notes(levels, distilled, int(steps / denoise), cfg)
+
+
+def student_notes(student: Student, steps: int | None = None, cfg: float | None = None) -> list[str]:
+    """Sentences for the node, of a student whose levels are taken.
+
+    Args:
+        steps: that were asked for; None where its own are taken anyway.
+        cfg: the scale of guidance of the run; None where it is not known.
+    """
+    notes = [f"{student_summary(student)}. The noise levels are its own."]
+    if steps is not None and steps != student.steps:
+        notes.append(f"Warning: steps is {steps}, and it was trained for {student.steps}: {student.steps} are run.")
+    if cfg is None:
+        notes.append("It is sampled at cfg 1.")
+    return [*notes, *(f"Warning: {fault}." for fault in other_cfg(student, cfg))]
 
 
 def trained_notes(levels: LevelRange, distilled: str, steps: int, cfg: float | None = None) -> list[str]:

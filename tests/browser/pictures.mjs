@@ -266,6 +266,16 @@ const SCENES = {
     show: [2, 3],
     run: true,
   },
+  FewStepDistill: {
+    nodes: [
+      MODEL,
+      LATENT,
+      ["FewStepDistill", { cfg: 3, evaluations: 2, rank: 16, iterations: 12, learning_rate: 0.001, batch: 4, samples: 4, teacher_steps: 6 }, CONNECTED],
+      ["PreviewImage", {}, { images: [2, "plot"] }],
+    ],
+    show: [2, 3],
+    run: true,
+  },
 };
 
 /** Makes a scene in the graph, from left to right. */

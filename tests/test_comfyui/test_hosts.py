@@ -278,7 +278,9 @@ def nodes_that_sample(comfyui, model, latent):
         "FewStepCalibrate": (model, *prompts, latent, 2.0, 3, "auto", 0, 2, 4, 1, 0),
     }
     runs = {name: functools.partial(nodes[name].execute, *arguments) for name, arguments in calls.items()}
-    runs["FewStepTrainAMED"] = functools.partial(nodes["FewStepTrainAMED"].execute, model, *prompts, latent, 2.0)
+    both = model, *prompts, latent, 2.0
+    runs["FewStepTrainAMED"] = functools.partial(nodes["FewStepTrainAMED"].execute, *both)
+    runs["FewStepDistill"] = functools.partial(nodes["FewStepDistill"].execute, *both, "mine")
     return runs
 
 
@@ -749,7 +751,8 @@ GONE = {  # what a host lacks: which nodes are left out, and what the log says o
     "comfy.sample.prepare_noise": (set(), "affected: the nodes that sample by themselves"),
     "comfy.samplers.SAMPLER_NAMES": (set(), "affected: the names of our samplers"),
     "comfy.samplers.SchedulerHandler": (set(), "left out: the names of schedules in ComfyUI's lists"),
-    "folder_paths.get_filename_list": ({"FewStepLoadPlan"}, "affected: the folder models/fewstep"),
+    "folder_paths.get_filename_list": ({"FewStepLoadPlan", "FewStepDistill"}, "affected: the folders models/fewstep"),
+    "comfy_extras.nodes_train.find_all_highest_child_module_with_forward": ({"FewStepDistill"}, "Few-Step Distill"),
     "comfy.supported_models_base.BASE": (set(), "affected: the demo nodes"),
     "server.PromptServer": (set(), "left out: the plots in the nodes"),
     "latent_preview.Latent2RGBPreviewer": (set(), "Few-Step Invert"),

@@ -36,6 +36,7 @@ CHECKPOINTS = {
 SMALL = {"width": 64, "height": 64, "steps": 6, "step": 4, "batch_size": 1, "upscale": 2, "tile": 64}
 SHORT = {
     "FewStepCalibrate": {"evaluations": 2, "samples": 1, "teacher_steps": 4, "rounds": 1, "base": "dpmpp_2m"},
+    "FewStepDistill": {"evaluations": 1, "samples": 1, "teacher_steps": 2, "iterations": 1, "batch": 1, "rank": 4},
     "FewStepCompare": {"samplers": "euler\nfewstep_ipndm_v", "steps": "3", "reference_steps": 6},
     "FewStepDiffEditMask": {"noises": 2},
     "ImageScale": {"height": 96},

@@ -145,6 +145,10 @@ def inputs_of(comfyui, node: str) -> dict:
             **both, **plan, "base": "amed_dpm_2m", "afs": False, "schedule": "karras", "iterations": 3, "batch": 4,
             "scale_dir": 0.01, "scale_time": 0.2, "teacher_extra": 2, "learning_rate": 0.01,
         },
+        "FewStepDistill": {
+            **both, **plan, "rank": 4, "iterations": 3, "batch": 4, "learning_rate": 0.001, "filename": "mine",
+            "teacher_sampler": "dpmpp_2m", "teacher_schedule": "auto",
+        },
         "FewStepCompare": {
             **both, "samplers": "euler\nheun", "schedules": "karras", "steps": "3, 4", "seed": 1, "denoise": 1.0,
             "reference_steps": 8, "tile": 64,
@@ -164,6 +168,7 @@ def inputs_of(comfyui, node: str) -> dict:
 
 LONG = {
     "FewStepCalibrate": ("Reference images 0/8", r"error [\d.]+ -> [\d.]+ \(\d+ % less\)"),
+    "FewStepDistill": ("Reference images 0/4", "^saved as mine_0000"),
     "FewStepTrainAMED": ("Reference images 0/4", r"error [\d.]+ -> [\d.]+ \((\d+ % (less|more)|no less)\)"),
     "FewStepCompare": ("Reference of 8 steps", r"Done in \d+ s"),
     "FewStepTrajectory": ("Sampling, step 1/8", r"Done in \d+ s"),
@@ -205,7 +210,7 @@ def told(comfyui, monkeypatch, tmp_path) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("node", LONG)
-def test_every_long_work_says_how_far_it_is(comfyui, told, node):
+def test_every_long_work_says_how_far_it_is(comfyui, told, loras, node):
     first, last = LONG[node]
     comfyui.nodes[node].execute(told.model, **inputs_of(comfyui, node))
     assert told.after[0] == 0, "nothing is said before the first evaluation"
@@ -218,23 +223,26 @@ def test_every_long_work_says_how_far_it_is(comfyui, told, node):
     assert told.bar[-1][0] == told.bar[-1][1] > 0, "the bar is full at the end"
 
 
-@pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED", "FewStepCompare"])
-def test_the_time_of_it_all_is_said_after_one_evaluation(comfyui, told, node):
+@pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED", "FewStepDistill", "FewStepCompare"])
+def test_the_time_of_it_all_is_said_after_one_evaluation(comfyui, told, loras, node):
     comfyui.nodes[node].execute(told.model, **inputs_of(comfyui, node))
-    work = {"FewStepCalibrate": r"about \d+ runs of 4 images", "FewStepTrainAMED": "about 3 batches of 4 images"}
+    batches = "about 3 batches of 4 images"
+    work = {
+        "FewStepCalibrate": r"about \d+ runs of 4 images", "FewStepTrainAMED": batches, "FewStepDistill": batches,
+    }  # fmt: skip
     early = next(text for text, after in zip(told.texts, told.after, strict=True) if after)
     assert re.search(work.get(node, "5 runs") + r": \d+ s at this model's speed$", early), early
 
 
-@pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED"])
-def test_the_cost_that_was_said_is_the_cost(comfyui, told, node):
+@pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED", "FewStepDistill"])
+def test_the_cost_that_was_said_is_the_cost(comfyui, told, loras, node):
     """The whole of the bar as it was first said, but for rounds that end early or go on."""
     comfyui.nodes[node].execute(told.model, **inputs_of(comfyui, node))
     assert told.bar[0][1] == pytest.approx(told.bar[-1][1], rel=0.5 if node == "FewStepCalibrate" else 1e-9)
 
 
 @pytest.mark.parametrize("node", LONG)
-def test_every_long_work_says_that_it_was_stopped(comfyui, told, folder, node):
+def test_every_long_work_says_that_it_was_stopped(comfyui, told, folder, loras, node):
     """And on which node a plan of it is found, or what to do to go on."""
     import comfy.model_management
 
@@ -244,6 +252,7 @@ def test_every_long_work_says_that_it_was_stopped(comfyui, told, folder, node):
     said = {
         "FewStepCalibrate": "Stopped before anything was fitted",
         "FewStepTrainAMED": "Stopped before anything was fitted",
+        "FewStepDistill": "Stopped before anything was learned",
         "FewStepCompare": "Stopped: 0 of 4 images finished. Queue it again to go on",
         "FewStepDiffEditMask": "Stopped: Comparing predictions, noise 4/8",
         "FewStepInvert": "Stopped: Inverting, step 2/18",
@@ -267,6 +276,20 @@ def test_stopped_late_the_node_says_where_the_plan_is(comfyui, told, folder, nod
     assert told.texts[-1] == f"Stopped. Best plan saved as {path.name}; choose it in Load Plan"
     assert path.name in comfyui.nodes["FewStepLoadPlan"].define_schema().inputs[0].options
     assert comfyui.nodes["FewStepLoadPlan"].execute(path.name).result[0].about.interrupted
+
+
+def test_stopped_late_the_node_says_where_the_student_is(comfyui, told, loras):
+    """By the name that the loaders of LoRAs have for it."""
+    import comfy.model_management
+
+    whole = inputs_of(comfyui, "FewStepDistill") | {"filename": "a/mine"}
+    comfyui.nodes["FewStepDistill"].execute(told.model, **whole)
+    told.stop_at, told.evaluations = told.evaluations - 1, 0
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        comfyui.nodes["FewStepDistill"].execute(told.model, **whole)
+    (path,) = loras.glob("*.safetensors")
+    assert told.texts[-1] == f"Stopped. Best student saved as {path.name}; choose it in Load LoRA"
+    assert path.name in comfyui.nodes["LoraLoaderModelOnly"].INPUT_TYPES()["required"]["lora_name"][0]
 
 
 def test_a_stopped_comparison_goes_on(comfyui, told):

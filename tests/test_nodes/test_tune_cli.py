@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from host import COMFYUI, ROOT, environment
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from samplers import SCHEDULES, read_levels
@@ -98,6 +99,7 @@ START = CalibratedPlan(
 )
 SHARED = ("--iterations", "2", "--batch", "5", "--base", "ipndm")
 """Of what one process does, and two."""
+DISTILL = ("--evaluations", "2", "--rank", "4", "--iterations", "3", "--batch", "4", "--learning-rate", "0.002")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,18 @@ def done(folder) -> dict[str, SimpleNamespace]:
         ("calibrate", "file/plan.safetensors", "--rounds", "1", "--base", "euler"),  # below a file is no folder
         ("train", "on.safetensors", *start, "--iterations", "1", "--out", "by_name"),
         ("train", "by1.safetensors", *SHARED),
+        ("distill", "student1.safetensors", *DISTILL),
+        (
+            "distill",
+            "on_student",
+            *DISTILL,
+            "--start",
+            str(folder / "student1.safetensors"),
+            "--out",
+            "mine",
+        ),
+        ("distill", "rank", *DISTILL, "--rank", "0"),
+        ("distill", "teacher", *DISTILL, "--teacher", str(folder / "prompts.txt")),
         ("train", "evaluations", "--evaluations", "0"),
         ("train", "base", "--base", "nonsense"),
         ("train", "cfg", "--cfg", "nan"),
@@ -172,25 +186,67 @@ def test_two_processes_learn_what_one_does(folder, done):
     assert (two - one).norm() < 0.01 * (one - weights(untrained)).norm()
 
 
-def test_torchrun_hands_on_every_option():
+def test_distill(folder, done):
+    """A LoRA with what it was trained for, and another that goes on from it, which --out names in models/loras."""
+    found = done["student1.safetensors"]
+    assert found.code == 0, found.complaints
+    first = student_of(folder / "student1.safetensors")
+    assert first["about"]["guidance"] == 2 and first["about"]["texts"] == ["a", "bb", "ccc", "dddd"]
+    assert first["about"]["error_after"] < first["about"]["error_before"]
+    lines = found.printed.splitlines()
+    assert lines[0] == "Reference images 0/4"
+    assert any(re.match(r"Training batches \d/3, about \d+ s left, loss [\d.]+; error", line) for line in lines)
+    assert "saved as" in found.printed and "2 evaluations at cfg 1; guidance 2 is in the student" in found.printed
+    assert done["on_student"].code == 0, done["on_student"].complaints
+    assert student_of(folder / "models" / "loras" / "mine_00001_.safetensors")["training"]["images"] == 24
+
+
+def student_of(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["fewstep_student"])
+
+
+def test_two_processes_distil_what_one_does(folder, done):
+    """They lead the change of each weight, which is 0 at first, to the same place: see the test of AMED."""
+    assert done["student1.safetensors"].code == 0, done["student1.safetensors"].complaints
+    code, _, complaints = tune(folder, "distill", "student2.safetensors", *DISTILL, processes=2)
+    assert code == 0, complaints
+
+    def change(path: Path) -> torch.Tensor:
+        tensors = load_file(path)
+        names = [name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")]
+        parts = ((tensors[f"{n}.lora_up.weight"], tensors[f"{n}.lora_down.weight"]) for n in names)
+        return torch.cat([(up.flatten(1).float() @ down.flatten(1).float()).flatten() for up, down in parts])
+
+    one, two = (change(folder / f"student{count}.safetensors") for count in (1, 2))
+    assert one.any() and (two - one).norm() < 0.01 * one.norm()
+
+
+def test_a_batch_that_cannot_be_shared_is_said(folder):
+    code, _, complaints = tune(folder, "distill", "odd.safetensors", *DISTILL, "--batch", "3", processes=2)
+    assert code != 0 and "batch = 3 must be a multiple of the number of processes, 2" in complaints
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_torchrun_hands_on_every_option(command):
     """By one of its names. Torchrun looks for beginnings of its own options behind the name of the script, too."""
     from torch.distributed import run as torchrun
 
     import tune as cli
 
     def handed_on(name: str) -> bool:
-        arguments = ["train", name, "value"]
+        arguments = [command, name, "value"]
         try:
             return torchrun.parse_args(["--standalone", "-m", "tune", *arguments]).training_script_args == arguments
         except SystemExit:
             return False
 
     (commands,) = cli.parser()._subparsers._group_actions
-    options = [option for option in commands.choices["train"]._actions if option.dest != "help"]
+    options = [option for option in commands.choices[command]._actions if option.dest != "help"]
     assert [option.dest for option in options if not any(map(handed_on, option.option_strings))] == []
     needed = ["--checkpoint", "a", "--prompts", "b", "--out", "c"]
     for name in ("--start", "--start-from"):
-        assert cli.parser().parse_args(["train", *needed, name, "plan"]).start == Path("plan")
+        assert cli.parser().parse_args([command, *needed, name, "plan"]).start == Path("plan")
 
 
 def test_ctrl_c_keeps_the_best(folder):
@@ -200,9 +256,19 @@ def test_ctrl_c_keeps_the_best(folder):
     assert 0 < load(folder / "stopped.safetensors").about.iterations < 1000
 
 
+def test_ctrl_c_keeps_the_best_student(folder):
+    long = (*DISTILL, "--iterations", "1000")
+    code, printed, complaints = tune(folder, "distill", "left.safetensors", *long, loader="stopped")
+    assert code == 130, complaints
+    assert f"Stopped. Best student saved as {folder / 'left.safetensors'}; choose it in Load LoRA" in printed
+    assert student_of(folder / "left.safetensors")["about"]["interrupted"]
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
+        ("rank", r"rank = 0"),
+        ("teacher", r"prompts\.txt is damaged"),
         ("evaluations", r"evaluations = 0"),
         ("base", r"(base = ')?nonsense"),
         ("cfg", r"cfg = nan"),
