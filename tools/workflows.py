@@ -290,6 +290,42 @@ def calibrate(
     save(g, samples, vae, "fewstep_calibrated" if vae else "fewstep_demo_calibrated", stacked=True)
 
 
+def demo_distil(g: Graph) -> None:
+    model, positive, negative, latent = demo_model(
+        g,
+        "Distil the demo model, and use the student",
+        "Trains a **LoRA** with which a few evaluations without guidance give nearly the image of many with guidance. "
+        "It is written to **models/loras**.\n\nNothing to download. This takes some minutes without a GPU, and shows "
+        "how it is done: a good student has learned for hours. If you stop it, the best student so far is kept.",
+        "cat face",
+        4,
+    )
+    small = {"rank": 16, "iterations": 40, "learning_rate": 0.001, "teacher_steps": 8, "filename": "demo_student"}
+    distil(g, 2, model, [positive, negative], positive, latent, None, 3.0, **small)
+
+
+def distil(
+    g: Graph, number: int, model: Output, prompts: list[Output], used: Output, latent: Output | None,
+    vae: Output | None, cfg: float, **more: Any,
+) -> None:  # fmt: skip
+    """The lower row of a distillation: the student, how it learned, and an image with it; as `calibrate`."""
+    positive, negative = prompts
+    own = latent is None
+    g.group(f"{number}. Distillation", 300)
+    latent = latent or empty(g, 512)
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "cfg": cfg}
+    student, chart, _ = g.add("FewStepDistill", **inputs, evaluations=4, **more)
+    g.column(210)
+    g.add("PreviewImage", "How it learned", images=chart)
+    g.group(f"{number + 1}. Use, at cfg 1", 270)
+    sampler, sigmas, _ = g.add("FewStepAuto", model=student, evaluations=4, cfg=1.0)
+    g.column(220)
+    samples = sample(g, student, [used, negative], sampler, sigmas, latent, 1.0)
+    if own:
+        g.move(latent)
+    save(g, samples, vae, "fewstep_student" if vae else "fewstep_demo_student", stacked=True)
+
+
 def demo_guidance_interval(g: Graph) -> None:
     model, positive, negative, latent = demo_model(
         g,
@@ -604,15 +640,10 @@ def sd15_diffedit(g: Graph) -> None:
     save(g, samples, vae, "fewstep_diffedit", stacked=True)
 
 
-def sd15_calibrate(g: Graph) -> None:
+def sd15_prompts(g: Graph, title: str, text: str) -> tuple[Output, Output, list[Output], Output]:
+    """The upper row of work on several prompts: model, VAE, [both prompts, negative], and the first of both."""
     g.group("1. Checkpoint", 210)
-    note(
-        g,
-        "Calibrate a plan, and use it",
-        "Fits a plan to your model. Later, use *Few-Step Load Plan*.",
-        SD15,
-        more=", or another",
-    )
+    note(g, title, text, SD15, more=", or another")
     g.column(210)
     model, clip, vae = checkpoint(g, SD15)
     g.group("2. Prompts like yours", 210)
@@ -621,7 +652,23 @@ def sd15_calibrate(g: Graph) -> None:
     g.column(190)
     joined = g.add("ConditioningCombine", "Both", conditioning_1=first, conditioning_2=second)
     g.below()
-    calibrate(g, 3, model, [joined, negative], first, None, vae, 7.0, 6, "sd15_cfg7_6")
+    return model, vae, [joined, negative], first
+
+
+def sd15_calibrate(g: Graph) -> None:
+    model, vae, both, first = sd15_prompts(
+        g, "Calibrate a plan, and use it", "Fits a plan to your model. Later, use *Few-Step Load Plan*."
+    )
+    calibrate(g, 3, model, both, first, None, vae, 7.0, 6, "sd15_cfg7_6")
+
+
+def sd15_distil(g: Graph) -> None:
+    model, vae, both, first = sd15_prompts(
+        g,
+        "Distil, and use the student",
+        "Trains a **LoRA** for 4 evaluations at cfg 1, for hours on a GPU. Later, use *Load LoRA* and *Few-Step Auto*.",
+    )
+    distil(g, 3, model, both, first, None, vae, 7.0, filename="sd15_4_steps")
 
 
 def sd15_compare(g: Graph) -> None:
@@ -646,6 +693,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "Demo image to image": demo_image_to_image,
     "Demo compare samplers": demo_compare,
     "Demo calibrate a plan": demo_calibrate,
+    "Demo distil": demo_distil,
     "Demo guidance interval": demo_guidance_interval,
     "Demo edit by inversion": demo_inversion,
     "SD1.5 DPM++ 2M, 20 steps": sd15_text_to_image,
@@ -663,6 +711,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "SD1.5 edit by inversion": sd15_inversion,
     "SD1.5 DiffEdit": sd15_diffedit,
     "SD1.5 calibrate a plan": sd15_calibrate,
+    "SD1.5 distil and use it": sd15_distil,
     "SD1.5 compare samplers": sd15_compare,
 }
 
