@@ -314,7 +314,7 @@ def kept_student(work: Any) -> Iterator[None]:
         found = work.student
         return stopped(None if found is None else found.keep_interrupted())
 
-    with on_stop(keep, work.session.progress):
+    with on_stop(keep, work.session.progress.end):
         yield
 
 

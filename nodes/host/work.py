@@ -13,7 +13,6 @@ from typing import Protocol
 from ...samplers.calibrated import About, CalibratedPlan
 from .model import fingerprint
 from .plan_files import INTERRUPTED, entry_of, keep_newest
-from .progress import Progress
 from .session import Sample, Session
 
 
@@ -35,13 +34,13 @@ def kept(work: Work) -> Iterator[None]:
         plan = work.plan
         return stopped(None if plan is None else keep_newest(unfinished(plan), INTERRUPTED))
 
-    with on_stop(keep, work.session.progress):
+    with on_stop(keep, lambda text: work.session.progress.end(text)):
         yield
 
 
 @contextlib.contextmanager
-def on_stop(keep: Callable[[], str], progress: Progress) -> Iterator[None]:
-    """Whatever stops some work, what there is is kept; the node says what `keep` says."""
+def on_stop(keep: Callable[[], str], say: Callable[[str], None]) -> Iterator[None]:
+    """Whatever stops some work, what there is is kept; `say` is called with what `keep` says of it."""
     try:
         yield
     except BaseException:
@@ -51,7 +50,7 @@ def on_stop(keep: Callable[[], str], progress: Progress) -> Iterator[None]:
             text = f"Stopped; {error}"
         logging.warning("%s", text)
         with contextlib.suppress(Exception):
-            progress.end(text)
+            say(text)
         raise
 
 
