@@ -20,8 +20,8 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 LONGEST = [
-    "browser", "kernels", "workflows", "server", "install", "tune_cli", "tuning_nodes", "bench_quality", "runs",
-    "stochastic", "comfyui", "hosts", "image_noise", "plan", "inversion",
+    "browser", "kernels", "workflows", "server", "install", "tune_cli", "distillation", "tuning_nodes", "bench_quality",
+    "runs", "stochastic", "comfyui", "hosts", "image_noise", "plan", "inversion",
 ]  # fmt: skip
 
 
