@@ -44,6 +44,7 @@ class Display:
         """A picture in the place of the preview, until there is another."""
         self._bar.update_absolute(*self._at, ("JPEG", image, None))
 
+
 def say(text: str) -> None:
     """Text on the node that is running, which stays there, with all else that the node says in this run."""
     _write(said=text)
