@@ -275,7 +275,7 @@ def test_two_remarks_of_one_run_are_both_shown(comfyui, eps_model, monkeypatch):
 
     sent: list[str] = []
     server = SimpleNamespace(send_progress_text=lambda text, *_: sent.append(text))
-    monkeypatch.setattr(module(comfyui, "host.display"), "_server", lambda: server)
+    monkeypatch.setattr(module(comfyui, "host.display"), "server", lambda: server)
     trained = {"scheduler": "trained", "distilled": "sdxl_lightning", "steps": 4}
     with CurrentNodeContext("prompt", "7", 0):
         sample(comfyui, eps_model, sampler_name="euler_cfg_pp", cfg=7.0, **trained)

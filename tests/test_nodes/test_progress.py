@@ -313,7 +313,7 @@ def sent(comfyui, monkeypatch) -> list[tuple[str, str]]:
     """What the server is given for the front ends: the node and its text."""
     found: list[tuple[str, str]] = []
     server = SimpleNamespace(send_progress_text=lambda text, node, *_: found.append((node, text)))
-    monkeypatch.setattr(module(comfyui, "host.display"), "_server", lambda: server)
+    monkeypatch.setattr(module(comfyui, "host.display"), "server", lambda: server)
     return found
 
 
