@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ...samplers.checks import counted
 from ...samplers.distill import Student
 from ..host.families import family_name
-from .plans import counted, error_text
+from .plans import error_text
 
 
 def student_summary(student: Student) -> str:
