@@ -266,10 +266,10 @@ def _as_student(student: Student, budget: int, denoise: float, cfg: float | None
     sigmas = student_sigmas(student, denoise)
     steps = len(sigmas) - 1
     if steps > budget:
-        notes.append(f"The connected student was trained for {student.steps} steps: give it as many evaluations.")
+        notes.append(f"The connected student was trained for steps = {student.steps}: give it as many evaluations.")
         return None
     part = "" if steps == student.steps else f", the last {steps} of {student.steps}"
-    text = f"{student.sampler} on trained: {steps} steps{part}, {steps} evaluations."
+    text = f"{student.sampler} on trained: steps = {steps}{part}."
     if budget > steps:
         notes.append("It was not trained for more: train a student for each number of evaluations.")
     lines = [text, *student_notes(student, cfg=cfg), *notes]

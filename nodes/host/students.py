@@ -174,8 +174,8 @@ def other_steps(student: Student, sigmas: Sequence[float]) -> list[str]:
         return []
     if steps != student.steps:
         return [
-            f"this student was trained for {student.steps} steps and this run has {steps}, so the image is worse than "
-            "it could be: sample with Few-Step Auto, or with the schedule trained, which have its noise levels"
+            f"this student was trained for steps = {student.steps} and this run has {steps}, so the image is worse "
+            "than it could be: sample with Few-Step Auto, or with the schedule trained, which have its noise levels"
         ]
     return [
         f"this student was trained at the noise levels {_written(student.levels)} and this run has {_written(sigmas)}, "

@@ -103,7 +103,9 @@ class TrajectoryDistillation:
             NonFiniteError: if the student's answer is not finite.
         """
         if len(goals) != len(self.sigmas) - 1:
-            raise ValueError(f"goals: {len(goals)} for {len(self.sigmas) - 1} steps of the student")
+            raise ValueError(
+                f"goals = {len(goals)} must be as many as the steps of the student, {len(self.sigmas) - 1}"
+            )
         losses = []
         for k, goal in enumerate(goals):
             loss, x = self.loss(k, student, x, goal, extra_args)

@@ -350,7 +350,7 @@ def test_a_teacher_that_does_not_fit_is_said(comfyui, loras):
     with torch.inference_mode(False):
         predictor = plans.Predictor()
     for plan, named in (
-        (plans.CalibratedPlan(odd), "teacher: its 3 steps are no multiple of evaluations = 2"),
+        (plans.CalibratedPlan(odd), "teacher: its number of steps, 3, is no multiple of evaluations = 2"),
         (
             plans.CalibratedPlan(even, about=about(guidance=7.0)),
             "teacher: .* at guidance 7 and cfg is 2.5: set cfg",
@@ -446,11 +446,11 @@ def test_trained_and_auto_have_its_levels(comfyui, student):
         assert torch.equal(found, levels)
     sampler, sigmas, text = comfyui.nodes["FewStepAuto"].execute(student, 8, "exact seed", 1.0).result
     assert torch.equal(sigmas, levels) and sampler.sampler_function.__name__ == "sample_fewstep_ddim"
-    assert "2 steps" in text and "cfg 1" in text and "guidance 2.5 is in it" in text
+    assert "steps = 2" in text and "cfg 1" in text and "guidance 2.5 is in it" in text
     _, part, _ = comfyui.nodes["FewStepAuto"].execute(student, 2, "exact seed", 0.5).result
     assert torch.equal(part, levels[1:])
     *_, few = comfyui.nodes["FewStepAuto"].execute(student, 1, "exact seed", 1.0).result
-    assert "was trained for 2 steps: give it as many evaluations" in few
+    assert "was trained for steps = 2: give it as many evaluations" in few
     *_, strong = comfyui.nodes["FewStepAuto"].execute(student, 2, "exact seed", 1.0, cfg=7.0).result
     assert "this run has cfg 7" in strong
     with pytest.raises(ValueError, match="SDXL-Lightning"):  # another model is chosen
@@ -475,7 +475,7 @@ def test_another_way_to_sample_it_is_said(comfyui, student, caplog, changed, sai
 def test_other_steps_are_said_by_any_node_that_samples(comfyui, student, caplog):
     caplog.clear()
     ksample(comfyui, student, "fewstep_ddim", cfg=1.0, steps=6)
-    assert "this student was trained for 2 steps and this run has 6" in caplog.text
+    assert "this student was trained for steps = 2 and this run has 6" in caplog.text
     caplog.clear()
     ksample(comfyui, student, "fewstep_ddim", cfg=1.0, steps=2)
     assert "this student was trained at the noise levels 14.61, 0.8289, 0 and this run has 14.61" in caplog.text
