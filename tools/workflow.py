@@ -377,7 +377,7 @@ class Graph:
         """
         rows = [[column for column in self._columns if column.row == row] for row in range(self._row + 1)]
         lanes = len({self._way(link) for link in self._links if self._is_long(link)})
-        between = PAD + 2 * BEND + LANE * max(0, lanes - 1) + HEADING
+        between = PAD + 2 * BEND + LANE * max(0, lanes - 1) + (HEADING if len(rows) > 1 else 0)
         widths = [sum(column.width for column in row) + GAP * (len(row) - 1) for row in rows]
         for wide in itertools.count(max(widths), 10):  # a wider note is less high
             for row, width in zip(rows[1:], widths[1:], strict=True):

@@ -299,31 +299,28 @@ def demo_distil(g: Graph) -> None:
         "how it is done: a good student has learned for hours. If you stop it, the best student so far is kept.",
         "cat face",
         4,
+        stacked=True,
     )
     small = {"rank": 16, "iterations": 40, "learning_rate": 0.001, "teacher_steps": 8, "filename": "demo_student"}
     distil(g, 2, model, [positive, negative], positive, latent, None, 3.0, **small)
 
 
 def distil(
-    g: Graph, number: int, model: Output, prompts: list[Output], used: Output, latent: Output | None,
-    vae: Output | None, cfg: float, **more: Any,
+    g: Graph, number: int, model: Output, prompts: list[Output], used: Output, latent: Output, vae: Output | None,
+    cfg: float, **more: Any,
 ) -> None:  # fmt: skip
-    """The lower row of a distillation: the student, how it learned, and an image with it; as `calibrate`."""
+    """The rest of the only row of a distillation: the student, and an image with it; two rows would be too high."""
     positive, negative = prompts
-    own = latent is None
     g.group(f"{number}. Distillation", 300)
-    latent = latent or empty(g, 512)
     inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent, "cfg": cfg}
     student, chart, _ = g.add("FewStepDistill", **inputs, evaluations=4, **more)
-    g.column(210)
-    g.add("PreviewImage", "How it learned", images=chart)
     g.group(f"{number + 1}. Use, at cfg 1", 270)
     sampler, sigmas, _ = g.add("FewStepAuto", model=student, evaluations=4, cfg=1.0)
-    g.column(220)
+    g.add("PreviewImage", "How it learned", images=chart)
+    g.column(260)
     samples = sample(g, student, [used, negative], sampler, sigmas, latent, 1.0)
-    if own:
-        g.move(latent)
-    save(g, samples, vae, "fewstep_student" if vae else "fewstep_demo_student", stacked=True)
+    prefix = "fewstep_student" if vae else "fewstep_demo_student"
+    g.add("SaveImage", images=decode(g, samples, vae), filename_prefix=prefix)
 
 
 def demo_guidance_interval(g: Graph) -> None:
@@ -640,18 +637,22 @@ def sd15_diffedit(g: Graph) -> None:
     save(g, samples, vae, "fewstep_diffedit", stacked=True)
 
 
-def sd15_prompts(g: Graph, title: str, text: str) -> tuple[Output, Output, list[Output], Output]:
-    """The upper row of work on several prompts: model, VAE, [both prompts, negative], and the first of both."""
-    g.group("1. Checkpoint", 210)
+def sd15_prompts(g: Graph, title: str, text: str, stacked: bool = False) -> tuple[Output, Output, list[Output], Output]:
+    """Model, VAE, [both prompts, negative] and the first of both, for work on several prompts: the upper row, or two
+    columns of the only row."""
+    g.group("1. Checkpoint", LOADER if stacked else 210)
     note(g, title, text, SD15, more=", or another")
-    g.column(210)
+    if not stacked:
+        g.column(210)
     model, clip, vae = checkpoint(g, SD15)
     g.group("2. Prompts like yours", 210)
     texts = [SCENE, "portrait of an old fisherman, wrinkles, soft light, photograph"]
-    first, second, negative = prompts(g, clip, prompt_1=texts[0], prompt_2=texts[1], negative_prompt=POOR)
-    g.column(190)
+    first, second, negative = prompts(g, clip, stacked, prompt_1=texts[0], prompt_2=texts[1], negative_prompt=POOR)
+    if not stacked:
+        g.column(190)
     joined = g.add("ConditioningCombine", "Both", conditioning_1=first, conditioning_2=second)
-    g.below()
+    if not stacked:
+        g.below()
     return model, vae, [joined, negative], first
 
 
@@ -667,8 +668,10 @@ def sd15_distil(g: Graph) -> None:
         g,
         "Distil, and use the student",
         "Trains a **LoRA** for 4 evaluations at cfg 1, for hours on a GPU. Later, use *Load LoRA* and *Few-Step Auto*.",
+        stacked=True,
     )
-    distil(g, 3, model, both, first, None, vae, 7.0, filename="sd15_4_steps")
+    g.under(vae)
+    distil(g, 3, model, both, first, empty(g, 512), vae, 7.0, filename="sd15_4_steps")
 
 
 def sd15_compare(g: Graph) -> None:

@@ -232,8 +232,7 @@ def test_the_whole_is_seen_on_a_small_screen(name):
     left, top = (min(node["pos"][k] for node in workflow["nodes"]) for k in (0, 1))
     right, bottom = (max(node["pos"][k] + node["size"][k] for node in workflow["nodes"]) for k in (0, 1))
     scale = min(0.75 * 1366 / (right - left + 20), 0.75 * 768 / (bottom - top + TITLE + 20))
-    tall = "compare" in name or "distil" in name  # the boxes of Compare, and the widgets of Distill
-    assert scale >= (0.58 if tall else 0.65)
+    assert scale >= 0.65
     view = workflow["extra"]["ds"]
     assert view["scale"] == pytest.approx(scale, abs=1e-3)
     for x, y, width, height in (group["bounding"] for group in workflow["groups"]):
