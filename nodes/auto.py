@@ -202,6 +202,8 @@ def choose(
         text = f"{name}: {summary(chosen)}.\nA plan made for this kind of model is better than a plain sampler."
         text = " ".join([text, *conditions(chosen, known=bool(cfg))])
         return Choice(spec, options, chosen, sigmas, "\n".join([text, *notes]))
+    if variety == VARIED and (student or distilled):
+        notes.append(f"{VARIED} is left out: a distilled model is sampled as it was trained to be.")
     if student is not None and (choice := _as_student(student, evaluations, denoise, cfg or None, notes)):
         return choice
     if distilled is not None and (
@@ -213,7 +215,7 @@ def choose(
     costs = counted(row.evaluations(levels, steps), "evaluation")
     text = f"{described(row)}: {counted(steps, 'step')}, {costs}.\n{row.why}"
     if family is not None and distilled is None:
-        notes = [*_advice(family, model.get("family"), levels, cfg or None), *notes]
+        notes = [*_advice(family, model.get("family"), levels, cfg or None, variety), *notes]
     sigmas = row.sigmas(levels, steps, denoise)
     return Choice(SAMPLERS[row.sampler], row.options, None, sigmas, "\n".join([text, *notes]))
 
@@ -223,19 +225,19 @@ def _recommended(family: Family | None, variety: str) -> Pick | None:
     sampler = None if family is None or family.measured else family.varied if variety == VARIED else family.sampler
     if family is None or sampler is None:
         return None
-    why = f"Recommended for {family.name}; what was measured is of another kind (docs/MODELS.md)."
+    why = f"Recommended for {family.name}; our measurements are of another kind of model (docs/MODELS.md)."
     return Pick(1, sampler, {}, family.schedule, False, why)
 
 
-def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None) -> list[str]:
+def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None, variety: str) -> list[str]:
     """What else is recommended for a family, and where the run differs from it.
 
     Args:
         name: the class of the model in the host.
     """
+    sampler = family.varied if variety == VARIED and family.varied else family.sampler
     lines = [
-        f"Recommended for {one.model}: {family.sampler} on {family.schedule}, {_numbers(one)}."
-        for one in family.settings
+        f"Recommended for {one.model}: {sampler} on {family.schedule}, {_numbers(one)}." for one in family.settings
     ]
     lines.insert(0, f"This model: {family.name}.")
     if family.note:
@@ -249,6 +251,11 @@ def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None) ->
             f"The shift of the connected model is {levels.shift:.4g}: {shift_node(name)} sets it to {either(shifts)}."
         )
     return lines
+
+
+def _given(options: Mapping[str, Any]) -> str:
+    """Options in words, in brackets."""
+    return f" ({', '.join(f'{name} = {value}' for name, value in options.items())})" if options else ""
 
 
 def _numbers(settings: Settings) -> str:
@@ -303,7 +310,8 @@ def _as_trained(
     sigmas = sigmas_over(SCHEDULES["trained"], levels, steps, distilled=distilled)[-kept[steps] - 1 :]
     part = "" if kept[steps] == steps else f", the last {kept[steps]} of {steps}"
     lines = [
-        f"{model.sampler} on trained (distilled = {distilled}): {counted(kept[steps], 'step')}{part}, "
+        f"{model.sampler}{_given(model.options)} on trained (distilled = {distilled}): "
+        f"{counted(kept[steps], 'step')}{part}, "
         f"{counted(kept[steps], 'evaluation')}.",
         f"{entry['name']}: these are the noise levels that it was trained on.",
     ]
@@ -318,7 +326,7 @@ def _as_trained(
             f"say: {steps} are taken. If it was made for another number, give as many evaluations."
         )
     lines += trained_notes(levels, distilled, steps, cfg)
-    return Choice(SAMPLERS[model.sampler], {}, None, sigmas, "\n".join([*lines, *notes]))
+    return Choice(SAMPLERS[model.sampler], model.options, None, sigmas, "\n".join([*lines, *notes]))
 
 
 # The node

@@ -130,7 +130,7 @@ def _distilled() -> str:
             (
                 f"`{_escaped(m['names'])}`",
                 f"`{m['id']}`",
-                f"`{m['sampler']}`",
+                f"`{m['sampler']}`" + "".join(f", `{k}` = {v}" for k, v in m.get("options", {}).items()),
                 _between(*m["cfg"]),
                 _sources(m["sources"]),
             )

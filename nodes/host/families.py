@@ -113,6 +113,9 @@ class Distilled(NamedTuple):
     predicts_x0: Sequence[int] = ()
     """The numbers of steps of files that predict the image itself, which the host must be told."""
 
+    options: Mapping[str, Any] = {}
+    """Of the sampler, where the makers use others than its defaults."""
+
 
 @functools.cache
 def families() -> tuple[Family, ...]:
@@ -205,8 +208,17 @@ def files_of(prompt: Mapping[str, Any], node: str, input: str = "model") -> Iter
         inputs = prompt.get(node, {}).get("inputs", {})
         used = inputs.get("strength_model", 1) != 0
         yield from ((inputs[name], folder) for name, folder in _FOLDERS.items() if used and _is_name(inputs.get(name)))
+        yield from ((lora, "loras") for lora in _listed_loras(inputs))
         if input not in inputs:  # of a node that names its input in another way, such as a reroute
             input = next((name for name, value in inputs.items() if isinstance(value, list)), input)
+
+
+def _listed_loras(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """The LoRAs of a node that takes any number, each as {"lora": file, "on": ..., "strength": ...}; the last first."""
+    for value in reversed(list(inputs.values())):
+        used = isinstance(value, Mapping) and value.get("on", True) and value.get("strength", 1) != 0
+        if used and _is_name(value.get("lora")):
+            yield value["lora"]
 
 
 # Before a run

@@ -187,7 +187,7 @@ def dpmpp_2s_ancestral(
 @sampler(
     "Consistency (LCM, TCD)",
     paper="Song et al. 2023, arXiv 2303.01469; Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024, arXiv 2402.19159",
-    help="For distilled models (LCM, TCD, Hyper-SD) at 2 to 8 steps and guidance 1 to 2.",
+    help="For distilled models (LCM, TCD, DMD2) at 2 to 8 steps and guidance 1 to 2, on the schedule trained.",
     order=1,
     curated=True,
 )
@@ -203,7 +203,7 @@ def consistency(
         "both are the same.",
     ] = "time",
 ) -> Iterator[Stage]:
-    """Multistep consistency sampling, for distilled models (LCM, TCD, Hyper): down to (1 - gamma) of t, noise up to t.
+    """Multistep consistency sampling, for distilled models (LCM, TCD, DMD2): down to (1 - gamma) of t, noise up to t.
 
         gamma = 1: x_t = alpha_t D_s + sigma_t z (consistency models, LCM);    gamma = 0: DDIM, deterministic.
 

@@ -110,7 +110,9 @@ def test_recommended_where_they_do_not(choose):
     found = choose(zero_snr)
     assert found.spec.id == "euler" and "euler on sgm_uniform: 8 steps" in found.text
     assert "of another kind" in found.text and "rescale" in found.text
-    assert choose(zero_snr, variety="more variety").spec.id == "dpmpp_2m_sde"
+    varied = choose(zero_snr, variety="more variety")
+    assert varied.spec.id == "dpmpp_2m_sde" and "dpmpp_2m_sde on sgm_uniform, 28 to 30 steps" in varied.text
+    assert "euler on" not in varied.text
     flux2 = choose(FLOW | {"family": "Flux2"})
     assert "euler on flux2: 8 steps" in flux2.text and "1024 by 1024" in flux2.text
 
@@ -197,6 +199,8 @@ def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
         ("Hyper-FLUX.1-dev-8steps-lora", "hyper_flux", 8),
         ("dmd2_sdxl_4step_lora_fp16", "dmd2_sdxl", 4), ("flux1-schnell-fp8", "flux_schnell", None),
         ("Flux_2-Turbo-LoRA_comfyui", "flux2_dev_turbo", None), ("z_image_turbo_bf16", "z_image_turbo", None),
+        ("zImageTurbo_v10", "z_image_turbo", None),
+        ("hunyuan_video_FastVideo_720_fp8_e4m3fn", "fast_hunyuan", None),
         ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "wan22_lightning", 4),
         ("Qwen-Image-Lightning-8steps-V1.0", "qwen_image_lightning", 8), ("sd_xl_base_1.0", None, None),
         ("lightning storm style", None, None), ("calcmodel", None, None), ("turbo_diesel", None, None),
@@ -225,6 +229,14 @@ def test_its_own_levels_within_the_budget(choose, families, id, budget):
             torch.testing.assert_close(found.sigmas, levels.float())
     else:
         assert "was trained for" in found.text and "give it as many evaluations" in found.text
+
+
+def test_the_makers_options_are_set_and_variety_is_left_out_aloud(choose):
+    tcd = choose(SD | {"distilled": "tcd"}, 4, variety="more variety")
+    assert tcd.spec.id == "consistency" and tcd.options == {"gamma": 0.3}
+    assert "consistency (gamma = 0.3) on trained" in tcd.text and "more variety is left out" in tcd.text
+    assert "left out" not in choose(SD | {"distilled": "tcd"}, 4).text
+    assert choose(SD | {"distilled": "lcm"}, 4).options == {}
 
 
 def test_image_to_image_takes_the_last_of_its_steps(choose):
@@ -311,6 +323,19 @@ def test_names_are_found_along_the_model(families, monkeypatch, tmp_path):
     assert families.distilled_in(found) == {"distilled": "lcm"}
     off = families.names_of(prompt(lora_name="lcm-lora.safetensors", strength_model=0), "4")
     assert families.distilled_in(off) == {"distilled": "sdxl_lightning", "distilled_steps": 4}
+
+
+def test_the_loras_of_a_list_are_found(families):
+    """As rgthree's Power Lora Loader has them."""
+    graph = prompt()
+    graph["2"]["inputs"] |= {
+        "lora_1": {"on": False, "lora": "tcd.safetensors", "strength": 1},
+        "lora_2": {"on": True, "lora": "styles/lcm-lora.safetensors", "strength": 0.8},
+        "lora_3": {"on": True, "lora": "Hyper-SD15-8steps-lora.safetensors", "strength": 0},
+        "lora_4": {"on": True, "lora": None, "strength": 1},
+    }
+    assert families.names_of(graph, "4")[0] == "lcm-lora"
+    assert families.distilled_in(families.names_of(graph, "4")) == {"distilled": "lcm"}
 
 
 @pytest.mark.parametrize(

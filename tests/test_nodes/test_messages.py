@@ -150,7 +150,7 @@ def test_what_auto_says_of_models_is_translated(comfyui):
     for family in families.families():
         facts = {"family": family.classes[0], "prediction": family.prediction or "EPS", "sigma_max": 4518.7}
         levels = module(comfyui, "host.model").LevelRange(0.001, 1.0, True, 17.5)
-        said += auto._advice(family, facts["family"], levels, 40.0)
+        said += auto._advice(family, facts["family"], levels, 40.0, "exact seed")
     facts = {"family": "SDXL", "prediction": "EPS", "sigma_max": 14.6, "distilled": "sdxl_lightning"}
     levels = module(comfyui, "host.model").LevelRange(0.03, 14.6, False, 1.0)
     for named in ({}, {"distilled_steps": 1}, {"distilled_steps": 6}):
