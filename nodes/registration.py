@@ -20,14 +20,17 @@ from .host.sampling import PREFIX, sample_fewstep_plan, sampler_function, schedu
 
 SAMPLERS_FIRST = (
     "dpmpp_2m", "ipndm_v", "dpm_2m", "dpm_3m", "unipc", "res_multistep", "dpmpp_2m_sde", "euler_ancestral", "dpmpp_sde",
-    "er_sde", "ddim", "deis", "dpmpp_3m", "dpmpp_2s", "res_2s", "consistency", "amed_dpm_2m",
+    "er_sde", "ddim", "deis", "dpmpp_3m", "dpmpp_2s", "res_2s", "sa_solver", "seeds_2", "gradient_estimation", "lms",
+    "euler_cfg_pp", "dpmpp_2m_cfg_pp", "consistency", "amed_dpm_2m",
 )  # fmt: skip
-"""In the order of KSampler's list: the most used, and of the least error in docs/QUALITY.md, before special ones."""
+"""KSampler's list: the most used, and of the least error in docs/QUALITY.md, before special ones."""
 
 SCHEDULES_FIRST = (
-    "karras", "karras_discard", "beta", "beta_discard", "simple", "sgm_uniform", "exponential",
-    "time_quadratic_discard", "ays", "gits", "beta57", "bong_tangent", "normal", "linear_quadratic",
+    "karras", "karras_discard", "beta", "beta_discard", "simple", "sgm_uniform", "exponential", "kl_optimal",
+    "time_quadratic_discard", "ays", "gits", "beta57", "bong_tangent", "normal", "linear_quadratic", "ddim_uniform",
+    "polyexponential", "laplace", "cosine", "time_uniform", "time_quadratic",
 )  # fmt: skip
+"""As `SAMPLERS_FIRST`."""
 
 
 def curated(registry: Mapping[str, SpecT], first: Sequence[str]) -> list[SpecT]:

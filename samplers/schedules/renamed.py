@@ -27,7 +27,8 @@ def beta57(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
 @schedule(
     "KL-optimal",
     paper="Sabour et al. 2024, arXiv 2404.14507",
-    help="The same levels as cosine; kl_optimal in ComfyUI, which has other levels for flow models.",
+    help="The same levels as cosine. ComfyUI's kl_optimal differs for flow models.",
+    curated=True,
 )
 def kl_optimal(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) -> Tensor:
     """Uniform in atan(sigma / alpha): `cosine`. Sabour, Fidler, Kreis 2024, arXiv 2404.14507, theorem 3.1.

@@ -77,11 +77,13 @@ def test_dropdowns_hold_the_curated_once(comfyui):
     assert {*ours} == {f"fewstep_{id}" for id in CURATED} and len(ours) == len(CURATED)
     assert {*schedules} == {f"fewstep_{id}" for id in CURATED_SCHEDULES} and len(schedules) == len(CURATED_SCHEDULES)
     assert ours[:2] == ["fewstep_dpmpp_2m", "fewstep_ipndm_v"] and schedules[0] == "fewstep_karras"
+    assert ours[-1] == "fewstep_amed_dpm_2m" and {"fewstep_kl_optimal", "fewstep_cosine"} <= {*schedules}
     for first, registry in (
         (registration.SAMPLERS_FIRST, SAMPLERS),
         (registration.SCHEDULES_FIRST, SCHEDULES),
     ):
-        assert all(registry[id].curated for id in first) and len(set(first)) == len(first)
+        curated = [id for id, spec in registry.items() if spec.curated]
+        assert sorted(first) == sorted(curated), "each has its place in the list"
     for node in ("KSampler", "KSamplerAdvanced"):
         inputs = comfyui.nodes[node].INPUT_TYPES()["required"]
         assert inputs["sampler_name"][0] == comfyui.before.samplers + ours
