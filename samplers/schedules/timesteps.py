@@ -62,7 +62,8 @@ def normal(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
 @schedule(
     "SGM uniform",
     paper="Lin et al. 2023, arXiv 2305.08891",
-    help="normal with one more step, from its last level to 0. For SDXL Lightning and similar models.",
+    help="normal with one more step, from its last level to 0. Often recommended for SDXL Lightning and similar "
+    "models; trained has their exact levels.",
     curated=True,
     ends_at_sigma_min=False,
     in_time=True,

@@ -271,7 +271,7 @@ def res_multistep_ancestral(
 @sampler(
     "SEEDS 2",
     paper="Gonzalez et al. 2023, arXiv 2305.14267",
-    help="Second order steps with added noise, two evaluations a step. Varied and detailed, as dpmpp_sde; at eta = 0 "
+    help="Second-order steps with added noise, two evaluations a step. Varied and detailed, as dpmpp_sde; at eta = 0 "
     "it is dpmpp_2s.",
     order=2,
     curated=True,
@@ -294,7 +294,7 @@ def seeds_2(levels: Levels, *, eta: Eta = 1.0, r: R = 0.5, solver_type: Form = "
 @sampler(
     "SEEDS 3",
     paper="Gonzalez et al. 2023, arXiv 2305.14267",
-    help="Third order steps with added noise, three evaluations a step. For many steps.",
+    help="Third-order steps with added noise, three evaluations a step. For many steps.",
     order=3,
 )
 def seeds_3(levels: Levels, *, eta: Eta = 1.0, r1: R1 = 1 / 3, r2: R2 = 2 / 3) -> Iterator[Stage]:

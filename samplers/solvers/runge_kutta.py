@@ -191,7 +191,7 @@ def heunpp2(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "DPM-Solver 2 ancestral",
     paper="Lu et al. 2022, arXiv 2206.00927",
-    help="Second order steps in the noise with ancestral noise, two evaluations a step. Varied; for low guidance and "
+    help="Second-order steps in the noise with ancestral noise, two evaluations a step. Varied; for low guidance and "
     "many steps.",
     order=2,
 )
