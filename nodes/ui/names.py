@@ -15,6 +15,7 @@ from ...samplers import SAMPLERS, SCHEDULES, SamplerSpec, ScheduleSpec
 from ...samplers.checks import read_number, shortened
 from ..host.named import Named, SpecT
 from ..host.sampling import PREFIX
+from .menu import KNOWN_NAMES
 
 _LINES = "Lines that begin with # are left out."
 SAMPLERS_SYNTAX = (
@@ -131,6 +132,10 @@ def _read(
             continue
         where = f"{input}, line {number}"
         if name not in ours and name not in theirs:
+            whole = " ".join(part for part in words.split() if "=" not in part)  # names elsewhere have spaces
+            for wanted in (whole, name):
+                if there := _elsewhere(input, wanted):
+                    raise ValueError(f"{where}: there is no {kind} {shortened(wanted)}; {there}")
             raise ValueError(f"{where}: there is no {kind} {shortened(name)}; {_near(name, [*theirs, *ours])}")
         spec = ours.get(name)
         known = {o.name: o.default for o in spec.options} if spec is not None else host_options(name)
@@ -158,6 +163,19 @@ def checked_length(input: str, text: str) -> str:
 
 
 _LONGEST = 20_000
+
+
+def _elsewhere(input: str, name: str) -> str:
+    """What a name of another program is here, as it is written in the box; empty if nobody calls anything so."""
+    known = {other: ours for names in KNOWN_NAMES[input].values() for other, ours in names.items()}
+    in_lower_case = {other.lower(): ours for other, ours in known.items()}
+    name = name.removeprefix(PREFIX)
+    ours = known.get(name, in_lower_case.get(name.lower()))
+    if ours is None:
+        return ""
+    if isinstance(ours, str):
+        return f"here it is {PREFIX}{ours}"
+    return f"the nearest here is {PREFIX}{ours[0]}"  # with a remark
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import in_the_host
 import numpy as np
 import pytest
 import torch
+from host import import_pack
 from in_the_host import module
 from machine import moment
 from small_models import conditioning, small_model
@@ -219,6 +220,20 @@ def test_a_sampler_that_fails_is_a_tile_and_the_others_go_on(comfyui, small, tem
     assert fine[0] == "euler" and fine[3] == "4"
 
 
+@pytest.mark.parametrize("kind", ["samplers", "schedules"])
+def test_what_is_proposed_for_a_known_name_can_be_written(comfyui, kind):
+    """Each is one of the lists, or is answered with a line that the box takes."""
+    pack = import_pack().nodes.ui
+    known = {name for names in pack.menu.KNOWN_NAMES[kind].values() for name in names}
+    refused = {name: fault[kind] for name in known if (fault := pack.names.faults({kind: name}))}
+    assert len(refused) > len(known) / 3  # the others are names of a list
+    for name, fault in refused.items():
+        found = re.search(r"(?:here it is|the nearest here is) (.+)$", fault)
+        assert found, f"{name}: {fault}"
+        (named,) = pack.names.READERS[kind](found[1])
+        assert named.spec is not None
+
+
 def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
     broken = small.model.clone()
     broken.set_model_unet_function_wrapper(lambda f, a: torch.full_like(a["input"], torch.nan))
@@ -232,6 +247,16 @@ def test_a_model_that_returns_nan_is_told(comfyui, small, temp):
     [
         ({"samplers": "euler\n\ndpmpp_2n"}, "samplers, line 3: there is no sampler 'dpmpp_2n'; did you mean dpmpp_2"),
         ({"schedules": "fewstep_karas"}, "schedules, line 1: there is no schedule 'fewstep_karas'; did you mean"),
+        ({"samplers": "res_2m"}, "no sampler 'res_2m'; here it is fewstep_res_multistep (order=2)"),
+        ({"samplers": "fewstep_res_2m order=2"}, "; here it is fewstep_res_multistep (order=2)"),
+        ({"samplers": "DPM++ 2M SDE Heun"}, "; here it is fewstep_dpmpp_2m_sde (solver_type=heun)"),
+        ({"samplers": "dpm++ 2m"}, "; here it is fewstep_dpmpp_2m"),
+        ({"samplers": "gauss-legendre_2s"}, "; the nearest here is fewstep_res_5s"),
+        (
+            {"schedules": "Align Your Steps 32"},
+            "no schedule 'Align Your Steps 32'; here it is fewstep_ays (table=sd15_32)",
+        ),
+        ({"schedules": "fewstep_SGM Uniform"}, "; here it is fewstep_sgm_uniform"),
         ({"samplers": "zzzz"}, "the names are those of KSampler's list"),
         ({"samplers": " \n# euler"}, "samplers: the text names none"),
         ({"samplers": "fewstep_unipc orde=2"}, "line 1: fewstep_unipc has no option 'orde'; its options are order,"),
