@@ -12,7 +12,9 @@ import pytest
 import tomllib
 import torch
 from host import ROOT
-from tables import PICKS, README, tables, with_tables
+from tables import NAMES_PAGE, PICKS, README, tables, with_tables
+
+from samplers import SAMPLERS, SCHEDULES
 
 DOCUMENTS = [path for folder in ("", "docs/", "docs/zh/", "demo/", "web/docs/") for path in ROOT.glob(f"{folder}*.md")]
 
@@ -69,6 +71,17 @@ def _texts(path: Path) -> Iterator[str]:
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+
+
+def test_a_name_that_ksampler_has_needs_no_option_there():
+    """Its lists have none; and CFG++ is set there in another node than in ours."""
+    rows = re.findall(r"^\| (`.+?`) \| (`.+?) \| (yes)? ?\| (.*?) ?\|$", NAMES_PAGE.read_text(), re.MULTILINE)
+    assert len(rows) > 100
+    for name, choose, shown, remark in rows:
+        id, options = re.fullmatch(r"`(\w+)`(.*)", choose).groups()
+        assert bool(shown) == (not options and any(id in all and all[id].curated for all in (SAMPLERS, SCHEDULES)))
+        assert "`cfg_pp`" not in remark or "Few-Step Guidance Patch" in remark, name
+    assert {name for name, _, shown, _ in rows if shown}.isdisjoint({"`res_3m`", "`uni_pc`", "`TCDScheduler`"})
 
 
 def test_code_runs():

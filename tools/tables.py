@@ -187,8 +187,10 @@ def _known(kind: str, names: Mapping[str, Any]) -> str:
     for name, choose in names.items():
         entry, remark = (choose, "") if isinstance(choose, str) else choose
         id, options = _read(entry, registry)
-        given = f" ({', '.join(f'`{option}` = `{value}`' for option, value in options.items())})" if options else ""
-        rows.append((f"`{name}`", f"`{id}`{given}", _yes(registry[id].curated), remark))
+        defaults = {option.name: option.default for option in registry[id].options}
+        changed = [f"`{option}` = `{value}`" for option, value in options.items() if value != defaults[option]]
+        given = f" ({', '.join(changed)})" if changed else ""
+        rows.append((f"`{name}`", f"`{id}`{given}", _yes(registry[id].curated and not changed), remark))
     return _table(("name", kind[:-1], "in KSampler", ""), rows)
 
 

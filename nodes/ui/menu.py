@@ -54,7 +54,8 @@ def also_called() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for whose in ("ComfyUI", "RES4LYF"):
         for name, ours in KNOWN_NAMES["samplers"][whose].items():
-            if isinstance(ours, str) and name not in SAMPLERS and not name.endswith("_gpu"):  # the same, elsewhere
+            node, device = name != name.lower(), name.endswith("_gpu")  # which are the same, elsewhere
+            if isinstance(ours, str) and name not in SAMPLERS and not node and not device:
                 found.setdefault(ours.split()[0], []).append(name)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from host import GIVEN, ROOT, import_pack
@@ -88,6 +89,30 @@ def test_every_name_of_the_host_is_known(comfyui):
     lists = {"samplers": comfy.samplers.KSampler.SAMPLERS, "schedules": comfy.samplers.KSampler.SCHEDULERS}
     for kind, names in lists.items():
         assert {name for name in names if not name.startswith("fewstep_")} <= set(KNOWN[kind]["ComfyUI"])
+
+
+def test_every_scheduler_of_diffusers_is_known():
+    """Or is for something that is not done here, and the list says for what."""
+    listed = json.loads(Path(__file__).with_name("diffusers_schedulers.json").read_text())
+    known = {name for name in KNOWN["samplers"]["diffusers"] if name.endswith("Scheduler")}
+    assert known | listed["not_here"].keys() == {*listed["schedulers"]}
+    assert not known & listed["not_here"].keys() and all(listed["not_here"].values())
+
+
+@pytest.mark.skipif(GIVEN is not None, reason="a host to come may have more")
+def test_every_node_of_the_host_that_gives_a_sampler_or_sigmas_is_known(comfyui):
+    """Those that are called so: the others cut or change what they are given."""
+    from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler
+
+    general = {"SamplerCustom", "SamplerCustomAdvanced", "SamplerLCMUpscale"}
+    for kind, word in (("samplers", "Sampler"), ("schedules", "Scheduler")):
+        names = {
+            name
+            for part in (nodes_advanced_samplers, nodes_custom_sampler)
+            for name, cls in vars(part).items()
+            if hasattr(cls, "define_schema") and (name.startswith if kind == "samplers" else name.endswith)(word)
+        }
+        assert names - general <= {*KNOWN[kind]["ComfyUI"]}
 
 
 def test_the_front_end_gets_the_words(menu, nodes):
