@@ -12,9 +12,9 @@ from ..checks import shortened
 from ..schedule import schedule
 
 _LABEL = re.compile(r"^\s*[^\W\d][\w ]*[:：=]")
-_ARGUMENT = re.compile(r"""\b[^\W\d]\w*=['"]?[^\W\d][\w.:]*['"]?""")
-_CALL = re.compile(r"\b[^\W\d][\w.]*\(")
-_ARROW = re.compile(r"[-=–—]*>|[→⟶⇒]")
+_ARGUMENT = re.compile(r"""\b(dtype|device|requires_grad)=['"]?[^\W\d][\w.:]*['"]?""")
+_TYPE = re.compile(r"\b((numpy|np|torch)\.)?(float\d*|double|half|array|tensor|Decimal)\(")  # but no log(
+_ARROW = re.compile(r"[-=–—]{0,3}>|[→⟶⇒]")
 _BETWEEN = r"""\s;|/(){}\[\]"'，、；"""
 _BETWEEN_NUMBERS = re.compile(f"[,{_BETWEEN}]+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -34,8 +34,8 @@ def read_list(text: str) -> list[float]:
     start, end = text.find("["), text.rfind("]")
     before, inside, after = (text[:start], text[start:end], text[end:]) if 0 <= start < end else ("", text, "")
     inside = _LABEL.sub("", inside)
-    for name in (_ARGUMENT, _CALL, _ARROW):
-        inside = name.sub(" ", inside)
+    for aside in (_ARGUMENT, _TYPE, _ARROW):
+        inside = aside.sub(" ", inside)
     _refuse_decimal_commas(inside)
     numbers = []
     for part in (before, inside, after):
