@@ -294,7 +294,7 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
     scales = _scales(request.get("guidance"), run, levels, model)
     order = run.spec.order
     orders = (made for stage, made in zip(run.plan, _orders(run.plan), strict=True) if stage.sigma is not None)
-    stages = (stage for stage in run.plan if stage.sigma is not None)
+    evaluated = (stage for stage in run.plan if stage.sigma is not None)
     return {
         "label": _label(run),
         "order": order,
@@ -304,10 +304,10 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
                 "sigma": sigma,
                 "level": level,
                 "order": min(made, order),
-                "noise": stage.noise is not None,
+                "noise": noisy,
             }
-            for stage, sigma, level, made in zip(
-                stages, run.model_sigmas().tolist(), run.levels.tolist(), orders, strict=True
+            for stage, sigma, level, made, noisy in zip(
+                evaluated, run.model_sigmas().tolist(), run.levels.tolist(), orders, _noisy(run.plan), strict=True
             )
         ],
         "guidance": scales,
@@ -348,6 +348,22 @@ def _orders(plan: Plan) -> list[int]:
     return orders
 
 
+def _noisy(plan: Plan) -> list[bool]:
+    """For each evaluation whether noise is added with it: by its own stage, by one after it in its step, or by one that
+    begins the step before it."""
+    noisy: list[bool] = []
+    step, waiting = None, False  # of the last evaluation; noise that begins a step
+    for stage in plan:
+        if stage.sigma is not None:
+            noisy.append(waiting or stage.noise is not None)
+            step, waiting = stage.step, False
+        elif stage.noise is not None and stage.step == step:
+            noisy[-1] = True
+        elif stage.noise is not None:
+            waiting = True
+    return noisy
+
+
 def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> Run:
     """What a sampler node will do, by what a run asks: `resolve` and `follow`."""
     inputs = dict(node["inputs"])
@@ -375,7 +391,7 @@ def _run(node: Node, schedule: Node | None, levels: LevelRange, model: Kind) -> 
         spec = SAMPLERS[inputs.pop("sampler")]
         options = chosen_options(spec, inputs)
         found = found or sigmas_over(SCHEDULES["karras"], levels, 10).tolist()
-    return resolve(spec, options, found, flow=levels.flow, kind=model)
+    return resolve(spec, options, found, flow=levels.flow, shift=levels.shift, kind=model)
 
 
 def _model_sampling(levels: LevelRange, model: Kind) -> Any:

@@ -132,9 +132,8 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _anew(spec: SamplerSpec, options: Mapping[str, Any], levels: Levels, first: int, last: int) -> Iterator[Stage]:
     """The stages of a sampler that begins anew at level `first`; its detail is that of the whole run."""
-    part = Levels(levels.sigmas[first : last + 1], levels.flow)
     amounts = {option.name: options[option.name] for option in detail.OPTIONS if option.name in options}
-    return detail.with_detail(spec.stages(part, _plain(options)), levels, **amounts)
+    return detail.with_detail(spec.stages(levels.part(first, last), _plain(options)), levels, **amounts)
 
 
 def _completed(stages: Sequence[Stage]) -> Iterator[Stage]:

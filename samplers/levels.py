@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -31,11 +32,13 @@ class Level:
 class Levels(Sequence[Level]):
     """The levels of a run, first to last, in Karras/EDM space (alpha = 1) or rectified flow (alpha = 1 - sigma).
 
-    Indexing gives a `Level`; `between` gives a level that no step ends on.
+    Indexing gives a `Level`; `between` gives a level that no step ends on. `shift` is the time shift s of a flow model,
+    sigma(t) = s t / (1 + (s - 1) t), for solvers that place something by the model's time.
     """
 
     sigmas: tuple[Scalar, ...]
     flow: bool = False
+    shift: float = 1.0
     _levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +49,10 @@ class Levels(Sequence[Level]):
 
     def __getitem__(self, i: int) -> Level:  # type: ignore[override]  # no slices
         return self._levels[i]
+
+    def part(self, first: int, last: int) -> Levels:
+        """The levels of the same model from number `first` to number `last`, both within."""
+        return Levels(self.sigmas[first : last + 1], self.flow, self.shift)
 
     def at_sigma(self, sigma: Scalar) -> Level:
         alpha = 1 - sigma if self.flow else 1.0
@@ -131,7 +138,7 @@ class GivenLevels(NamedTuple):
         return same and not self.repeats
 
 
-def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> GivenLevels:
+def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False, shift: float = 1.0) -> GivenLevels:
     """The checked levels of a run, in float64.
 
     `sigmas` is a 1-D tensor (or sequence), descending for sampling or ascending for inversion; only the last of a
@@ -141,22 +148,24 @@ def read_run(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Give
     Raises:
         ValueError: naming the sigma at fault.
     """
-    run = check_run(read_sigmas(sigmas), flow)
+    run = check_run(read_sigmas(sigmas), flow, shift)
     if isinstance(sigmas, torch.Tensor) and sigmas.requires_grad:
         scalars = sigmas.to("cpu", torch.float64)
         exact = torch.tensor([value(level.sigma) for level in run.levels], dtype=torch.float64)
         mine = scalars[list(run.numbers)]
         levels = torch.where(mine == exact, mine, exact).unbind()  # 1 to rounding has no gradient
-        return run._replace(levels=Levels(tuple(levels), flow))
+        return run._replace(levels=Levels(tuple(levels), flow, shift))
     return run
 
 
-def check_run(given: tuple[float, ...], flow: bool = False) -> GivenLevels:
+def check_run(given: tuple[float, ...], flow: bool = False, shift: float = 1.0) -> GivenLevels:
     """The levels of `read_run`, of sigmas that are read.
 
     Raises:
-        ValueError: naming the sigma at fault.
+        ValueError: naming the sigma at fault, or the shift.
     """
+    if not 0 < shift < math.inf:
+        raise ValueError(f"model_shift = {shift:g} must be positive and finite")
     values = tuple(map(pure_noise, given)) if flow else given
     for i, sigma in enumerate(values):
         if not 0 <= sigma <= _LARGEST:  # NaN as well
@@ -177,7 +186,8 @@ def check_run(given: tuple[float, ...], flow: bool = False) -> GivenLevels:
             )
     if ascending and values[numbers[0]] == 0:
         raise ValueError("ascending sigmas cannot start at 0, where there is no noise to follow: start above it")
-    return GivenLevels(Levels(tuple(values[i] for i in numbers), flow), tuple(given[i] for i in numbers), numbers)
+    levels = Levels(tuple(values[i] for i in numbers), flow, shift)
+    return GivenLevels(levels, tuple(given[i] for i in numbers), numbers)
 
 
 def read_levels(sigmas: torch.Tensor | Sequence[float], flow: bool = False) -> Levels:

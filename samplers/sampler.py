@@ -134,31 +134,35 @@ class SamplerSpec(Spec):
     def _adds_noise(self, options: Mapping[str, Any]) -> bool:
         return not self.adaptive and any(stage.noise for stage in self.solver(_SOME_LEVELS, **options))
 
-    def prepare(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> PreparedRun:
+    def prepare(
+        self, sigmas: Tensor | Sequence[float], *, flow: bool = False, model_shift: float = 1.0, **options: Any
+    ) -> PreparedRun:
         """A run on these sigmas with these options, which are read and checked here, once.
 
         Raises:
-            ValueError: naming the sigma or the option at fault.
+            ValueError: naming the sigma, the shift or the option at fault.
         """
         checked = self.check_options(options)
         if self.adaptive:
-            return PreparedRun(self, check_run(read_sigmas(sigmas), flow), (), checked)
+            return PreparedRun(self, check_run(read_sigmas(sigmas), flow, model_shift), (), checked)
         of_solver = {name: given for name, given in checked.items() if name != NOISE_DEVICE.name}
         if isinstance(sigmas, Tensor) and sigmas.requires_grad:
-            run = read_run(sigmas, flow)
+            run = read_run(sigmas, flow, model_shift)
             return PreparedRun(self, run, _make_plan(self.solver, run, of_solver), checked)
         values = read_sigmas(sigmas)
         planned = _planned if len(values) > _LONG else _cached_plan
-        return PreparedRun(self, *planned(self.solver, values, flow, tuple(of_solver.items())), checked)
+        return PreparedRun(self, *planned(self.solver, values, flow, model_shift, tuple(of_solver.items())), checked)
 
-    def plan(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> Plan:
+    def plan(
+        self, sigmas: Tensor | Sequence[float], *, flow: bool = False, model_shift: float = 1.0, **options: Any
+    ) -> Plan:
         """The stages for these sigmas; none where no two levels differ. With sigmas that require gradients, so do the
         coefficients. A level that repeats the one before is left out, its number as well.
 
         Raises:
             ValueError: naming the sigma or the option at fault, or if the sampler is adaptive.
         """
-        return self.prepare(sigmas, flow=flow, **options).plan
+        return self.prepare(sigmas, flow=flow, model_shift=model_shift, **options).plan
 
     def nfe(self, sigmas: Tensor | Sequence[float], *, flow: bool = False, **options: Any) -> int:
         """The number of model evaluations (NFE) that `function` makes for these sigmas.
@@ -180,6 +184,7 @@ class SamplerSpec(Spec):
         noise_sampler: NoiseSampler | None = None,
         seed: int | Sequence[int] | None = None,
         flow: bool = False,
+        model_shift: float = 1.0,
         noise_scale: float = 1.0,
         info: dict[str, int] | None = None,
         **options: Any,
@@ -200,6 +205,8 @@ class SamplerSpec(Spec):
             seed: of that noise, one number for the batch or one per image; without it `extra_args["seed"]`, and without
                 that a number from torch's generator. An image in a batch is that of its own seed alone.
             flow: levels of a rectified-flow model, x_t = (1 - sigma) x_0 + sigma noise.
+            model_shift: the time shift of that model, s sigma / (1 + (s - 1) sigma), for `sa_solver`, which adds noise
+                in a part of the model's time.
             noise_scale: the standard deviation of that noise, if the model was trained with another than 1; added noise
                 is multiplied by it, beside `s_noise`.
             info: a dict that is given `nfe`, the evaluations made; by `dpm_adaptive` also `n_accept` and `n_reject`.
@@ -213,7 +220,7 @@ class SamplerSpec(Spec):
             ValueError: naming the argument at fault.
             NonFiniteError: if the model returned NaN or infinity, naming the step.
         """
-        return self.prepare(sigmas, flow=flow, **options).sample(
+        return self.prepare(sigmas, flow=flow, model_shift=model_shift, **options).sample(
             model,
             x,
             extra_args,
@@ -359,9 +366,9 @@ _LONG = 200  # levels of a plan that is not worth keeping
 
 
 def _planned(
-    solver: Solver, sigmas: tuple[float, ...], flow: bool, options: tuple[tuple[str, Any], ...]
+    solver: Solver, sigmas: tuple[float, ...], flow: bool, shift: float, options: tuple[tuple[str, Any], ...]
 ) -> tuple[GivenLevels, Plan]:
-    run = check_run(sigmas, flow)
+    run = check_run(sigmas, flow, shift)
     return run, _make_plan(solver, run, dict(options))
 
 

@@ -67,6 +67,12 @@ def time_shift(wrap: Any) -> float:
     return middle / (1 - middle)
 
 
+def level_space(wrap: Any) -> dict[str, Any]:
+    """What samplers and schedules are told of a model: `flow` and `model_shift`."""
+    flow = is_flow(wrap)
+    return {"flow": flow, "model_shift": time_shift(wrap) if flow else 1.0}
+
+
 def progress(wrap: Any) -> Callable[[float], float]:
     """How much of sampling is over at a level, 0 to 1, in the network's time."""
     logs = wrap.sigmas.detach().double().cpu().log()
@@ -91,7 +97,7 @@ def fingerprint(wrap: Any, x: torch.Tensor) -> dict[str, Any]:
     found = {
         "family": next((f for flag, f in _FAMILIES.items() if getattr(wrap.inner_model, flag, False)), None),
         "prediction": prediction(wrap),
-        "shift": time_shift(wrap) if is_flow(wrap) else 1.0,
+        "shift": level_space(wrap)["model_shift"],
         "sigma_min": float(wrap.sigmas[0]),
         "sigma_max": float(wrap.sigmas[-1]),
         "latent_channels": x.shape[1],
@@ -152,13 +158,13 @@ def sampler_function(spec: SamplerSpec) -> Callable[..., torch.Tensor]:
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **given):
         settings = settings_of(model.p)
-        flow = is_flow(model.inner_model)
+        space = level_space(model.inner_model)
         options = {**given, **settings.of_sampler(spec, functools.partial(tell, model.p))}
         if spec.stochastic:
             options["seed"] = seeds_of(model.p, len(x))
         scale = Scale(model, extra_args)
-        with scale.along(sigmas, settings.guided(scale.whole), flow) as guided:
-            return spec.function(guided, x, sigmas, extra_args, callback, disable, flow=flow, **options)
+        with scale.along(sigmas, settings.guided(scale.whole), space["flow"]) as guided:
+            return spec.function(guided, x, sigmas, extra_args, callback, disable, **space, **options)
 
     # The host's own eta is 1 where nothing is set: only samplers that mean the same by that are given it.
     host_options = [name for name in ("eta", "s_noise") if defaults.get(name) == 1]
@@ -185,9 +191,8 @@ def schedule_function(spec: ScheduleSpec) -> Callable[..., torch.Tensor]:
         options = settings_of(p).of_schedule(spec, functools.partial(tell, p))
         if _host_discards(p) and options.pop(DISCARD_PENULTIMATE.name, False):
             tell(p, f"{DISCARD_PENULTIMATE.name} is left out: the WebUI discards that level itself")
-        flow = is_flow(inner_model)
-        shift = time_shift(inner_model) if flow else 1.0
-        return spec.function(n, sigma_min, sigma_max, flow=flow, model_shift=shift, **options).float().to(device)
+        space = level_space(inner_model)
+        return spec.function(n, sigma_min, sigma_max, **space, **options).float().to(device)
 
     sigmas.__name__, sigmas.__doc__ = spec.id, f"{spec.label}: {spec.help} {spec.paper}"
     return sigmas

@@ -16,7 +16,7 @@ from ...samplers.calibrated import rmse
 from ...samplers.checks import counted
 from ...samplers.levels import SAME_LEVEL
 from .content import Content
-from .model import fingerprint, is_flow, level_range
+from .model import fingerprint, level_range
 from .named import Named, make_sampler, make_sigmas
 from .progress import Progress
 from .protocols import Conditioning, Latent, Patcher
@@ -189,8 +189,9 @@ class Comparison:
         given = tuple(sigmas.tolist())
         if sampler.spec is None:
             return CellRun(sampler, given)
-        flow = is_flow(self.patcher.get_model_object("model_sampling"))
-        resolved = resolve(sampler.spec, sampler.options, given, flow=flow, kind=fingerprint(self.patcher))
+        levels = level_range(self.patcher.get_model_object("model_sampling"))
+        kind = fingerprint(self.patcher)
+        resolved = resolve(sampler.spec, sampler.options, given, flow=levels.flow, shift=levels.shift, kind=kind)
         if resolved.recipe is None:
             return CellRun(sampler, given)
         for run in self._runs.values():

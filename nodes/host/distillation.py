@@ -24,7 +24,7 @@ from ...samplers.distill import Learner, Student, TrajectoryDistillation
 from ...samplers.distributed import rank_and_count
 from .gradients import NoGradientError, complaining, differentiable
 from .guider import guidance_factor, guidance_of_run, same_guidance
-from .model import check_plan, fingerprint, is_flow
+from .model import check_plan, fingerprint, level_range
 from .reference import split
 from .runs import announce, announce_each, follow, resolve
 from .sampling import schedule_sigmas
@@ -127,7 +127,8 @@ class Distillation:
         self._rank, self._processes = rank_and_count()
         if batch % self._processes:
             raise ValueError(f"batch = {batch} must be a multiple of the number of processes, {self._processes}")
-        self.session, self._flow = session, is_flow(session.sampling)
+        self.session = session
+        _, _, self._flow, self._shift = level_range(session.sampling)
         self._teacher = teacher
         if teacher is not None:
             self._sigmas = _levels_of_plan(teacher, session, evaluations)
@@ -302,7 +303,7 @@ class Distillation:
                     evaluate, x, None, arguments, callback, True, set_guidance=set_guidance
                 )  # fmt: skip
         spec = SAMPLERS[self._followed["sampler"]]
-        resolved = resolve(spec, {}, self._sigmas, flow=self._flow, kind=None)
+        resolved = resolve(spec, {}, self._sigmas, flow=self._flow, shift=self._shift, kind=None)
         assert resolved.prepared is not None
         evaluate, arguments = announce(resolved, run.model, x, run.sigmas, run.extra_args)
         return resolved.prepared.sample(evaluate, x, arguments, callback, True)

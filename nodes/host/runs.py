@@ -88,7 +88,8 @@ class Run:
         if self.prepared is None or not self.prepared.options[DETAIL.name]:
             return self.model_sigmas()
         options = {**self.prepared.options, DETAIL.name: 0.0}
-        plain = self.spec.prepare(self.given, flow=self.prepared.run.levels.flow, **options)
+        levels = self.prepared.run.levels
+        plain = self.spec.prepare(self.given, flow=levels.flow, model_shift=levels.shift, **options)
         return torch.tensor(model_sigmas(plain.plan))
 
     @property
@@ -115,6 +116,7 @@ def resolve(
     sigmas: Tensor | Sequence[float],
     *,
     flow: bool,
+    shift: float,
     kind: Mapping[str, Any] | None,
 ) -> Run:
     """What a sampler of the registry does: its options are checked and its sigmas read here, once.
@@ -123,13 +125,14 @@ def resolve(
         options: those that were chosen.
         sigmas: what the host gives it.
         flow: levels of a rectified-flow model.
+        shift: the time shift of that model, or 1.
         kind: what is known of the model (`fingerprint`); None where nothing is.
 
     Raises:
         ValueError: naming the option or the sigma at fault.
     """
     given, published, why = read_sigmas(sigmas), PUBLISHED.get(spec.id), None
-    prepared = spec.prepare(given, flow=flow, **partial_options(spec, given, options))
+    prepared = spec.prepare(given, flow=flow, model_shift=shift, **partial_options(spec, given, options))
     if published is not None:
         changed = [o.name for o in spec.options if o.name in options and prepared.options[o.name] != o.default]
         why = f"{min(changed)} was changed" if changed else _why_not(published, given, kind)

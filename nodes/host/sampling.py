@@ -27,7 +27,7 @@ from .guider import (
     strong_cfg_pp,
     taken_apart,
 )
-from .model import LevelRange, check_plan, fingerprint, is_flow, level_range, noise_scale
+from .model import LevelRange, check_plan, fingerprint, level_range, noise_scale
 from .protocols import ModelSampling, SamplerFunction
 from .runs import Run, announce, follow, resolve
 from .seeds import image_seeds
@@ -72,7 +72,8 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         patcher = patcher_of(model)
         sampling = patcher.get_model_object("model_sampling")
         kind = fingerprint(patcher) if spec.id in PUBLISHED else None
-        run = resolve(spec, options, sigmas, flow=is_flow(sampling), kind=kind)
+        levels = level_range(sampling)
+        run = resolve(spec, options, sigmas, flow=levels.flow, shift=levels.shift, kind=kind)
         if run.prepared is None:
             assert run.calibrated is not None
             return _sample_plan(run.calibrated, model, x, sigmas, extra_args, callback, disable, published=run)

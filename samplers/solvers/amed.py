@@ -47,7 +47,7 @@ def with_midpoints(levels: Levels) -> Levels:
     for i in range(0, len(levels) - 2, 2):
         if finite_step(levels[i], levels[i + 2]):
             sigmas[i + 1] = levels.between(levels[i], levels[i + 2], 0.5).sigma
-    return Levels(tuple(sigmas), levels.flow)
+    return Levels(tuple(sigmas), levels.flow, levels.shift)
 
 
 # Solvers that know of the inserted levels

@@ -83,7 +83,7 @@ def restart(
     if not times:
         yield from solve(levels)
         return
-    yield from solve(_part(levels, 0, low))
+    yield from solve(levels.part(0, low))
     high, m = levels[top], levels[low]
     rescale = high.alpha / m.alpha
     kept = rescale * m.sigma
@@ -91,12 +91,8 @@ def restart(
         a, b = (levels.between(high, m, part / times) for part in (k, k + 1))
         noise = added_noise((high.sigma - kept) * (high.sigma + kept), a, b)
         yield Stage(low - 1, None, rescale * X, noise=noise)
-        for stage in solve(_part(levels, top, low if k < times - 1 else len(levels) - 1)):
+        for stage in solve(levels.part(top, low if k < times - 1 else len(levels) - 1)):
             yield stage._replace(step=max(top + stage.step, low - 1))
-
-
-def _part(levels: Levels, first: int, last: int) -> Levels:
-    return Levels(levels.sigmas[first : last + 1], levels.flow)
 
 
 def _interval(levels: Levels, high: float, low: float) -> tuple[int, int]:

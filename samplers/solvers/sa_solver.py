@@ -20,6 +20,7 @@ from ..phi import value
 from ..plan import START, Combination, Stage, X
 from ..processes import stable_diffusion_time
 from ..sampler import sampler
+from ..schedule import shifted
 from .adams import lagrange_polynomials
 from .dpm_solver import LowerOrderFinal, finite_step, taylor_data
 from .sde import sde_noise
@@ -53,16 +54,20 @@ def sa_solver(
     with b_j the integral of the Lagrange polynomial l_j in lambda against the kernel of the SDE. The predictor uses the
     last p predictions; the corrector of order c that at its end, the last c - 1, and the z of the predictor. So it has
     order min(p + 1, c) at eta = 0. tau = eta where the time of t, 1 at pure noise, is within 1 - sde_start and 1 -
-    sde_end, and 0 elsewhere: the time of Stable Diffusion, or sigma in rectified flow. Where a run ends at sigma = 0
-    its last step but one has order 1 with `lower_order_final`, as in ComfyUI. Xue et al. 2023, arXiv 2309.05019,
-    Algorithm 1, eq. 15 and 18.
+    sde_end, and 0 elsewhere: the time of Stable Diffusion, or in rectified flow that of the model, which is sigma
+    before its shift (`levels.shift`). Where a run ends at sigma = 0 its last step but one has order 1 with
+    `lower_order_final`, as in ComfyUI. Xue et al. 2023, arXiv 2309.05019, Algorithm 1, eq. 15 and 18.
     """
     steps = len(levels) - 1
     finite = steps if value(levels[steps].sigma) else steps - 1
 
+    low, high = 1 - sde_end, 1 - sde_start
+    if levels.flow:
+        low, high = shifted(low, levels.shift), shifted(high, levels.shift)
+
     def tau(t: Level) -> float:
-        time = value(t.sigma) if levels.flow else value(stable_diffusion_time(t.sigma)) / 1000
-        return eta if 1 - sde_end <= time <= 1 - sde_start else 0.0
+        place = value(t.sigma) if levels.flow else value(stable_diffusion_time(t.sigma)) / 1000
+        return eta if low <= place <= high else 0.0
 
     def most(i: int, order: int) -> int:
         return min(order, finite - i) if lower_order_final else order

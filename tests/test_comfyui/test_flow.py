@@ -246,6 +246,32 @@ def test_schedules_follow_the_shift_nodes(comfyui, family, node):
     assert all(image.isfinite().all() for image in images.values())
 
 
+@pytest.mark.parametrize("node", SHIFTS)
+@pytest.mark.parametrize("family", ["SD3"], indirect=True)
+def test_sa_solver_adds_noise_where_the_host_does(comfyui, family, node):
+    """In the model's time, also with a shift that a node put on it; and the plot shows it there. At shift 8 the levels
+    are 0.97 and 0.67."""
+    (model,) = SHIFTS[node](comfyui.nodes[node](), family.model, 8.0)
+    sigmas = torch.tensor([0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.4, 0.2, 0.0])
+    (mine,) = comfyui.nodes["FewStepSampler"].execute("sa_solver").result
+    (theirs,) = comfyui.nodes["KSamplerSelect"].execute("sa_solver").result
+    generator = torch.Generator().manual_seed(1)
+    noise = {sigma: torch.randn(2, 16, 8, 8, generator=generator) for sigma in sigmas.tolist()}
+    drawn: list[float] = []
+
+    def noise_sampler(_sigma, sigma_next):
+        drawn.append(min(sigmas.tolist(), key=lambda level: abs(level - float(sigma_next))))
+        return noise[drawn[-1]]
+
+    images = []
+    for sampler in (mine, theirs):
+        sampler.extra_options = {**sampler.extra_options, "noise_sampler": noise_sampler}
+        images.append(sample(comfyui, SimpleNamespace(**vars(family) | {"model": model}), sampler, sigmas))
+    within = pytest.approx([0.96, 0.9, 0.8, 0.7])
+    assert drawn[: len(drawn) // 2] == within == drawn[len(drawn) // 2 :]
+    assert relative_error(*images) < 1e-4
+
+
 def sampler_image(comfyui, family, model, sampler: str) -> torch.Tensor:
     """By the plain KSampler with the schedule of the dropdown."""
     run = comfyui.nodes["KSampler"]().sample

@@ -110,7 +110,7 @@ FLOW_CASES = BOTH_SPACES | {
 class Model:
     """The analytic denoiser with what the host's samplers look up on a model."""
 
-    def __init__(self, flow: bool, denoise=None):
+    def __init__(self, flow: bool, denoise=None, shift=1.0):
         import comfy.model_sampling as ms
 
         class Sampling(
@@ -119,6 +119,8 @@ class Model:
             pass
 
         sampling = Sampling()
+        if flow:
+            sampling.set_parameters(shift=shift)
         self.denoise = denoise or (flow_denoiser if flow else denoiser)
         self.inner_model = SimpleNamespace(
             model_patcher=SimpleNamespace(get_model_object=lambda name: sampling),
@@ -149,7 +151,7 @@ def hosts(comfy_process, monkeypatch):
             return getattr(uni_pc, f"sample_{name}")
         return getattr(sampling, f"sample_{name}")
 
-    def run(name, flow, sigmas, options, denoise=None, package=False, **more):
+    def run(name, flow, sigmas, options, denoise=None, package=False, shift=1.0, **more):
         chosen = function(name, package)
         arguments = chosen.__wrapped__.__code__ if hasattr(chosen, "__wrapped__") else chosen.__code__
         if "noise_sampler" in arguments.co_varnames[: arguments.co_argcount]:
@@ -158,18 +160,20 @@ def hosts(comfy_process, monkeypatch):
         monkeypatch.setattr(torch, "randn_like", lambda x: NOISE)
         x = X1 * sigmas[0]
         sigmas = torch.tensor(sigmas, dtype=torch.float64)
-        return chosen(Model(flow, denoise), x, sigmas, disable=True, extra_args={}, **options, **more)
+        return chosen(Model(flow, denoise, shift), x, sigmas, disable=True, extra_args={}, **options, **more)
 
     yield run
     torch.set_default_dtype(before)
 
 
-def ours(name, flow, sigmas, options, x=None):
+def ours(name, flow, sigmas, options, x=None, **space):
     def churn(sigma, sigma_next):
         return NOISE if name == "edm" else noise_sampler(sigma, sigma_next)
 
     x = X1 * sigmas[0] if x is None else x
-    return SAMPLERS[name].function(Model(flow), x, sigmas, disable=True, flow=flow, noise_sampler=churn, **options)
+    return SAMPLERS[name].function(
+        Model(flow), x, sigmas, disable=True, flow=flow, noise_sampler=churn, **space, **options
+    )
 
 
 def compare(hosts, case, sigmas, flow, tolerance=1e-6):
@@ -290,6 +294,17 @@ def test_sa_solver(hosts, options, pece, sigmas, flow):
     theirs = hosts("sa_solver", flow, sigmas, {**options, "use_pece": pece, "s_noise": 0.9})
     mine = ours("sa_solver", flow, sigmas, {**options, "pece": pece, "s_noise": 0.9})
     assert relative_error(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("pece", [False, True])
+@pytest.mark.parametrize("shift", [0.5, 3.0, 8.0])
+def test_sa_solver_of_a_shifted_model(hosts, shift, pece):
+    """The levels between which noise is added are those of the model's time: at shift 8 they are 0.97 and 0.67."""
+    theirs = hosts("sa_solver", True, FLOW_TO_ZERO, {"use_pece": pece}, shift=shift)
+    unshifted, mine = (
+        ours("sa_solver", True, FLOW_TO_ZERO, {"pece": pece}, model_shift=of_model) for of_model in (1.0, shift)
+    )
+    assert relative_error(mine, theirs) < 1e-6 < relative_error(unshifted, theirs)
 
 
 @pytest.mark.parametrize(("sigmas", "flow", "lower"), [(EDM, False, 0.02), (FLOW, True, 0.01)], ids=["edm", "flow"])

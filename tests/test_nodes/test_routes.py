@@ -68,6 +68,18 @@ def test_without_a_model_the_schedule_of_a_flow_model_is_drawn_as_its_own(comfyu
     assert [evaluation["sigma"] for evaluation in run["evaluations"]] == drawn["sigmas"][:-1]
 
 
+@pytest.mark.parametrize("shift", [1.0, 8.0])
+def test_noise_of_sa_solver_is_shown_where_the_model_has_it(routes, shift):
+    """Between 0.2 and 0.8 of its time, which the shift moves."""
+    levels = {"sigma_min": 0.001, "sigma_max": 1.0, "flow": True, "shift": shift}
+    given = {"node": node("FewStepSampler", sampler="sa_solver"), "sigmas": scheduler("time_uniform", 10)}
+    drawn = routes.plan(given | {"levels": levels})["evaluations"]
+    arrived = [after["sigma"] for before, after in itertools.pairwise(drawn) if before["noise"]]
+    times = [sigma / (shift - (shift - 1) * sigma) for sigma in arrived]
+    assert times and all(0.19 < time < 0.81 for time in times)
+    assert min(times) < 0.31 and max(times) > 0.69
+
+
 @pytest.mark.parametrize("sampler", [id for id, spec in SAMPLERS.items() if not spec.adaptive])
 def test_evaluations_are_those_of_the_sampler(routes, sampler):
     schedule = scheduler("exponential", 9)
@@ -78,7 +90,8 @@ def test_evaluations_are_those_of_the_sampler(routes, sampler):
     assert drawn["passes"] == 2 * spec.nfe(sigmas)
     orders = [evaluation["order"] for evaluation in drawn["evaluations"]]
     assert max(orders) == spec.order == drawn["order"] and min(orders) >= 1
-    assert any(evaluation["noise"] for evaluation in drawn["evaluations"]) <= spec.stochastic
+    plan = spec.plan(sigmas)
+    assert sum(evaluation["noise"] for evaluation in drawn["evaluations"]) == sum(s.noise is not None for s in plan)
 
 
 def test_order_rises_and_falls(routes):

@@ -198,6 +198,15 @@ def test_errors():
     assert run(chain("euler", "dpmpp_2m", 3), SIGMAS[-2::-1], model=pointwise).isfinite().all()
 
 
+def test_a_chain_has_the_time_of_the_whole_run():
+    """A sampler that begins anew places its noise by the same model."""
+    shift = 8.0
+    whole = SAMPLERS["sa_solver"].plan(FLOW, flow=True, model_shift=shift)
+    later = chain("euler", "sa_solver", 1).plan(FLOW, flow=True, model_shift=shift)
+    noisy = [[stage.noise.sigma_next for stage in plan if stage.noise] for plan in (whole, later)]
+    assert noisy == [[0.93, 0.8], [0.8]]
+
+
 def test_chains_of_chains():
     one = chain("dpmpp_2m", "dpmpp_3m", 2)
     found = chained(one, {}, SAMPLERS["dpmpp_2m"], {}, step=5).plan(SIGMAS)

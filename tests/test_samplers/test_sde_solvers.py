@@ -85,6 +85,21 @@ def test_sa_solver_adds_noise_within_its_interval():
         assert noisy == [sigma for sigma in sigmas[1:] if 1 - end <= sigma <= 1 - start]
 
 
+@pytest.mark.parametrize("shift", [0.3, 3.0, 8.0])
+def test_sa_solver_adds_noise_within_the_models_time(shift):
+    spec, times = SAMPLERS["sa_solver"], levels(30, 0.97, 0.03, flow=True).tolist()
+    sigmas = {shift * time / (1 + (shift - 1) * time): time for time in times}
+    plan = spec.plan([*sigmas], flow=True, model_shift=shift, sde_start=0.35, sde_end=0.75)
+    noisy = [sigmas[stage.noise.sigma_next] for stage in plan if stage.noise]
+    assert noisy == [time for time in times[1:] if 0.25 <= time <= 0.65]
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0, math.nan, math.inf])
+def test_model_shift_out_of_range(shift):
+    with pytest.raises(ValueError, match=f"model_shift = {shift:g} must be positive"):
+        SAMPLERS["sa_solver"].plan([0.9, 0.5, 0.0], flow=True, model_shift=shift)
+
+
 def test_the_evaluations_of_sa_solver():
     spec, to_zero = SAMPLERS["sa_solver"], [*EDM, 0.0]
     assert spec.nfe(to_zero) == 6 and model_sigmas(spec.plan(to_zero)) == EDM
