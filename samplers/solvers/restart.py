@@ -74,6 +74,10 @@ def restart(
     levels of the schedule that are nearest to the two numbers in lambda; where it has no two between which to go there
     is no restart. What a restart evaluates counts to the step that ends at m. Each draw of noise is labelled with a
     part of its own of the interval, so that they are independent. Xu et al. 2023, arXiv 2306.14878, Algorithm 1.
+
+    The paper has a list of intervals. Here a run with several is a chain (chain.py) of `restart` with one each, so that
+    every interval has its own numbers and base; the base has its default options, since names such as `order` and
+    `solver_type` mean other choices in each.
     """
     solve = BASES[base]
     top, low = _interval(levels, restart_max, restart_min)

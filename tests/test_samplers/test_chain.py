@@ -198,6 +198,27 @@ def test_errors():
     assert run(chain("euler", "dpmpp_2m", 3), SIGMAS[-2::-1], model=pointwise).isfinite().all()
 
 
+def test_a_list_of_restart_intervals_is_a_chain():
+    """The list of the paper: each interval with its own number of restarts and its own solver."""
+    high = {"restarts": 2, "restart_max": 8.0, "restart_min": 3.1, "base": "euler"}
+    low = {"restarts": 1, "restart_max": 1.7, "restart_min": 0.3, "base": "heun"}
+    made = chain("restart", "restart", sigma=1.8, first_options=high, second_options=low)
+    z = [(k + 1.0) * NOISE for k in range(3)]
+    draws = iter(z)
+    x = SIGMAS[0] * X1
+    found = made.function(denoiser, x, SIGMAS, disable=True, noise_sampler=lambda a, b: next(draws))
+
+    def down(id, x, sigmas):
+        return SAMPLERS[id].function(denoiser, x, sigmas, disable=True)
+
+    x = down("euler", x, SIGMAS[:4])
+    for noise in z[:2]:
+        x = down("euler", x + math.sqrt(8.0**2 - 3.1**2) * noise, SIGMAS[1:4])
+    x = down("heun", down("euler", x, SIGMAS[3:5]), SIGMAS[4:7])
+    x = down("heun", x + math.sqrt(1.7**2 - 0.3**2) * z[2], SIGMAS[4:])
+    torch.testing.assert_close(found, x, rtol=1e-11, atol=1e-11)
+
+
 def test_a_chain_has_the_time_of_the_whole_run():
     """A sampler that begins anew places its noise by the same model."""
     shift = 8.0
