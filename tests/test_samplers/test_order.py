@@ -92,6 +92,67 @@ def test_dpm_fast_has_order_2_where_its_last_steps_count(flow):
     assert 2.4 < order(0.031) < 3.25
 
 
+# A run in two parts, by two nodes that sample: the second one knows the sample alone
+
+REMEMBER = ("dpmpp_2m", "dpm_2m", "dpmpp_3m", "unipc", "deis", "ipndm_v", "res_multistep")
+HIGH, LOW = 8.0, 0.5
+
+
+def order_of(difference) -> float:
+    return math.log2(difference(256) / difference(512))
+
+
+def of_experts(gap: float):
+    """Two networks, one above the middle of the run in log-SNR and one below, whose predictions differ by this."""
+    boundary = math.sqrt(HIGH * LOW) * (1 + 1e-6)
+
+    def model(x, sigma):
+        return denoiser(x, sigma) + gap * (sigma < boundary).double().reshape(-1, 1, 1, 1)
+
+    return model
+
+
+def whole_and_halves(id: str, n: int, flow: bool = False, gap: float = 0.0):
+    model = flow_denoiser if flow else of_experts(gap)
+    options = exact_options(SAMPLERS[id])
+    high, low = (HIGH / (1 + HIGH), LOW / (1 + LOW)) if flow else (HIGH, LOW)
+    sigmas = levels(n, high, low, flow).tolist()
+
+    def run(x, part):
+        return SAMPLERS[id].function(model, x, part, disable=True, flow=flow, **options)
+
+    x = solution(high, flow)
+    return run(x, sigmas), run(run(x, sigmas[: n // 2 + 1]), sigmas[n // 2 :])
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
+@pytest.mark.parametrize("id", REMEMBER)
+def test_two_parts_of_a_multistep_run_differ_by_one_step_of_order_1(id, flow):
+    """Its error, of second order in its length, is all that the parts differ by from the whole."""
+
+    def difference(n):
+        return relative_error(*whole_and_halves(id, n, flow))
+
+    assert order_of(difference) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("id", ["dpmpp_2s", "euler", "ddim", "heun", "res_3s"])
+def test_two_parts_of_a_run_that_remembers_nothing_are_the_whole(id):
+    torch.testing.assert_close(*whole_and_halves(id, 12), rtol=1e-12, atol=1e-12)
+
+
+def test_history_of_another_network_costs_an_order():
+    """Why nothing is handed on between the two experts of Wan 2.2: what their predictions differ by would be taken for
+    a change along the run."""
+    gap, id = 0.3, "dpmpp_2m"
+    rk4 = SAMPLERS["rk4"].function
+    sigmas, x = levels(2000, HIGH, LOW).tolist(), solution(HIGH)
+    x = rk4(denoiser, x, sigmas[:1001], disable=True)  # a step has one network, also where it ends at the boundary
+    x = rk4(lambda x, sigma: denoiser(x, sigma) + gap, x, sigmas[1000:], disable=True)
+    handed_on, anew = (order_of(lambda n, k=k: relative_error(whole_and_halves(id, n, gap=gap)[k], x)) for k in (0, 1))
+    assert handed_on == pytest.approx(1, abs=0.1) and anew == pytest.approx(2, abs=0.1)
+
+
 def from_pure_noise(spec, n: int, low: float = 0.05) -> torch.Tensor:
     """n equal steps of a rectified flow from sigma = 1, where every run of a flow model begins."""
     sigmas = torch.linspace(1, low, n + 1, dtype=torch.float64)
