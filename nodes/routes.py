@@ -166,13 +166,16 @@ def sigmas(request: Mapping[str, Any]) -> dict[str, Any]:
     request = read_request(request)
     node, levels = request["node"], _levels(request)
     found = _sigmas(node, levels, request["model"])
-    compared: list[float] = []
-    if node["type"] == "FewStepScheduler":
-        inputs = node["inputs"]
-        steps, start = inputs["steps"], inputs.get("start_step", 0)
-        whole = get_sigmas_karras(int(steps / inputs["denoise"]), levels.sigma_min, levels.sigma_max)
-        compared = whole[-steps - 1 :][start : start + len(found)].tolist()
+    compared = _karras(node, levels, len(found)) if node["type"] == "FewStepScheduler" else []
     return {"sigmas": found, "karras": compared, "levels": _shown(request, levels)}
+
+
+def _karras(node: Node, levels: LevelRange, count: int) -> list[float]:
+    """So many levels of the host's karras, in the steps of a node with a schedule."""
+    inputs = node["inputs"]
+    steps, start = inputs["steps"], inputs.get("start_step", 0) or inputs.get("start_at_step", 0)
+    whole = get_sigmas_karras(int(steps / inputs.get("denoise", 1.0)), levels.sigma_min, levels.sigma_max)
+    return [float(level) for level in whole[-steps - 1 :][start : start + count]]
 
 
 def _levels(request: Mapping[str, Any]) -> LevelRange:
@@ -283,6 +286,8 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
 
     `published`: the published plan of the sampler is followed, whatever the schedule. `unknown`: a plan may be followed
     instead, by what the model is, which is not known.
+
+    `schedule`, of a node with sampler and schedule in one: its levels as `sigmas` gives them. None of another.
     """
     request = read_request(request)
     levels, node = _levels(request), request["node"]
@@ -317,7 +322,15 @@ def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         "published": run.published,
         "unknown": model is None and (run.why == NOT_KNOWN or bool(node["inputs"].get("use_plans"))),
         "levels": _shown(request, levels) if run.calibrated is None or run.published else None,
+        "schedule": _schedule(request, run, levels) if node["type"] in KSAMPLERS else None,
     }
+
+
+def _schedule(request: Mapping[str, Any], run: Run, levels: LevelRange) -> dict[str, Any]:
+    """The levels of a run as `sigmas` gives them; those of a plan are compared with nothing."""
+    own = run.given if run.recipe is None else run.recipe.sigmas
+    compared = _karras(request["node"], levels, len(own)) if run.recipe is None else []
+    return {"sigmas": list(own), "karras": compared, "levels": _shown(request, levels)}
 
 
 def _known_kind(request: Mapping[str, Any]) -> Mapping[str, Any]:

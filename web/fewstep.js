@@ -9,7 +9,7 @@ import { managePresets, presetItems, readPresets, selectedNode, takesPresets } f
 import { addResults } from "./compare.js";
 import { learn } from "./known.js";
 import { takeLevel } from "./levels.js";
-import { drawGuidance, drawPlan, drawSigmas } from "./pictures.js";
+import { drawGuidance, drawPlan, drawRun, drawSigmas } from "./pictures.js";
 import { guidanceRequest, planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, searchByWords } from "./search.js";
 import { addSlider } from "./slider.js";
@@ -20,9 +20,10 @@ import { showWhole } from "./view.js";
 import { addStyle, markRows } from "./vue.js";
 import { find, fitWidgets, keepBounds, showDefaults, showFamilies } from "./widgets.js";
 
-/** The plots: the route that computes one, the request for it, the drawing, and what a drag of a point does. */
+/** The plots: the route that computes one, the request for it, the drawing, what a drag of a point does, other views. */
 const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
 const PLAN = { route: "/fewstep/plan", request: planRequest, draw: drawPlan };
+const RUN = { ...PLAN, draw: drawRun, views: ["log", "linear", "log levels", "linear levels"] };
 const GUIDANCE = { route: "/fewstep/plan", request: guidanceRequest, draw: drawGuidance };
 
 /** What is drawn in which node. */
@@ -31,8 +32,8 @@ const PLOTS = {
   FewStepSampler: PLAN,
   FewStepAuto: PLAN,
   FewStepPlanSampler: PLAN,
-  FewStepKSampler: PLAN,
-  FewStepKSamplerAdvanced: PLAN,
+  FewStepKSampler: RUN,
+  FewStepKSamplerAdvanced: RUN,
   FewStepGuidance: GUIDANCE,
 };
 

@@ -1,8 +1,9 @@
 /**
  * The drawings: noise levels of a schedule, evaluations of a sampler, guidance along a run.
  *
- * Each is a function (pen, area, answer, view) that draws and gives a `Drawing`. `view` is {log, plain, hover}: whether
- * the axis of the noise is logarithmic, whether nothing but the curves is drawn, and the point under the cursor.
+ * Each is a function (pen, area, answer, view) that draws and gives a `Drawing`. `view` is {log, levels, plain,
+ * hover}: whether the axis of the noise is logarithmic, whether the levels of a run are wanted and not its evaluations,
+ * whether nothing but the curves is drawn, and the point under the cursor.
  */
 
 import { colours } from "./colours.js";
@@ -61,6 +62,11 @@ export function drawPlan(pen, area, answer, view) {
     if (noise) said.push(t("adds noise"));
     return said.join(", ");
   });
+}
+
+/** A run of a node with sampler and schedule in one: its evaluations, or its levels. */
+export function drawRun(pen, area, answer, view) {
+  return view.levels ? drawSigmas(pen, area, answer.schedule, view) : drawPlan(pen, area, answer, view);
 }
 
 /** Which evaluations have guidance, and what those without save. */

@@ -2,8 +2,8 @@
  * A plot as a widget of a node: asks the server again whenever its request changes, and draws the answer.
  *
  * Nodes on the canvas draw it there (`draw`); Vue nodes are given an element with a canvas of its own (`element`). What
- * the pointer does is the same in both: over a point it shows its values, a click changes the axis, a drag moves the
- * node, or the point where the plot can be edited.
+ * the pointer does is the same in both: over a point it shows its values, a click changes the view (the axis; in some nodes
+ * what is drawn, too), a drag moves the node, or the point where the plot can be edited.
  */
 
 import { api } from "../../scripts/api.js";
@@ -30,8 +30,9 @@ setInterval(() => LiteGraph.vueNodesMode && refreshAll(), OFTEN);
  * @param request (node) => what to ask; another one is asked for
  * @param draw one of the drawings of pictures.js
  * @param edit (node, answer, i) => {move(value), drop()} of a point that can be dragged, or null
+ * @param views what a click goes through; the node keeps the one that is shown in its properties
  */
-export function addPlot(node, { route, request, draw, edit }) {
+export function addPlot(node, { route, request, draw, edit, views = ["log", "linear"] }) {
   const plot = {
     type: "fewstep_plot",
     name: "plot",
@@ -58,7 +59,9 @@ export function addPlot(node, { route, request, draw, edit }) {
       pen.roundRect(area.left, area.top, area.width, area.height, 6);
       pen.fill();
       pen.clip();
-      const view = { log: isLog(), plain: plain || app.canvas.ds.scale < SMALL, hover: plot.hover };
+      const [axis, levels] = shown().split(" ");
+      const small = plain || app.canvas.ds.scale < SMALL;
+      const view = { log: axis === "log", levels: levels !== undefined, plain: small, hover: plot.hover };
       if (plot.answer?.error) plot.drawing = drawError(pen, area, translated(plot.answer.error), plot.answer.not_yet);
       else plot.drawing = plot.answer && draw(pen, area, plot.answer, view);
       pen.restore();
@@ -82,7 +85,7 @@ export function addPlot(node, { route, request, draw, edit }) {
     },
   };
 
-  const isLog = () => node.properties.plot !== "linear";
+  const shown = () => (views.includes(node.properties.plot) ? node.properties.plot : views[0]);
 
   async function ask(body) {
     let answer;
@@ -140,8 +143,9 @@ export function addPlot(node, { route, request, draw, edit }) {
     plot.refresh();
   }
 
-  function changeAxis() {
-    node.properties.plot = isLog() ? "linear" : "log";
+  function changeView() {
+    node.properties.plot = views[(views.indexOf(shown()) + 1) % views.length];
+    plot.hover = null; // a point of the view before
     plot.show();
   }
 
@@ -169,7 +173,7 @@ export function addPlot(node, { route, request, draw, edit }) {
     const select = pointer.onClick;
     pointer.onClick = (up) => {
       select?.(up);
-      changeAxis();
+      changeView();
     };
     return false;
   };
@@ -229,7 +233,7 @@ export function addPlot(node, { route, request, draw, edit }) {
       if (now.type === "pointermove") return;
       for (const type of ["pointermove", "pointerup", "pointercancel"]) window.removeEventListener(type, follow, true);
       if (taken) release(!still);
-      else if (still && now.type === "pointerup") changeAxis();
+      else if (still && now.type === "pointerup") changeView();
     };
     for (const type of ["pointermove", "pointerup", "pointercancel"]) window.addEventListener(type, follow, true);
     passOn(event, body);

@@ -405,6 +405,37 @@ both("one node in the place of a KSampler shows the options of both choices and 
   assert.match((await answer(page, id)).label, /calibrated/);
 });
 
+both("clicks on the plot of a KSampler lead from its evaluations to its levels beside karras, and back", async ({ page }) => {
+  await clear(page);
+  const id = await add(page, "FewStepKSampler");
+  await set(page, id, "sampler_name", "heun");
+  await set(page, id, "scheduler", "exponential");
+  await set(page, id, "steps", 6);
+  const { schedule, evaluations } = await answer(page, id);
+  assert.deepEqual([schedule.sigmas.length, schedule.karras.length, evaluations.length], [7, 7, 11]);
+  const title = () =>
+    page.evaluate((id) => app.graph.getNodeById(id).widgets.find((widget) => widget.name === "plot").drawing.summary, id);
+  const view = () => page.evaluate((id) => app.graph.getNodeById(id).properties.plot ?? "log", id);
+  const pictures = [];
+  for (const [wanted, said] of [["log", /11/], ["linear", /11/], ["log levels", /^6 /], ["linear levels", /^6 /]]) {
+    await page.waitForTimeout(500); // else it is half of a double click
+    await eventually(page, async () => assert.equal(await view(), wanted));
+    await eventually(page, async () => assert.match(await title(), said));
+    const seen = await picture(page, id);
+    assert.ok(!pictures.some((other) => seen.equals(other)), `${wanted} looks as another view`);
+    pictures.push(seen);
+    const [x, y] = await pointOf(page, id, 1);
+    await page.mouse.click(x, y + 4);
+    await page.mouse.move(5, 5);
+  }
+  await eventually(page, async () => assert.equal(await view(), "log"));
+  const saved = await page.evaluate((id) => {
+    app.graph.getNodeById(id).properties.plot = "log levels";
+    return app.graph.getNodeById(id).serialize().properties.plot;
+  }, id);
+  assert.equal(saved, "log levels");
+});
+
 both("a plan for another model is told before the run, wherever its nodes lead", async ({ page }) => {
   await clear(page);
   const [file, plan] = [await add(page, "FewStepLoadPlan"), await add(page, "FewStepPlanSampler", [400, 0])];

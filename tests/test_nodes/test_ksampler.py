@@ -250,12 +250,19 @@ def test_the_plot_is_that_of_the_single_nodes(routes):
         "node": node("FewStepSampler", sampler="dpmpp_2s"),
         "sigmas": node("FewStepScheduler", steps=7, schedule="beta", alpha=0.5),
     }
-    assert found == routes.plan({**single, "levels": levels, "guidance": 4.0})
+    schedule = found.pop("schedule")
+    wanted = routes.plan({**single, "levels": levels, "guidance": 4.0})
+    assert wanted.pop("schedule") is None and found == wanted
+    assert schedule == routes.sigmas({"node": single["sigmas"], "levels": levels})
 
 
 def test_the_plot_of_a_part(routes):
-    ours = node("FewStepKSamplerAdvanced", steps=8, start_at_step=2, end_at_step=5)
-    assert [e["step"] for e in routes.plan({"node": ours})["evaluations"]] == [0, 1, 2]
+    ours = node("FewStepKSamplerAdvanced", scheduler="beta", steps=8, start_at_step=2, end_at_step=5)
+    found = routes.plan({"node": ours})
+    assert [e["step"] for e in found["evaluations"]] == [0, 1, 2]
+    part = node("FewStepScheduler", steps=8, schedule="beta", start_step=2, end_step=5)
+    wanted = routes.sigmas({"node": part})
+    assert found["schedule"] == wanted | {"sigmas": [*wanted["sigmas"][:-1], 0.0]}  # the last step here ends at 0
     with pytest.raises(ValueError, match="no steps"):
         routes.plan({"node": {**ours, "inputs": {"start_at_step": 5, "end_at_step": 5}}})
 
@@ -264,6 +271,7 @@ def test_the_plot_of_a_plan(routes):
     plan = {"type": "FewStepLoadPlan", "inputs": {"file": "", "text": PLAN.text()}}
     found = routes.plan({"node": node("FewStepKSampler", steps=30, plan=plan)})
     assert [e["sigma"] for e in found["evaluations"]] == pytest.approx(PLAN.recipe.sigmas[:-1])
+    assert (found["schedule"]["sigmas"], found["schedule"]["karras"]) == (list(PLAN.recipe.sigmas), [])
 
 
 # What is said on the node
