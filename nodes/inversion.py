@@ -215,7 +215,13 @@ class FewStepDiffEditMask(io.ComfyNode):
         scale = outliers * flat.mean(dim=1).clamp(min=torch.finfo(flat.dtype).tiny)
         shares = (difference / scale[:, None, None]).clamp(max=1.0)
         mask = (shares >= threshold).float()
-        return io.NodeOutput(mask, shares, ui=preview_image(mask[..., None].expand(-1, -1, -1, 3)))
+        return io.NodeOutput(mask, shares, ui=preview_image(enlarged(mask)[..., None].expand(-1, -1, -1, 3)))
+
+
+def enlarged(mask: Tensor, side: int = 256) -> Tensor:
+    """A mask of the size of a latent, (n, h, w), with a longer side of **side** pixels or a little more, in squares."""
+    by = -(-side // max(mask.shape[1:]))
+    return mask.repeat_interleave(by, 1).repeat_interleave(by, 2)
 
 
 NODES = [FewStepInvert, FewStepDiffEditMask]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mixture import FLOW_MAX, FLOW_MIN, SIGMA_MAX, X1, denoiser, flow_denoiser, levels, solution
+from PIL import Image
 from small_models import conditioning, small_model
 
 from samplers import SAMPLERS, NonFiniteError
@@ -321,6 +324,13 @@ def test_the_mask_is_shown_on_its_node(comfyui):
     found = comfyui.nodes["FewStepDiffEditMask"].execute(model, *prompts, image, 0.5, 1, 1, 0.5, 3.0, 7)
     (shown,) = found.ui.as_dict()["images"]
     assert shown["type"] == "temp"
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory(), shown["subfolder"])
+    picture = np.asarray(Image.open(folder / shown["filename"]))
+    assert picture.shape[:2] == (256, 256)  # each value of the mask is a square
+    mask = found.result[0][0].numpy()
+    assert np.array_equal(picture[..., 0] > 127, np.kron(mask, np.ones((32, 32))) > 0.5)
 
 
 @pytest.mark.network
