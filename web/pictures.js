@@ -11,6 +11,7 @@ import { counted, t, translated } from "./translate.js";
 
 const MARGIN = { left: 44, right: 14, top: 38, bottom: 36 };
 const PLAIN = { left: 8, right: 8, top: 8, bottom: 8 }; // curves alone
+const LINE = 13; // height of a line of the title
 const DOTS = 60; // points that can be told apart
 const ORDERS = 24; // evaluations whose orders fit below the axis
 const SCALES = 12; // scales of guidance that do
@@ -21,9 +22,9 @@ const PARTS = /[\u2e80-\uffef]|[^\s\u2e80-\uffef]+|\s+/g; // of a text, between 
 /** The levels of a schedule, and the host's karras in grey. */
 export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
   const last = sigmas.length - 1;
-  const axes = new Axes(pen, area, Math.max(last, karras.length - 1), [...sigmas, ...karras], view);
   const ends = { high: short(sigmas[0]), low: short(sigmas[last]) };
   const title = counted("1 step: sigma {high} to {low}", "{n} steps: sigma {high} to {low}", last, ends);
+  const axes = new Axes(pen, area, title, Math.max(last, karras.length - 1), [...sigmas, ...karras], view);
   const compared = karras.length !== 0 && !sameLevels(karras, sigmas);
   axes.grid();
   if (compared) axes.line(karras, axes.colours.compared);
@@ -31,7 +32,7 @@ export function drawSigmas(pen, area, { sigmas, karras, levels }, view) {
   axes.dots(sigmas, () => false);
   axes.numbers(t("step"));
   axes.legend(compared ? [["karras", axes.colours.compared]] : []);
-  return axes.finish(title, range(levels), sigmas, (i) => t("step {i}: sigma {sigma}", { i, sigma: short(sigmas[i]) }));
+  return axes.finish(range(levels), sigmas, (i) => t("step {i}: sigma {sigma}", { i, sigma: short(sigmas[i]) }));
 }
 
 /** Where a sampler evaluates the model, the order of the update after each evaluation, and the guidance. */
@@ -40,7 +41,12 @@ export function drawPlan(pen, area, answer, view) {
   const told = evaluations.map(({ sigma }) => sigma);
   const levels = evaluations.map(({ level }) => level); // higher where the option `detail` lowers what the model is given
   const lowered = levels.some((level, i) => level !== told[i]);
-  const axes = new Axes(pen, area, evaluations.length - 1, [...levels, ...told], view, guidance ? 26 : 0);
+  const parts = [counted("1 evaluation", "{n} evaluations", evaluations.length)];
+  if (passes !== null && at_most) parts.push(counted("at most 1 pass", "at most {n} passes", passes));
+  if (passes !== null && !at_most) parts.push(counted("1 pass", "{n} passes", passes));
+  parts.push(t("order {n}", { n: order }));
+  const title = `${translated(label)}: ${parts.join(", ")}`;
+  const axes = new Axes(pen, area, title, evaluations.length - 1, [...levels, ...told], view, guidance ? 26 : 0);
   axes.grid();
   if (guidance) axes.scales(guidance);
   if (lowered) axes.line(told, axes.colours.compared, [4, 3]);
@@ -51,11 +57,7 @@ export function drawPlan(pen, area, answer, view) {
     ...(lowered ? [[t("given to the model"), axes.colours.compared]] : []),
     ...(guidance ? [[t("cfg"), axes.colours.guidance]] : []),
   ]);
-  const parts = [counted("1 evaluation", "{n} evaluations", evaluations.length)];
-  if (passes !== null && at_most) parts.push(counted("at most 1 pass", "at most {n} passes", passes));
-  if (passes !== null && !at_most) parts.push(counted("1 pass", "{n} passes", passes));
-  parts.push(t("order {n}", { n: order }));
-  return axes.finish(`${translated(label)}: ${parts.join(", ")}`, over(answer), levels, (i) => {
+  return axes.finish(over(answer), levels, (i) => {
     const { level, order, noise } = evaluations[i];
     const said = [t("evaluation {n}: sigma {sigma}", { n: i + 1, sigma: short(level) }), t("order {n}", { n: order })];
     if (guidance) said.push(t("cfg {scale}", { scale: short(guidance[i]) }));
@@ -73,19 +75,19 @@ export function drawRun(pen, area, answer, view) {
 export function drawGuidance(pen, area, answer, view) {
   const { evaluations, guidance, passes, at_most } = answer;
   const levels = evaluations.map(({ sigma }) => sigma);
-  const axes = new Axes(pen, area, evaluations.length - 1, levels, view, 26);
   const guided = guidance.filter((scale) => scale !== 1).length;
+  const whole = 2 * evaluations.length;
+  const counts = { n: guided, of: evaluations.length };
+  const parts = [at_most ? t("guidance in at most {n} of {of}", counts) : t("guidance in {n} of {of}", counts)];
+  if (passes < whole) parts.push(t("{share} % of the time saved", { share: Math.round(100 * (1 - passes / whole)) }));
+  const axes = new Axes(pen, area, parts.join(", "), evaluations.length - 1, levels, view, 26);
   axes.grid();
   axes.line(levels, axes.colours.levels);
   axes.scales(guidance, true);
   axes.dots(levels, (i) => guidance[i] === 1);
   axes.below(t("cfg"), evaluations.length <= SCALES ? guidance.map(short) : []);
   axes.legend([[t("cfg"), axes.colours.guidance]]);
-  const whole = 2 * evaluations.length;
-  const counts = { n: guided, of: evaluations.length };
-  const parts = [at_most ? t("guidance in at most {n} of {of}", counts) : t("guidance in {n} of {of}", counts)];
-  if (passes < whole) parts.push(t("{share} % of the time saved", { share: Math.round(100 * (1 - passes / whole)) }));
-  return axes.finish(parts.join(", "), over(answer), levels, (i) => {
+  return axes.finish(over(answer), levels, (i) => {
     const said = t("evaluation {n}: sigma {sigma}", { n: i + 1, sigma: short(levels[i]) });
     return `${said}, ${guidance[i] === 1 ? t("no guidance") : t("cfg {scale}", { scale: short(guidance[i]) })}`;
   });
@@ -97,19 +99,23 @@ export function drawError(pen, { left, top, width, height }, text, notYet = fals
   pen.fillStyle = notYet ? colours().dim : colours().error;
   pen.textAlign = "left";
   pen.textBaseline = "top";
-  let line = "";
-  let y = top + 12;
-  for (const part of [...text.matchAll(PARTS), null]) {
-    const longer = part && line + part[0];
-    if (part && pen.measureText(longer.trimEnd()).width < width - 24) {
-      line = longer;
-      continue;
-    }
-    if (y < top + height - 12) pen.fillText(line.trim(), left + 12, y);
-    line = part?.[0].trimStart();
-    y += 15;
-  }
+  const most = Math.max(1, Math.floor((height - 24) / 15));
+  lines(pen, text, width - 24).slice(0, most).forEach((line, i) => pen.fillText(line, left + 12, top + 12 + 15 * i));
   return { summary: text };
+}
+
+/** A text in lines that fit into a width: two, of which the first ends with a colon, if such do. */
+function lines(pen, text, width) {
+  const fits = (line) => pen.measureText(line.trimEnd()).width < width;
+  const halves = fits(text) ? [text] : text.split(/(?<=[:：]) ?/);
+  if (halves.length <= 2 && halves.every(fits)) return halves;
+  const found = [""];
+  for (const [part] of text.matchAll(PARTS)) {
+    const last = found.length - 1;
+    if (fits(found[last] + part)) found[last] += part;
+    else found.push(part.trimStart());
+  }
+  return found.map((line) => line.trim()).filter(Boolean);
 }
 
 /** What a plan is drawn over. */
@@ -117,7 +123,7 @@ function over({ assumed, published, unknown, levels }) {
   if (assumed) return t("example: {levels}, 10 steps", { levels: published ? "SD1.5" : "karras" });
   if (published && levels.known) return t("its published plan, on any schedule");
   if (published) return t("its published plan, if the model is SD1.5");
-  if (unknown) return t("may follow a plan: known after a run");
+  if (unknown) return t("The sampler may follow a plan; this is known after a run.");
   return levels ? range(levels) : t("levels of the plan");
 }
 
@@ -128,20 +134,22 @@ function range({ sigma_min, sigma_max, flow, known }) {
 }
 
 class Axes {
-  /** Points 0 to `last` from left to right; `right` more pixels are left for a second axis. */
-  constructor(pen, { left, top, width, height }, last, ys, { log, plain, hover }, right = 0) {
+  /** Points 0 to `last` from left to right; `right` more pixels are left for a second axis. Below a long title the rest is lower. */
+  constructor(pen, { left, top, width, height }, title, last, ys, { log, plain, hover }, right = 0) {
     const margin = plain ? PLAIN : MARGIN;
     Object.assign(this, { pen, log, plain, hover, last: Math.max(last, 1), area: { left, width }, colours: colours() });
+    pen.font = "10px sans-serif";
+    this.title = title;
+    this.rows = plain ? 1 : lines(pen, title, width - 12).length;
     this.left = left + margin.left;
     this.right = left + width - margin.right - (plain ? 0 : right);
-    this.top = top + margin.top;
+    this.top = top + margin.top + LINE * (this.rows - 1);
     this.bottom = top + height - margin.bottom;
     const positive = ys.filter((y) => y > 0);
     this.max = Math.max(...positive);
     this.lowest = Math.min(...positive);
     this.zero = ys.includes(0);
     this.min = log ? this.lowest / 3 : 0;
-    pen.font = "10px sans-serif";
     pen.textBaseline = "middle";
     pen.lineJoin = "round";
   }
@@ -263,11 +271,14 @@ class Axes {
   }
 
   /** Title, name of the axis and what is drawn; under the cursor the values there take the title's place. */
-  finish(title, below, values, at) {
-    const { hover, colours, left, area } = this;
+  finish(below, values, at) {
+    const { pen, title, rows, hover, colours, left, area } = this;
     const seen = hover !== null && hover < values.length;
     const centre = area.left + area.width / 2;
-    this.text(seen ? at(hover) : title, centre, this.top - 27, "center", colours.text);
+    const shown = lines(pen, seen ? at(hover) : title, area.width - 12);
+    const highest = this.top - 27 - LINE * (rows - 1);
+    if (shown.length > rows) shown.splice(rows - 1, Infinity, shown.slice(rows - 1).join(" ")); // of a point: made narrower
+    shown.forEach((line, i) => this.text(line, centre, highest + LINE * i, "center", colours.text));
     this.text(t("noise (sigma)"), left - 34, this.top - 12, "left", colours.levels);
     this.text(below, area.left + 10, this.bottom + 26, "left", undefined, area.width - 70);
     this.text(this.log ? t("log") : t("linear"), this.area.left + area.width - 10, this.bottom + 26, "right");
