@@ -1,5 +1,8 @@
 /** The looks of our elements, in the colours of the host's theme. */
 
+/** The theme's colour of lesser text, nearer to that of other text: in the dark theme its contrast is 4.3, below 4.5 (WCAG 1.4.3). */
+export const QUIET = "color-mix(in srgb, var(--descrip-text, #999) 70%, var(--input-text))";
+
 const RULES = `
 .fewstep-box { display: flex; flex-direction: column; gap: 4px; min-width: 0; font: 12px sans-serif; box-sizing: border-box;
   pointer-events: auto; color: var(--input-text); }
@@ -25,21 +28,21 @@ const RULES = `
   border: 1px solid var(--border-color, #666); box-shadow: 0 4px 16px #0008; font: 12px sans-serif; box-sizing: border-box; }
 .fewstep-results { max-height: 320px; overflow-y: auto; margin-top: 6px; }
 .fewstep-about { height: 84px; overflow-y: auto; margin-top: 6px; padding: 6px 6px 0; border-top: 1px solid var(--border-color, #666);
-  color: var(--descrip-text, #999); font-size: 11px; line-height: 14px; overflow-wrap: anywhere; }
-.fewstep-group { color: var(--descrip-text, #999); padding: 6px 6px 2px; }
+  color: ${QUIET}; font-size: 11px; line-height: 14px; overflow-wrap: anywhere; }
+.fewstep-group { color: ${QUIET}; padding: 6px 6px 2px; }
 .fewstep-row { display: flex; justify-content: space-between; gap: 8px; width: 100%; padding: 3px 6px; text-align: left;
   background: none; border: 0; border-radius: 4px; color: var(--input-text); font: 12px sans-serif; cursor: pointer; }
-.fewstep-row small { color: var(--descrip-text, #999); font-size: 11px; text-align: right; }
+.fewstep-row small { color: ${QUIET}; font-size: 11px; text-align: right; }
 .fewstep-panel { contain: inline-size; display: flex; flex-direction: column; gap: 6px; min-width: 0; font: 12px sans-serif; color: var(--input-text);
   box-sizing: border-box; pointer-events: auto; overflow: hidden; }
 .fewstep-panel[hidden], .fewstep-panel [hidden] { display: none !important; }
 .fewstep-table { overflow: auto; flex: 0 1 auto; max-height: 240px; }
 .fewstep-table table { border-collapse: collapse; width: 100%; }
 .fewstep-table th { text-align: left; font-weight: 600; padding: 1px 6px 1px 0; white-space: nowrap; line-height: 13px; }
-.fewstep-table th[scope=col] { text-align: right; padding: 2px 6px; color: var(--descrip-text, #999); font-weight: 400; }
+.fewstep-table th[scope=col] { text-align: right; padding: 2px 6px; color: ${QUIET}; font-weight: 400; }
 .fewstep-table th[scope=row] { width: 100%; max-width: 0; min-width: 110px; }
 .fewstep-table th div, .fewstep-table th small { overflow: hidden; text-overflow: ellipsis; }
-.fewstep-table th small { display: block; font-weight: 400; font-size: 11px; color: var(--descrip-text, #999); }
+.fewstep-table th small { display: block; font-weight: 400; font-size: 11px; color: ${QUIET}; }
 .fewstep-table td { padding: 0; border-top: 1px solid var(--border-color, #666); }
 .fewstep-table th { border-top: 1px solid var(--border-color, #666); }
 .fewstep-table tr:first-child th { border-top: 0; }
@@ -60,7 +63,7 @@ const RULES = `
   font-size: 11px; pointer-events: none; overflow: hidden; text-overflow: ellipsis; }
 .fewstep-left { left: 4px; }
 .fewstep-right { right: 4px; text-align: right; }
-.fewstep-hint { color: var(--descrip-text, #999); padding: 12px; text-align: center; }
+.fewstep-hint { color: ${QUIET}; padding: 12px; text-align: center; }
 .fewstep-pages { display: flex; justify-content: center; align-items: center; gap: 8px; }
 .fewstep-added::after { content: "\\2713"; }
 `;

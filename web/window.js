@@ -1,6 +1,7 @@
 /** Windows over the page, with a table that can be searched or a form. One is open at a time. */
 
 import { element } from "./elements.js";
+import { QUIET } from "./style.js";
 import { t, translated } from "./translate.js";
 
 /** Opens a window; `tools` stand beside its title. It has `say`, for a line at its bottom, and ends by Escape or a click beside it. */
@@ -111,7 +112,7 @@ const STYLE = `
 .fewstep-window .number, .fewstep-plans th:nth-child(n+3):nth-child(-n+6) { text-align: right; white-space: nowrap; }
 .fewstep-window .name { overflow-wrap: anywhere; }
 .fewstep-window .name input { width: 100%; }
-.fewstep-window small { display: block; color: var(--descrip-text); }
+.fewstep-window small { display: block; color: ${QUIET}; }
 .fewstep-window .fault { color: var(--error-text); }
 .fewstep-window .actions { text-align: right; white-space: nowrap; }
 .fewstep-window .actions span { margin-right: 8px; }
@@ -128,8 +129,8 @@ const STYLE = `
 .fewstep-window fieldset { overflow: auto; margin: 0; padding: 0; border: 0; }
 .fewstep-window fieldset label { display: flex; gap: 10px; align-items: baseline; padding: 4px 2px; }
 .fewstep-window fieldset span { overflow-wrap: anywhere; }
-.fewstep-window fieldset span:last-child { color: var(--descrip-text); }
+.fewstep-window fieldset span:last-child { color: ${QUIET}; }
 .fewstep-window fieldset input { accent-color: var(--input-text); }
 .fewstep-preset { width: min(28rem, 94vw); }
-.fewstep-presets .values { color: var(--descrip-text); overflow-wrap: anywhere; }
+.fewstep-presets .values { color: ${QUIET}; overflow-wrap: anywhere; }
 `;
