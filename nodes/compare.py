@@ -168,7 +168,7 @@ class FewStepCompare(io.ComfyNode):
                     show(output(finished := shown(), finished.sheet(tile)))
                 there = sum(work.outcome(cell) is not None for cell in work.cells)
                 progress.end(
-                    f"Stopped: {there} of {counted(len(work.cells), 'image')} finished. Queue it again to go on"
+                    f"Stopped: {there} of {counted(len(work.cells), 'image')} finished. Queue it again to continue"
                 )
                 raise
         images = [cell for cell in work.cells if work.outcome(cell) is not None and work.first(cell) == cell]

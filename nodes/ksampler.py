@@ -175,8 +175,8 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
                     default=ENABLE,
                     tooltip="disable: the latent has its noise already, from the node that ran the steps before.",
                 ),
-                seed_input("Seed of the noise. Give all nodes that share a run the same.", id="noise_seed"),
-                *_choices("Number of steps of the whole run. Give all nodes that share a run the same."),
+                seed_input("Seed of the noise. Give the same value to all nodes that share a run.", id="noise_seed"),
+                *_choices("Number of steps of the whole run. Give the same value to all nodes that share a run."),
                 io.Int.Input(
                     "start_at_step", default=0, min=0, max=10000, tooltip="The first step that is run here, from 0."
                 ),

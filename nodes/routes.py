@@ -100,7 +100,7 @@ def words() -> dict[str, list[str]]:
 
 def options() -> dict[str, Any]:
     """By node: each widget that chooses, by choice the others that belong to it, with their defaults and, of numbers,
-    their bounds, and the words that some values of them stand for; for samplers the family of each."""
+    their bounds, and the words for some values of widgets; for samplers the family of each."""
 
     def of(registry: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
         return {
@@ -124,6 +124,11 @@ def options() -> dict[str, Any]:
         "list": {"values": None},
     }
     words = {"shift": {"0": "auto"}, "linear_steps": {"0": "half"}, "end_step": {"10000": "all"}}
+
+    def plain(**words: dict[str, str]) -> dict[str, Any]:
+        """Words for values of widgets that no choice decides on."""
+        return {"choice": None, "widgets": {}, "words": words}
+
     families = grouped()
     samplers = {
         "choice": "sampler",
@@ -142,7 +147,7 @@ def options() -> dict[str, Any]:
         "FewStepSampler": [samplers],
         "FewStepScheduler": [schedules],
         "FewStepKSampler": both,
-        "FewStepKSamplerAdvanced": both,
+        "FewStepKSamplerAdvanced": [*both, plain(end_at_step={"10000": "all"})],
         "FewStepGuidance": [
             {
                 "choice": "schedule",
@@ -150,6 +155,10 @@ def options() -> dict[str, Any]:
                 "words": {name: {"0": "auto"} for name in ("sigma_start", "sigma_end")},
             }
         ],
+        "FewStepAuto": [plain(cfg={"0": "not known"})],
+        "FewStepCalibrate": [plain(batch={"0": "all"})],
+        "FewStepChain": [plain(sigma={"0": "not used"})],
+        "FewStepCompare": [plain(reference_steps={"0": "none"})],
     }
 
 
@@ -256,7 +265,7 @@ def _plan_of(inputs: Mapping[str, Any]) -> CalibratedPlan:
     """The plan on an input, if it comes from a file or a text."""
     source = inputs.get("plan") or {}
     if source.get("type") != "FewStepLoadPlan":
-        raise NotYet("connect a plan; one that is made in this run is drawn after it")
+        raise NotYet("Connect a plan. A plan made in the same run is drawn after that run.")
     return FewStepLoadPlan.execute(**source["inputs"]).result[0]
 
 

@@ -29,7 +29,7 @@ SILENT = (
 
 WORDS = (
     "sampler", "schedule", "published", "predicted", "calibrated", "or", "option {1}", "{1} s",  # in messages
-    "Inverting", "auto", "half", "all", "multistep", "singlestep", "adaptive",  # sent alone
+    "Inverting", "auto", "half", "all", "none", "multistep", "singlestep", "adaptive",  # sent alone
 )  # fmt: skip
 """Single words that stand for a value of a message, or that Python sends to the browser alone."""
 

@@ -43,6 +43,9 @@ const PANELS = { FewStepCompare: addResults, FewStepSideBySide: addSlider };
 /** Colours of the slots and links of our own types, told apart from the host's in both themes. */
 const TYPES = { FEWSTEP_PLAN: "#1fa8a0", FEWSTEP_GUIDANCE: "#93ad2b" };
 
+/** Nodes whose seed stays as it is in a new one, as in Compare: their result is compared with others or used by them. */
+const STAYS = new Set(["FewStepDiffEditMask", "FewStepFilmStrip", "FewStepTrajectory"]);
+
 const WIDTH = 320; // of a new node: names and values in full
 const [BESIDE, LETTER] = [156, 8]; // in the title of a Vue node, the arrow and the name of the pack; a bold letter
 
@@ -123,7 +126,7 @@ app.registerExtension({
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
     if (own || plot || panel) node.setSize([node.size[0], node.computeSize()[1]]);
     node.setSize([Math.max(WIDTH, titled(node), node.size[0]), node.size[1]]);
-    if (node.comfyClass === "FewStepFilmStrip") find(node, "control_after_generate").value = "fixed"; // as in Compare
+    if (STAYS.has(node.comfyClass)) find(node, "control_after_generate").value = "fixed";
     after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
     after(node, "onExecuted", (output) => {

@@ -145,13 +145,13 @@ function apply(node, { name, values }) {
   } finally {
     app.canvas.emitAfterChange?.();
   }
-  if (faults.length) tell("warn", `${t("Preset {name}, without:", { name })}\n${faults.join("\n")}`);
+  if (faults.length) tell("warn", `${t("Preset {name} was set, except for:", { name })}\n${faults.join("\n")}`);
 }
 
 /** Why a widget is not set to a value; null if nothing is against it. */
 function whyNot(node, widget, value) {
   const input = labelOf(widget);
-  if (isLinked(node, widget)) return t("{input}: a link gives it", { input });
+  if (isLinked(node, widget)) return t("{input} is set by a link", { input });
   const { values, min = -Infinity, max = Infinity } = widget.options ?? {};
   const choices = typeof values === "function" ? values(widget, node) : values;
   const fits = Array.isArray(choices)
@@ -201,7 +201,7 @@ function checked(text) {
   }
   const whole = ({ type, name, values }) => typeof type === "string" && typeof name === "string" && values && typeof values === "object";
   if (Array.isArray(found) && found.every((one) => one && whole(one))) return found;
-  throw new Error(t("The file {file} of your presets is damaged. Mend it or take it away; nothing is saved until then.", { file: FILE }));
+  throw new Error(t("The file {file} of your presets is damaged. Repair or remove it; nothing is saved until then.", { file: FILE }));
 }
 
 let last = Promise.resolve();

@@ -16,7 +16,7 @@ export function makeSlider() {
   const line = element("div", { className: "fewstep-line" });
   const frame = element("div", { className: "fewstep-slider", tabIndex: 0 }, ...images, line, ...labels);
   frame.setAttribute("role", "slider");
-  frame.setAttribute("aria-label", t("Where the left picture ends"));
+  frame.setAttribute("aria-label", t("Position of the dividing line"));
 
   let at;
   function move(share) {

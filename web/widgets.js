@@ -18,8 +18,8 @@ export function fitWidgets(node, own, { saved = false } = {}) {
   const more = Math.max(0, node.size[1] - node.computeSize()[1]);
   for (const { choice, widgets, needs = {} } of own) {
     const known = namesOf(widgets);
-    const chosen = widgets[find(node, choice).value];
-    if (!chosen) continue; // a choice of another version, or a widget that is fed by a link
+    const chosen = widgets[find(node, choice)?.value];
+    if (!chosen) continue; // a choice of another version, or none here
     const idle = ({ name }) => needs[name] !== undefined && find(node, needs[name]).value === chosen[needs[name]];
     for (const widget of node.widgets) {
       if (known.has(widget.name)) show(widget, (widget.name in chosen && !idle(widget)) || isLinked(node, widget));
@@ -77,12 +77,12 @@ export function showDefaults(node, own) {
   for (const { choice, widgets, words = {} } of own) {
     const known = namesOf(widgets);
     for (const widget of node.widgets) {
-      const plain = known.has(widget.name) && accessor(widget, "_displayValue");
+      const plain = (known.has(widget.name) || widget.name in words) && accessor(widget, "_displayValue");
       if (!plain) continue;
       widget.said = () => {
         const word = words[widget.name]?.[widget.value];
         if (word !== undefined) return t(word);
-        const value = widgets[find(node, choice).value]?.[widget.name];
+        const value = widgets[find(node, choice)?.value]?.[widget.name];
         return UNSET.includes(widget.value) && value != null ? t("default: {value}", { value: written(value) }) : null;
       };
       Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });

@@ -61,8 +61,9 @@ def description(plan: CalibratedPlan) -> str:
     if recipe.afs:
         lines.append("The first evaluation is left out.")
     lines += ["", *_numbers(plan), ""]
-    lines += ["Each sample from x, start (x where the step began), D (what the model returned) and P[k] (what was"]
-    lines += ["remembered k evaluations ago: D, or the noise or slope it stands for):", "", *_coefficients(recipe), ""]
+    lines += ["Each sample is a weighted sum of x, start, D and P[k]. Here start is x where the step began,"]
+    lines += ["D is what the model returned, and P[k] is what was remembered k evaluations ago:"]
+    lines += ["D, or the noise or slope that it stands for.", "", *_coefficients(recipe), ""]
     return "\n".join(lines)
 
 
@@ -190,7 +191,7 @@ def error_text(before: float | None, after: float | None) -> str:
     if after is None or not math.isfinite(after):
         return f"error {_two_digits(before)} before"
     change = 100 * (after / before - 1) if before else 0.0
-    by = f"{abs(change):.0f} % {'less' if change < 0 else 'more'}" if abs(change) >= 0.5 else "no less"
+    by = f"{abs(change):.0f} % {'less' if change < 0 else 'more'}" if abs(change) >= 0.5 else "not smaller"
     return f"error {_two_digits(before)} -> {_two_digits(after)} ({by})"
 
 

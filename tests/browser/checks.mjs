@@ -210,7 +210,19 @@ check("plots are seen: contrast, no dots where there are many, curves alone in t
     const seen = await page.evaluate(async () => {
       const { colours, contrast } = await import("/extensions/fewstep/colours.js");
       const { drawSigmas, drawError } = await import("/extensions/fewstep/pictures.js");
+      const { QUIET } = await import("/extensions/fewstep/style.js");
       const { background, grid, ...inks } = colours();
+      const sample = document.body.appendChild(document.createElement("p"));
+      sample.style.cssText = `color: ${QUIET}; background: var(--comfy-menu-bg)`;
+      const rendered = (colour) => {
+        const dot = Object.assign(document.createElement("canvas").getContext("2d"), { fillStyle: colour });
+        dot.fillRect(0, 0, 1, 1);
+        return `rgb(${[...dot.getImageData(0, 0, 1, 1).data].slice(0, 3)})`;
+      };
+      const hex = (colour) => Object.assign(document.createElement("canvas").getContext("2d"), { fillStyle: rendered(colour) }).fillStyle;
+      const { color, backgroundColor } = getComputedStyle(sample);
+      const quiet = contrast(hex(color), hex(backgroundColor));
+      sample.remove();
       const drawn = (count, plain) => {
         const calls = { arc: 0, fillText: 0, stroke: 0 };
         const pen = document.createElement("canvas").getContext("2d");
@@ -225,12 +237,13 @@ check("plots are seen: contrast, no dots where there are many, curves alone in t
       const missing = pen.fillStyle;
       drawError(pen, { left: 0, top: 0, width: 300, height: 180 }, "wrong");
       return {
-        missing: [missing, inks.dim],
+        quiet, missing: [missing, inks.dim],
         contrasts: Object.fromEntries(Object.entries(inks).map(([name, ink]) => [name, contrast(ink, background)])),
         few: drawn(11, false), many: drawn(62, false), plain: drawn(11, true), error: [pen.fillStyle, inks.error],
       }; // prettier-ignore
     });
     for (const [name, ratio] of Object.entries(seen.contrasts)) assert.ok(ratio >= 3, `${theme}: ${name} ${ratio}`);
+    assert.ok(seen.quiet >= 4.5, `${theme}: text that says less ${seen.quiet}`);
     assert.equal(seen.few.arc, 11);
     assert.equal(seen.many.arc, 0);
     assert.deepEqual(seen.plain, { arc: 0, fillText: 0, stroke: 1 });
@@ -239,6 +252,24 @@ check("plots are seen: contrast, no dots where there are many, curves alone in t
     const [red, green] = [1, 3].map((i) => parseInt(seen.error[0].slice(i, i + 2), 16));
     assert.ok(red > 2 * green, seen.error[0]);
   }
+});
+
+check("texts of a plot are not squeezed, however long its title is", async ({ page }) => {
+  const seen = await page.evaluate(async () => {
+    const { drawPlan } = await import("/extensions/fewstep/pictures.js");
+    const pen = document.createElement("canvas").getContext("2d");
+    const texts = [];
+    pen.fillText = (text, x, y, room = Infinity) => texts.push({ text, y, squeezed: pen.measureText(text).width > room });
+    const evaluations = Array.from({ length: 10 }, (_, i) => ({ sigma: 10 - i, level: 10 - i, order: 2, noise: false }));
+    const answer = { label: "AMED-Plugin, DPM-Solver 2M, calibrated", order: 2, evaluations, guidance: null, passes: 20 };
+    drawPlan(pen, { left: 0, top: 0, width: 300, height: 170 }, answer, { log: true, plain: false, hover: null });
+    return texts;
+  });
+  assert.deepEqual(seen.filter(({ squeezed }) => squeezed), []);
+  const title = ["AMED-Plugin, DPM-Solver 2M, calibrated:", "10 evaluations, 20 passes, order 2"];
+  const rows = title.map((line) => seen.find(({ text }) => text === line).y);
+  const axis = seen.find(({ text }) => text === "noise (sigma)").y;
+  assert.ok(rows[0] + 12 <= rows[1] && rows[1] + 12 <= axis, [...rows, axis].join());
 });
 
 check("in Vue nodes a plot says in words what it shows", async ({ page }) => {
@@ -577,10 +608,15 @@ both("defaults are said and labels are whole", async ({ page, vue }) => {
   await clear(page);
   const [sampler, schedule] = [await add(page, "FewStepSampler"), await add(page, "FewStepScheduler", [400, 0])];
   const guidance = await add(page, "FewStepGuidance", [850, 0]);
+  const [advanced, fit] = [await add(page, "FewStepKSamplerAdvanced", [1250, 0]), await add(page, "FewStepCalibrate", [1650, 0])];
+  const [auto, chain] = [await add(page, "FewStepAuto", [0, 600]), await add(page, "FewStepChain", [400, 600])];
+  const compare = await add(page, "FewStepCompare", [850, 600]);
+  await set(page, compare, "reference_steps", 0);
   await set(page, schedule, "schedule", "linear_quadratic");
   const wanted = [
     [sampler, "solver_type", "default: midpoint"], [sampler, "lower_order_final", "default: on"],
     [schedule, "linear_steps", "half"], [schedule, "end_step", "all"], [schedule, "shift", "auto"], [guidance, "sigma_start", "auto"],
+    [advanced, "end_at_step", "all"], [fit, "batch", "all"], [auto, "cfg", "not known"], [chain, "sigma", "not used"], [compare, "reference_steps", "none"],
   ]; // prettier-ignore
   const shown = ([id, name]) =>
     page.evaluate(
@@ -682,24 +718,24 @@ check("in Vue nodes, titles of new nodes are whole, and labels stand where names
   }
 });
 
-check("titles are whole, our types have colours, and seeds stay", async ({ page }) => {
+both("titles are whole, our types have colours, and seeds stay", async ({ page }) => {
   await clear(page);
   for (const { name } of await nodesOfThePack(page)) await add(page, name);
   const seen = await page.evaluate(() => {
     const pen = document.createElement("canvas").getContext("2d");
     pen.font = "14px Inter, Arial, sans-serif";
     const cut = app.graph._nodes.filter((node) => pen.measureText(node.title).width > node.size[0] - 110).map(({ type }) => type);
-    const strip = app.graph._nodes.find(({ type }) => type === "FewStepFilmStrip");
+    const changing = app.graph._nodes.filter(({ widgets }) => widgets?.some(({ name, value }) => name === "control_after_generate" && value !== "fixed"));
     const types = ["FEWSTEP_PLAN", "FEWSTEP_GUIDANCE"];
     return {
       cut,
-      seed: strip.widgets.find(({ name }) => name === "control_after_generate").value,
+      changing: changing.map(({ type }) => type).sort(),
       canvas: types.map((type) => app.canvas.default_connection_color_byType[type]),
       vue: types.map((type) => getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()),
     };
   });
   assert.deepEqual(seen.cut, []);
-  assert.equal(seen.seed, "fixed");
+  assert.deepEqual(seen.changing, ["FewStepKSampler", "FewStepKSamplerAdvanced"]); // as in the host's
   assert.deepEqual(seen.canvas, seen.vue);
   assert.ok(new Set(seen.canvas).size === 2 && seen.canvas.every(Boolean));
 });
@@ -1113,9 +1149,9 @@ both("presets are saved, picked, renamed and deleted, and break nothing", async 
   await presetFile(page, JSON.stringify({ presets: [...saved, { type: "FewStepKSampler", name: "old", values: old }] }));
   dialog = await presetsOf(page, id);
   await dialog.locator("tr").filter({ hasText: "old" }).getByRole("button", { name: "Use" }).click();
-  const said = page.getByText("Preset old, without:").last();
+  const said = page.getByText("Preset old was set, except for:").last();
   await said.waitFor({ timeout: 5000 });
-  for (const text of ["steps: a link gives it", "gone: the node has no such value", "scheduler: nobody's is no choice", "denoise: 8 is no choice", "rho: x is no choice"]) {
+  for (const text of ["steps is set by a link", "gone: the node has no such value", "scheduler: nobody's is no choice", "denoise: 8 is no choice", "rho: x is no choice"]) {
     assert.ok((await said.innerText()).includes(text), text);
   }
   assert.deepEqual([await value("cfg"), await value("scheduler"), await value("denoise")], [4, "karras", 1]);
