@@ -99,7 +99,7 @@ def tell(words, text: str) -> None:
     some = dict.fromkeys([*like, *EXAMPLES])
     message = (
         f"The demo model does not know: {', '.join(dict.fromkeys(unknown))}. It knows {len(words.index)} words, "
-        f"listed in demo/README.md of the pack, such as: {', '.join(word for word in some if word in words.index)}."
+        f"such as: {', '.join(word for word in some if word in words.index)}. The help page of this node lists them."
     )
     logging.warning(message)
     say(message)

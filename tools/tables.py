@@ -29,7 +29,10 @@ PICKS = ROOT / "nodes" / "picks.json"
 MODELS = ROOT / "nodes" / "models.json"
 MODELS_PAGE = ROOT / "docs" / "MODELS.md"
 TEMPLATES = "https://github.com/Comfy-Org/workflow_templates/blob/main/templates/"
-DEMO_PAGE = ROOT / "demo" / "README.md"
+DEMO_PAGES = [
+    ROOT / "demo" / "README.md",
+    *(ROOT / "web" / "docs" / name for name in ("FewStepDemoModel.md", "FewStepDemoModel/zh.md")),
+]
 NAMES_PAGE = ROOT / "docs" / "NAMES.md"
 KNOWN_NAMES = json.loads((ROOT / "nodes" / "known_names.json").read_text(encoding="utf-8"))
 
@@ -90,7 +93,7 @@ def tables() -> dict[Path, dict[str, str]]:
             "schedules": _listed(SCHEDULES),
             "schedule properties": _schedule_properties(),
         },
-        DEMO_PAGE: {"words": _demo_words()},
+        **{page: {"words": _demo_words()} for page in DEMO_PAGES},
         NAMES_PAGE: {
             f"{kind} of {whose}": _known(kind, names)
             for kind, by_whose in KNOWN_NAMES.items()

@@ -133,7 +133,7 @@ def test_a_request_that_no_front_end_makes(routes, requests, body, named):
         ({"node": node("FewStepSampler", sampler="ddim", eta=11)}, "eta = 11 must be a finite number between"),
         ({"node": node("FewStepSampler", sampler="ddim", eta=10**400)}, "eta = a whole number of more than"),
         ({"node": {**REQUESTS[4]["node"], "inputs": {"variety": "none"}}}, "variety = 'none' must be exact seed or"),
-        ({"node": node("FewStepPlanSampler")}, "connect a plan"),
+        ({"node": node("FewStepPlanSampler")}, "Connect a plan"),
         ({**REQUESTS[0], "guidance": guidance("list") | {"inputs": {"schedule": "list", "values": "1e999"}}}, "values"),
         ({**REQUESTS[0], "guidance": guidance("zigzag")}, "shape = 'zigzag' must be one of"),
     ],
