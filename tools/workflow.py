@@ -151,10 +151,12 @@ Value = Output | str | int | float | bool
 WIDTH, GAP, PAD = 320, 46, 12  # of a column; between columns; from a column to the edge of its group
 APART, BADGE = 24, 16  # between nodes of a column; more over and in those of a pack, for what says so
 TITLE, HEADING, TEXT = 30, 38, 70  # heights of titles of nodes and groups, and of text boxes
-LANE, BEND = 8, 20  # between wires side by side; what a wire swings out at its turns
+LANE, BEND = 6, 8  # between wires side by side; from them to what is above or below
+LOWER = 30  # so far below their place beside groups, and a little less beside nodes, Vue nodes have the reroutes
 FAR, NEAR = 150, 60  # a slot farther from the space between the rows has a reroute of its own, so near
 
 NARROW, NARROWEST = 210, 190  # widths of a node with widgets and of one without, at least, as the front ends have them
+NAMED, UNNAMED = 106, 64  # what else is in the row of a title: the arrow, room, and the name of the pack in Vue nodes
 LETTER, LINE = 7.4, 19  # of notes, in the design with the larger letters
 SCREEN, MARGIN = (1366, 768), 92  # a small one, and the height of what the front end shows at its top
 
@@ -170,7 +172,7 @@ FITTED = {
 the widgets of other choices."""
 PICTURES = {"LoadImage": 225, "SaveImage": 160, "PreviewImage": 140, "MaskPreview": 50}
 """Room for a picture, at least."""
-GROWING = {*PICTURES, "CLIPTextEncode", "MarkdownNote", "FewStepCompare"}
+GROWING = {*PICTURES, "CLIPTextEncode", "FewStepCompare"}
 """Nodes that have use for all the room that a row has."""
 
 
@@ -206,8 +208,11 @@ class _Column:
     @property
     def apart(self) -> list[float]:
         """The spaces between its nodes: more where a wire goes through."""
-        pairs = zip(self.nodes, self.nodes[1:], strict=False)
-        return [APART + _badge(b) + (BEND if _linked(a, b) or _linked(b, a) else 0) for a, b in pairs]
+        spaces = []
+        for i, node in enumerate(self.nodes[1:], 1):
+            wired = any(_linked(above, node) or _linked(node, above) for above in self.nodes[:i])
+            spaces.append(_badge(node) + (3 * BEND + LOWER if wired else APART))
+        return spaces
 
 
 class Graph:
@@ -319,7 +324,9 @@ class Graph:
         size, room = FITTED.get(kind, (size, max(size, 15 + 20 * rows + 28.4 * shown + more + badge)))
         words = [max((len(slot["name"]) for slot in side), default=0) for side in (slots, outputs)]
         least = max(
-            8 * sum(words) + 14, 7.8 * len(title or info["display_name"] or kind) + 36, NARROW if widgets else NARROWEST
+            8 * sum(words) + 14,
+            8 * len(title or info["display_name"] or kind) + (NAMED if pack is self._own else UNNAMED),
+            NARROW if widgets else NARROWEST,
         )
         self._put(node | ({"title": title} if title else {}), size, room, math.ceil(least))
         made = tuple(Output(id, slot, output["type"]) for slot, output in enumerate(outputs))
@@ -377,7 +384,7 @@ class Graph:
         """
         rows = [[column for column in self._columns if column.row == row] for row in range(self._row + 1)]
         lanes = len({self._way(link) for link in self._links if self._is_long(link)})
-        between = PAD + 2 * BEND + LANE * max(0, lanes - 1) + (HEADING if len(rows) > 1 else 0)
+        between = PAD + 2 * BEND + LOWER + LANE * max(0, lanes - 1) + (HEADING if len(rows) > 1 else 0)
         widths = [sum(column.width for column in row) + GAP * (len(row) - 1) for row in rows]
         for wide in itertools.count(max(widths), 10):  # a wider note is less high
             for row, width in zip(rows[1:], widths[1:], strict=True):
@@ -406,7 +413,7 @@ class Graph:
                 for node, room, apart in zip(column.nodes, column.rooms, [*column.apart, 0], strict=True):
                     node["pos"], node["size"][0] = [column.left, y], column.width
                     y += room + TITLE + apart
-        return heights[0] - TITLE + PAD + BEND
+        return heights[0] - TITLE + PAD + BEND / 2  # nearer to what is above: below are the titles of groups
 
     def _view(self) -> dict[str, Any]:
         """Scale and offset as the front end's own command to show the whole sets them."""
@@ -483,7 +490,7 @@ class Graph:
                 through(link, *self._near(link, *places))
             elif start is end:
                 lower = max((self._nodes[id - 1] for id in (link[1], link[3])), key=lambda node: node["pos"][1])
-                y = lower["pos"][1] - TITLE - _badge(lower) - (APART + BEND) / 2
+                y = lower["pos"][1] - TITLE - LOWER - BEND / 2
                 through(link, *self._near(link, (start.right + GAP / 3, y), (start.left - GAP / 3, y)))
         return reroutes, extensions
 

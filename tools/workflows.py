@@ -216,8 +216,8 @@ def demo_image_to_image(g: Graph) -> None:
     first = ksample(g, model, positive, negative, latent, 12, cfg=3.0)
     g.group("3. Image to image", 270)
     second = ksample(g, model, after, negative, first, 12, 0.6, cfg=3.0)
-    g.group("Before", 220)
-    g.add("PreviewImage", "Before", images=decode(g, first, None))
+    g.group("Preview", 220)
+    g.add("PreviewImage", "First image", images=decode(g, first, None))
     save(g, second, None, "fewstep_demo_image_to_image", stacked=True)
 
 
@@ -250,7 +250,7 @@ def compare(
     sheet, chart, *_ = g.add("FewStepCompare", **inputs, **({"vae": vae} if vae else {}), **names, steps=steps, **more)
     g.group("Sheet", 360 if vae is None else 250)
     g.add("SaveImage", images=sheet, filename_prefix=prefix)
-    g.group("Error against evaluations", 360 if vae is None else 280)
+    g.group("Errors", 360 if vae is None else 280)
     g.add("SaveImage", images=chart, filename_prefix=f"{prefix}_chart")
 
 
@@ -573,12 +573,12 @@ def sd15_hires_fix(g: Graph) -> None:
         "First a picture of the size that the model was trained for, then the same at twice the size, "
         "with new detail. **denoise** of the second pass: 0.4 keeps the drawing, 0.6 adds more detail.",
     )
-    g.group("3. First pass, 512 pixels", 210)
+    g.group("3. First pass", 210)
     latent = empty(g, 512)
     g.column(260)
     first = ksample(g, model, positive, negative, latent, 15)
     larger = g.add("LatentUpscaleBy", samples=first, upscale_method="bislerp", scale_by=2.0)
-    g.group("4. Second pass, 1024 pixels", 270)
+    g.group("4. Second pass", 270)
     save(g, ksample(g, model, positive, negative, larger, 10, 0.5), vae, "fewstep_hires_fix")
 
 
@@ -622,8 +622,8 @@ def sd15_diffedit(g: Graph) -> None:
     )
     latent, _ = picture(g, vae, 512)
     g.group("4. Mask", 210)
-    mask, _ = g.add("FewStepDiffEditMask", model=model, source=now, target=then, latent_image=latent)
-    masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
+    mask, _ = g.add("FewStepDiffEditMask", "DiffEdit Mask", model=model, source=now, target=then, latent_image=latent)
+    masked = g.add("SetLatentNoiseMask", "Use the mask", samples=latent, mask=mask)
     g.group("5. Inversion", 210)
     sigmas = g.add("BasicScheduler", model=model, scheduler="fewstep_karras", steps=15, denoise=0.7)
     inputs = {"model": model, "positive": now, "negative": negative, "latent_image": latent, "sigmas": sigmas}
@@ -633,7 +633,7 @@ def sd15_diffedit(g: Graph) -> None:
     g.group("6. Sampling", 210)
     guider = g.add("CFGGuider", model=model, positive=then, negative=negative, cfg=5.0)
     inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": masked}
-    samples, _ = g.add("SamplerCustomAdvanced", **inputs)
+    samples, _ = g.add("SamplerCustomAdvanced", "Sampler", **inputs)
     save(g, samples, vae, "fewstep_diffedit", stacked=True)
 
 
@@ -645,7 +645,7 @@ def sd15_prompts(g: Graph, title: str, text: str, stacked: bool = False) -> tupl
     if not stacked:
         g.column(210)
     model, clip, vae = checkpoint(g, SD15)
-    g.group("2. Prompts like yours", 210)
+    g.group("2. Your prompts" if stacked else "2. Prompts like yours", 210)
     texts = [SCENE, "portrait of an old fisherman, wrinkles, soft light, photograph"]
     first, second, negative = prompts(g, clip, stacked, prompt_1=texts[0], prompt_2=texts[1], negative_prompt=POOR)
     if not stacked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import urllib.parse
@@ -21,7 +22,7 @@ from PIL import Image
 from standins import write_checkpoint, write_node
 from thumbnail import thumbnail
 from wires import TITLE, hidden, wires
-from workflow import inputs, refusals, to_prompt
+from workflow import LOWER, inputs, refusals, to_prompt
 
 from workflows import FOLDER, LIGHTNING, PROMPTS, REFINER, SCHNELL, SD15, SDXL, WORKFLOWS, make, written
 
@@ -54,6 +55,7 @@ SIDES = {
     "compare": None,
 }
 
+LETTER = 13  # width in the title of a group
 BADGE = 20  # height of what the front end draws over a title
 
 # Those that share checkpoints one after the other: the host then keeps them, and the text that it has encoded.
@@ -223,6 +225,21 @@ def test_nothing_lies_on_something_else(name):
             for gx, gy, gw, gh in (group["bounding"] for group in workflow["groups"])
         )
     assert hidden(workflow, whole) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_wire_goes_over_the_title_of_a_group(name):
+    """From its second letter on; and titles are no wider than their groups. With Vue nodes, reroutes are lower."""
+    workflow = saved(name)
+    over = []
+    for group in workflow["groups"]:
+        left, top, width, _ = group["bounding"]
+        right = left + LETTER * len(group["title"])
+        assert right <= left + width
+        for (link, way), lower in itertools.product(wires(workflow), (0, LOWER)):
+            if any(left + LETTER < x < right and top + 6 < y + lower < top + 28 for x, y in way):
+                over.append((group["title"], link[1], link[3], lower))
+    assert over == []
 
 
 @pytest.mark.parametrize("name", NAMES)
