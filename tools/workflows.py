@@ -293,7 +293,7 @@ def calibrate(
 def demo_distil(g: Graph) -> None:
     model, positive, negative, latent = demo_model(
         g,
-        "Distil the demo model, and use the student",
+        "Distil, and use the student",
         "Trains a **LoRA** with which a few evaluations without guidance give nearly the image of many with guidance. "
         "It is written to **models/loras**.\n\nNothing to download. This takes some minutes without a GPU, and shows "
         "how it is done: a good student has learned for hours. If you stop it, the best student so far is kept.",
