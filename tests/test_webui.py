@@ -226,6 +226,7 @@ NAMES = [
     "DPM++ SDE", "Euler ancestral", "DEIS", "Consistency", "Plan", "Karras", "Exponential", "Time uniform",
     "Time quadratic", "Polyexponential", "Cosine", "Laplace", "Beta", "Linear-quadratic", "Align Your Steps", "GITS",
     "Normal", "Simple", "SGM uniform", "DDIM uniform", "Beta 57", "Bong tangent", "Karras without its last level",
+    "KL-optimal",
     "Time quadratic without its last level", "Beta without its last level",
     "LMS", "Gradient estimation", "RES 2S", "RES multistep", "SEEDS 2", "ER-SDE", "SA-Solver",
 ]  # fmt: skip

@@ -195,7 +195,7 @@ def test_distill(folder, done):
     assert first["about"]["error_after"] < first["about"]["error_before"]
     lines = found.printed.splitlines()
     assert lines[0] == "Reference images 0/4"
-    assert any(re.match(r"Training batches \d/3, about \d+ s left, loss [\d.]+; error", line) for line in lines)
+    assert any(re.match(r"Training batches 0/3, about \d+ s left", line) for line in lines)
     assert "saved as" in found.printed and "2 evaluations at cfg 1; guidance 2 is in the student" in found.printed
     assert done["on_student"].code == 0, done["on_student"].complaints
     assert student_of(folder / "models" / "loras" / "mine_00001_.safetensors")["training"]["images"] == 24
