@@ -69,7 +69,12 @@ function look(edge) {
     const [x, y, width, height] = [(x0 - left) / 2, (y0 - top) / 2, (x1 - x0) / 2, (y1 - y0) / 2].map(Math.round);
     return half.getImageData(x, y, Math.max(1, width), height).data.some((value) => value > 60);
   };
-  const behind = nodes.filter(({ badge, box: [x0, y0, x1, y1] }) => drawn([x0 + edge, y0 + badge + (vue ? edge : 0), x1 - edge, y1])).map(({ name }) => name);
+  const below = vue ? 4 : 0; // a wire close under a node reaches into its last pixels, two units each
+  const behind = nodes
+    .filter(({ badge, box: [x0, y0, x1, y1] }) =>
+      drawn([x0 + edge, y0 + badge + (vue ? edge : 0), x1 - edge, y1 - below]),
+    )
+    .map(({ name }) => name);
   const texts = [...document.querySelectorAll(".comfy-markdown-content, .lg-node .comfy-markdown")]
     .filter((note) => note.clientHeight && note.scrollHeight > note.clientHeight + 2)
     .map((note) => `${note.innerText.slice(0, 40)} (${note.scrollHeight} in ${note.clientHeight})`);
