@@ -745,19 +745,38 @@ def in_a_row(images: list[Image.Image], apart: int = 8) -> Image.Image:
     return row
 
 
-def made(host: Server, prompt: dict[str, Any], folder: Path) -> list[Image.Image]:
-    """The images that a running host saves for a prompt."""
+def in_rows(rows: list[list[Image.Image]], apart: int = 8) -> Image.Image:
+    """Rows below each other, each as wide as the widest."""
+    lines = [in_a_row(row) for row in rows]
+    width = max(line.width for line in lines)
+    scaled = [line.resize((width, round(line.height * width / line.width))) for line in lines]
+    whole = Image.new("RGB", (width, sum(line.height + apart for line in scaled) - apart), BACK)
+    top = 0
+    for line in scaled:
+        whole.paste(line, (0, top))
+        top += line.height + apart
+    return whole
+
+
+def made(host: Server, prompt: dict[str, Any], folder: Path) -> list[list[Image.Image]]:
+    """What a running host makes of a prompt, in rows: charts that it shows, and images that it saves, four in each."""
     sys.path.insert(0, str(ROOT / "demo"))
     import run
 
-    names = [name for name in asyncio.run(run.run(host.url, prompt)) if name.startswith("fewstep_")]
-    return [Image.open(folder / name).convert("RGB") for name in names]
+    names = asyncio.run(run.run(host.url, prompt))
+    shown = [Image.open(folder / "temp" / name).convert("RGB") for name in names if not name.startswith("fewstep_")]
+    charts = [image for image in shown if image.width > image.height]
+    saved = [Image.open(folder / name).convert("RGB") for name in names if name.startswith("fewstep_")]
+    return [row for row in (charts, *(saved[i : i + 4] for i in range(0, len(saved), 4))) if row]
 
 
 def main() -> None:
     """With **--run**, those on the demo model are run, for small pictures of what they make."""
     PROMPTS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, server(None, "--output-directory", folder) as host:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(None, "--output-directory", folder, "--temp-directory", folder) as host,
+    ):
         info = host.get("/object_info")
         version = host.get("/system_stats")["system"]["comfyui_version"]
         for name in WORKFLOWS:
@@ -770,7 +789,7 @@ def main() -> None:
             if "CheckpointLoaderSimple" in {node["type"] for node in workflow["nodes"]}:
                 thumbnail(name, workflow).save(picture, quality=85)
             elif "--run" in sys.argv or not picture.exists():
-                thumbnail(name, workflow, in_a_row(made(host, prompt, Path(folder)))).save(picture, quality=85)
+                thumbnail(name, workflow, in_rows(made(host, prompt, Path(folder)))).save(picture, quality=85)
 
 
 if __name__ == "__main__":
