@@ -789,7 +789,7 @@ def main() -> None:
             if "CheckpointLoaderSimple" in {node["type"] for node in workflow["nodes"]}:
                 thumbnail(name, workflow).save(picture, quality=85)
             elif "--run" in sys.argv or not picture.exists():
-                thumbnail(name, workflow, in_rows(made(host, prompt, Path(folder)))).save(picture, quality=85)
+                thumbnail(name, workflow, in_rows(made(host, prompt, Path(folder)))).save(picture, quality=75)
 
 
 if __name__ == "__main__":
