@@ -20,7 +20,7 @@ from .ui.menu import PLANS as CATEGORY
 from .ui.menu import search_words
 from .ui.options import common_inputs
 from .ui.plans import outcome, so_far
-from .ui.plots import Panel, line_plot, points
+from .ui.plots import Panel, line_plot, points, training_plot
 
 
 def _further_inputs(samples: str) -> list[io.Input]:
@@ -266,27 +266,9 @@ class FewStepTrainAMED(io.ComfyNode):
                 seen.append(step)
                 progress.note(so_far(step))
             plan = finished(work)
-            panels = [
-                Panel(
-                    "Training",
-                    "iterations",
-                    "loss",
-                    {"loss": points([(s.iteration, s.loss) for s in seen])},
-                    log_y=True,
-                ),
-                Panel(
-                    "Validation images",
-                    "iterations",
-                    "error",
-                    {
-                        "base": points([(s.iteration, s.before) for s in seen]),
-                        "AMED, best": points([(s.iteration, s.after) for s in seen]),
-                    },
-                    log_y=True,
-                ),
-            ]
             progress.end(outcome(plan))
-            return io.NodeOutput(plan, line_plot(panels), outcome(plan))
+            plot = training_plot(seen, {"base": [s.before for s in seen], "AMED, best": [s.after for s in seen]})
+            return io.NodeOutput(plan, plot, outcome(plan))
 
 
 NODES = [FewStepCalibrate, FewStepTrainAMED]

@@ -22,7 +22,7 @@ from .ui.menu import CATEGORY, search_words
 from .ui.options import common_inputs
 from .ui.pictures import decode, side_by_side
 from .ui.plans import so_far
-from .ui.plots import Panel, line_plot, points
+from .ui.plots import training_plot
 from .ui.students import student_outcome
 
 NONE = "none"
@@ -191,24 +191,12 @@ class FewStepDistill(io.ComfyNode):
                 progress.note(so_far(step))
             found = work.finished()
         path = found.keep(lambda: found.save(filename))
-        panels = [
-            Panel(
-                "Training", "iterations", "loss", {"loss": points([(s.iteration, s.loss) for s in seen])}, log_y=True
-            ),
-            Panel(
-                "Validation images",
-                "iterations",
-                "error",
-                {
-                    "without the student": points([(s.iteration, s.before) for s in seen]),
-                    "student, best": points([(s.iteration, s.after) for s in seen]),
-                },
-                log_y=True,
-            ),
-        ]
         text = f"saved as {entry_of(path, FOLDER)}\n{student_outcome(found.student)}"
         progress.end(text)
-        return io.NodeOutput(found.on(model), line_plot(panels), text)
+        plot = training_plot(
+            seen, {"without the student": [s.before for s in seen], "student, best": [s.after for s in seen]}
+        )
+        return io.NodeOutput(found.on(model), plot, text)
 
 
 def _path(start: str) -> Path | None:

@@ -44,7 +44,7 @@ NAMES = (
 NODE_TEXTS = {"tooltip", "description", "help", "display_name", "category", "label", "paper", "options", "default"}
 """Arguments with texts of a node, and values of widgets."""
 NOT_SHOWN = re.compile(
-    r"logging\.\w+|(re\.\w+|re)|rearrange|repeat|einsum|reduce|sampler|schedule|search_words|Option|Panel|telling"
+    r"logging\.\w+|(re\.\w+|re)|rearrange|repeat|einsum|reduce|sampler|schedule|search_words|Option|Panel|training_plot|telling"
     r"|common_inputs|_further_inputs|cfg_input|seed_input"
 )
 """Functions whose arguments are not shown as text: logged, patterns, nodes, or drawn into a picture."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -237,6 +237,32 @@ def _ticks(ends: tuple[float, float], log: bool, whole: bool = False) -> list[fl
     step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= raw * 0.99)
     step = max(step, 1.0) if whole else step
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1) if not log or k * step > 0]
+
+
+class Trained(Protocol):
+    """Where a training stands."""
+
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+
+
+def training_plot(steps: Sequence[Trained], errors: Mapping[str, Sequence[float]]) -> torch.Tensor:
+    """Loss of a training, and errors by their name in the legend, one for each step; an IMAGE."""
+    iterations = [step.iteration for step in steps]
+
+    def line(values: Sequence[float]) -> list[Point]:
+        return points(list(zip(iterations, values, strict=True)))
+
+    losses = {"loss": line([step.loss for step in steps])}
+    lines = {name: line(values) for name, values in errors.items()}
+    return line_plot(
+        [
+            Panel("Training", "iterations", "loss", losses, log_y=True),
+            Panel("Validation images", "iterations", "error", lines, log_y=True),
+        ]
+    )
 
 
 def points(pairs: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -479,7 +479,7 @@ def test_the_newest_interrupted_plan_is_kept(comfyui, folder):
 
 
 def test_an_error_after_the_work_loses_nothing(comfyui, folder, monkeypatch):
-    monkeypatch.setattr(module(comfyui, "calibrate"), "line_plot", lambda panels: 1 / 0)
+    monkeypatch.setattr(module(comfyui, "calibrate"), "training_plot", lambda steps, errors: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(comfyui, "FewStepTrainAMED", iterations=1, samples=1, batch=1)
     assert len(list(folder.glob("interrupted*"))) == 1
