@@ -18,7 +18,7 @@ import { cutTooltips, fitTooltips } from "./tooltips.js";
 import { translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { showWhole } from "./view.js";
 import { addStyle, markRows } from "./vue.js";
-import { find, fitWidgets, keepBounds, showDefaults, showFamilies } from "./widgets.js";
+import { find, fitWidgets, keepBounds, keepDigits, showDefaults, showFamilies } from "./widgets.js";
 
 /** The plots: the route that computes one, the request for it, the drawing, what a drag of a point does, other views. */
 const LEVELS = { route: "/fewstep/sigmas", request: sigmasRequest, draw: drawSigmas, edit: takeLevel };
@@ -116,6 +116,7 @@ app.registerExtension({
       showFamilies(node, own);
       fitWidgets(node, own);
     }
+    keepDigits(node);
     fitTooltips(node, own);
     markRows(node);
     node.fewstepOptions = own;

@@ -4,6 +4,8 @@ import { app } from "../../scripts/app.js";
 import { t } from "./translate.js";
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
+const PLACES = 8; // of a number that is kept as typed
+const [DIGITS, HIDDEN] = [4, 1e-3]; // shown on a node, where its places would leave out more than that share of a number
 
 /**
  * Hides the widgets that the choices do not have. Their values stay, and are saved with the others, in order.
@@ -71,22 +73,45 @@ export function isLinked(node, { name }) {
 
 /**
  * Shows what a value means that stands for another: "default: midpoint" in the place of "default" or -1, and the words of
- * `words`, such as "auto" for 0. `widget.said` gives that text, or null, for Vue nodes, which do not ask for it.
+ * `words`, such as "auto" for 0.
  */
 export function showDefaults(node, own) {
   for (const { choice, widgets, words = {} } of own) {
     const known = namesOf(widgets);
     for (const widget of node.widgets) {
-      const plain = (known.has(widget.name) || widget.name in words) && accessor(widget, "_displayValue");
-      if (!plain) continue;
-      widget.said = () => {
+      if (!known.has(widget.name) && !(widget.name in words)) continue;
+      say(widget, () => {
         const word = words[widget.name]?.[widget.value];
         if (word !== undefined) return t(word);
         const value = widgets[find(node, choice)?.value]?.[widget.name];
         return UNSET.includes(widget.value) && value != null ? t("default: {value}", { value: written(value) }) : null;
-      };
-      Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget) });
+      });
     }
+  }
+}
+
+/**
+ * Keeps numbers as they are typed, and shows them in full: with `round: false` the front ends round to the places of the
+ * step all the same, 0.00003 to 0; Vue nodes of 1.32.9 show and take three places, whatever the step.
+ */
+export function keepDigits(node) {
+  const { required, optional } = node.constructor.nodeData.input;
+  const given = { ...required, ...optional };
+  for (const widget of node.widgets ?? []) {
+    const { options, callback } = widget;
+    if (given[widget.name]?.[1]?.round !== false) continue;
+    options.round = 0;
+    options.maxFractionDigits = PLACES;
+    widget.callback = function (...args) {
+      callback?.apply(this, args);
+      const bounded = Math.min(Math.max(this.value, options.min), options.max);
+      this.value = Number(bounded.toFixed(PLACES)); // 0.1 + 0.2
+    };
+    say(widget, () => {
+      const { value } = widget;
+      const hidden = Math.abs(value - Number(value.toFixed(options.precision)));
+      return hidden > HIDDEN * Math.abs(value) ? String(Number(value.toPrecision(DIGITS))) : null;
+    });
   }
 }
 
@@ -98,6 +123,17 @@ export function showFamilies(node, own) {
     const named = (value) => (also[value] ? `${value} (${also[value].join(", ")})` : value);
     widget.options.getOptionLabel = (value) => (families[value] ? `${named(value)} · ${t(families[value])}` : (value ?? ""));
   }
+}
+
+/**
+ * Shows a text in the place of a value wherever `text` gives one, and not null; what was said before comes first.
+ * `widget.said` gives it to Vue nodes, which do not ask for it.
+ */
+function say(widget, text) {
+  const { said } = widget;
+  const plain = accessor(widget, "_displayValue");
+  widget.said = () => said?.() ?? text();
+  if (plain) Object.defineProperty(widget, "_displayValue", { get: () => widget.said() ?? plain.call(widget), configurable: true });
 }
 
 function accessor(object, name) {

@@ -643,6 +643,47 @@ both("defaults are said and labels are whole", async ({ page, vue }) => {
   assert.deepEqual(cut, []);
 });
 
+both("numbers are kept as they are typed, and shown in full", async ({ page }) => {
+  await clear(page);
+  const [distil, train] = [await add(page, "FewStepDistill"), await add(page, "FewStepTrainAMED", [450, 0])];
+  const guidance = await add(page, "FewStepGuidance", [900, 0]);
+  const shown = (id, name) =>
+    page.evaluate(([id, name]) => {
+      const widget = app.graph.getNodeById(id).widgets.find((widget) => widget.name === name);
+      if (!LiteGraph.vueNodesMode) return widget._displayValue;
+      const control = document.querySelector(`[data-node-id="${id}"] :is(input[aria-label="${name}"], [data-widget-name="${name}"] input)`);
+      return control && (control.closest("[data-said]")?.dataset.said ?? control.value);
+    }, [id, name]);
+  const sees = (id, name, value) => eventually(page, async () => assert.equal(Number(await shown(id, name)), value));
+  await sees(distil, "learning_rate", 0.0002);
+  await sees(train, "learning_rate", 0.005);
+  for (const [id, name, value] of [[train, "learning_rate", 0.00003], [train, "learning_rate", 0.00025], [guidance, "sigma_end", 0.0292]]) {
+    await set(page, id, name, value);
+    await sees(id, name, value);
+    assert.equal(await valueOf(page, id, name), value);
+  }
+  for (const [value, kept] of [[0.1 + 0.2, 0.3], [-1, 0]]) { // as the arrows add; below what it takes
+    await set(page, guidance, "sigma_end", value);
+    assert.equal(await valueOf(page, guidance, "sigma_end"), kept);
+  }
+});
+
+check("in Vue nodes a small number can be typed", async ({ page }) => {
+  await clear(page);
+  await design(page, true);
+  try {
+    const id = await add(page, "FewStepDistill", [200, 100]);
+    const box = page.locator(`[data-node-id="${id}"] :is(input[aria-label="learning_rate"], [data-widget-name="learning_rate"] input)`);
+    await box.click({ force: true }); // newer front ends lay a slider over it
+    await page.keyboard.press("Control+a");
+    await page.keyboard.type("0.00025");
+    await page.keyboard.press("Enter");
+    await eventually(page, async () => assert.equal(await valueOf(page, id, "learning_rate"), 0.00025));
+  } finally {
+    await design(page, false);
+  }
+});
+
 check("a number that the choice does not take is refused", async ({ page }) => {
   await clear(page);
   const id = await add(page, "FewStepScheduler");
