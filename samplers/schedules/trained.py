@@ -17,7 +17,7 @@ from .tables import published
 Distilled = Literal[
     "sdxl_turbo", "sdxl_lightning", "lcm", "tcd", "hyper_sd", "hyper_sdxl_unet", "hyper_flux", "dmd2_sdxl",
     "flux_schnell", "flux2_dev_turbo", "wan22_lightning", "qwen_image_lightning", "z_image_turbo", "fast_hunyuan",
-    "hyper_sd_cfg",
+    "hyper_sd_cfg", "wan21_lightx2v",
 ]  # fmt: skip
 
 

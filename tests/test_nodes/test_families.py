@@ -202,6 +202,8 @@ def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
         ("zImageTurbo_v10", "z_image_turbo", None),
         ("hunyuan_video_FastVideo_720_fp8_e4m3fn", "fast_hunyuan", None),
         ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "wan22_lightning", 4),
+        ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32", "wan21_lightx2v", None),
+        ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", "wan21_lightx2v", None),
         ("Qwen-Image-Lightning-8steps-V1.0", "qwen_image_lightning", 8), ("sd_xl_base_1.0", None, None),
         ("lightning storm style", None, None), ("calcmodel", None, None), ("turbo_diesel", None, None),
     ],
