@@ -48,6 +48,7 @@ const STAYS = new Set(["FewStepDiffEditMask", "FewStepFilmStrip", "FewStepTrajec
 
 const WIDTH = 320; // of a new node: names and values in full
 const [BESIDE, LETTER] = [156, 8]; // in the title of a Vue node, the arrow and the name of the pack; a bold letter
+const [AROUND, SLIM] = [96, 7]; // in a row of a Vue node, the spaces and the arrow; a letter
 
 let options, words; // of GET /fewstep/options and /fewstep/words, by node
 
@@ -126,7 +127,7 @@ app.registerExtension({
     if (plot) addPlot(node, plot);
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
     if (own || plot || panel) node.setSize([node.size[0], node.computeSize()[1]]);
-    node.setSize([Math.max(WIDTH, titled(node), node.size[0]), node.size[1]]);
+    node.setSize([Math.max(WIDTH, titled(node), chosen(node), node.size[0]), node.size[1]]);
     if (STAYS.has(node.comfyClass)) find(node, "control_after_generate").value = "fixed";
     after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
@@ -151,6 +152,13 @@ app.registerExtension({
 function titled({ title }) {
   const wide = title.match(/[\u2e80-\uffef]/g)?.length ?? 0; // Chinese letters
   return BESIDE + LETTER * (title.length + wide);
+}
+
+/** The width in which what is chosen from lists stands whole beside its name. */
+function chosen({ widgets = [] }) {
+  const lists = widgets.filter(({ type, hidden }) => type === "combo" && !hidden);
+  const letters = lists.map(({ name, label = name, value }) => `${label}${value}`.length);
+  return AROUND + SLIM * Math.max(0, ...letters);
 }
 
 /** Calls `then` after a method, which need not exist. */

@@ -2,7 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 
-const TOP = 94; // pixels of the screen that the front end's own things take
+const [TOP, SIDE] = [94, 70]; // pixels of the screen that the front end's own things take
+const [MAP, APART] = [".litegraph-minimap", 12]; // which lies over the corner where the results of a workflow are
 const SETTLED = 400; // ms after which nodes made of elements have their places
 
 /** Shows the whole of a workflow that asks for it, on whatever screen, once: afterwards the view is the user's. */
@@ -22,5 +23,13 @@ function fit(boxes) {
   ds.fitToBounds?.([left, top, right - left, bottom - top]);
   const heading = Math.min(top, ...app.graph._groups.map(({ pos }) => pos[1]));
   ds.offset[1] += Math.max(0, TOP / ds.scale - heading - ds.offset[1]);
+  const map = document.querySelector(MAP)?.getBoundingClientRect();
+  if (map?.width && (bottom + ds.offset[1]) * ds.scale > map.top) {
+    const groups = app.graph._groups.map(({ pos, size }) => [pos[0], pos[0] + size[0]]);
+    const [first, last] = [Math.min(left, ...groups.flat()), Math.max(right, ...groups.flat())];
+    const over = last + ds.offset[0] - (map.left - APART) / ds.scale;
+    const free = first + ds.offset[0] - SIDE / ds.scale;
+    ds.offset[0] -= Math.max(0, Math.min(over, free));
+  }
   app.canvas.setDirty(true, true);
 }

@@ -740,15 +740,20 @@ check("no tooltip of ours is a wall", async ({ page }) => {
   assert.deepEqual(long, []);
 });
 
-check("in Vue nodes, titles of new nodes are whole, and labels stand where names would", async ({ page }) => {
+check("in Vue nodes, titles and choices of new nodes are whole, and labels stand where names would", async ({ page }) => {
   await clear(page);
   await design(page, true);
   for (const { name } of await nodesOfThePack(page)) {
     const id = await add(page, name);
-    const title = page.locator(`[data-node-id="${id}"] .lg-node-header`).first();
-    await title.waitFor({ timeout: 5000 });
+    const whole = page.locator(`[data-node-id="${id}"]`).first();
+    await whole.locator(".lg-node-header").first().waitFor({ timeout: 5000 });
     const cut = () =>
-      title.evaluate((head) => [head, ...head.querySelectorAll("*")].filter((part) => part.scrollWidth > part.clientWidth + 1 && part.clientWidth > 40).map((part) => part.textContent));
+      whole.evaluate((node) =>
+        [".lg-node-header", ".lg-node-header *", "[role=combobox]", "[role=combobox] *"]
+          .flatMap((parts) => [...node.querySelectorAll(parts)])
+          .filter((part) => part.scrollWidth > part.clientWidth + 1 && part.clientWidth > 40)
+          .map((part) => part.textContent),
+      );
     await eventually(page, async () => assert.deepEqual(await cut(), [], name), 10);
     if (name === "FewStepLoadPlan") {
       const node = page.locator(`[data-node-id="${id}"]`);

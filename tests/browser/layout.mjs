@@ -15,15 +15,17 @@ export async function smallScreen(page) {
 
 export async function faults(page) {
   const seen = await page.evaluate(look, EDGE);
-  const { scale, vue, nodes, groups, behind, texts } = seen;
+  const { scale, vue, nodes, groups, behind, texts, map } = seen;
+  const onScreen = (box) => box.map((value, i) => (value + seen.offset[i % 2]) * scale);
   const found = [...behind.map((node) => `a wire passes behind ${node}`), ...texts.map((text) => `cut off: ${text}`)];
   if (scale < (vue ? LEAST / 1.2 : LEAST) - 1e-3) found.push(`the whole is shown at ${scale}`);
   nodes.forEach((a, i) => {
     for (const b of nodes.slice(i + 1)) if (overlap(a.box, b.box)) found.push(`${a.name} and ${b.name} overlap`);
     if (!groups.some(({ box }) => inside(a.box, box))) found.push(`${a.name} is in no group`);
+    if (map && overlap(onScreen(a.box), map)) found.push(`${a.name} is behind the map`);
   });
   for (const { name, box } of groups) {
-    const [left, top, right, bottom] = box.map((value, i) => (value + seen.offset[i % 2]) * scale);
+    const [left, top, right, bottom] = onScreen(box);
     if (left < SIDE || top < TOP || right > SCREEN.width || bottom > SCREEN.height) found.push(`${name} is cut off: ${[left, top, right, bottom].map(Math.round)}`);
   }
   return found;
@@ -78,5 +80,7 @@ function look(edge) {
   const texts = [...document.querySelectorAll(".comfy-markdown-content, .lg-node .comfy-markdown")]
     .filter((note) => note.clientHeight && note.scrollHeight > note.clientHeight + 2)
     .map((note) => `${note.innerText.slice(0, 40)} (${note.scrollHeight} in ${note.clientHeight})`);
-  return { scale, offset: [...offset], vue, nodes, groups, behind, texts };
+  const corner = document.querySelector(".litegraph-minimap")?.getBoundingClientRect();
+  const map = corner?.width ? [corner.left, corner.top, corner.right, corner.bottom] : null;
+  return { scale, offset: [...offset], vue, nodes, groups, behind, texts, map };
 }
