@@ -101,7 +101,7 @@ export function addResults(node) {
     lay.disabled = found.cells.filter(({ image }) => image).length < 2;
     lay.addEventListener("click", () => {
       open = !open;
-      if (open && chosen.length < 2) chosen = [other(chosen[0]), ...chosen].slice(0, 2);
+      while (open && chosen.length < 2) chosen = [another(), ...chosen];
       if (!open) chosen = chosen.slice(-1);
       fill();
     });
@@ -110,10 +110,10 @@ export function addResults(node) {
     return element("div", { className: "fewstep-bar" }, element("span", { textContent: said, title: said }), use, lay);
   }
 
-  /** The best of another column, or any other: what a cell is compared with first. */
-  function other(number) {
-    const pictured = found.cells.map((_, k) => k).filter((k) => imageOf(k) && k !== number);
-    return pictured.find((k) => found.cells[k].best) ?? pictured[0] ?? number;
+  /** What those that are chosen are compared with first: a cell that is the best of its column, or any other. */
+  function another() {
+    const pictured = found.cells.map((_, k) => k).filter((k) => imageOf(k) && !chosen.includes(k));
+    return pictured.find((k) => found.cells[k].best) ?? pictured[0];
   }
 
   function offer(event, number) {

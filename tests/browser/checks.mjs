@@ -1357,6 +1357,16 @@ both("a cell of Compare is put into the graph, and two are laid one over the oth
   await followsThePointer(page, slider);
 });
 
+both("two cells are laid one over the other where no errors were measured, and so none is the best", async ({ page, vue }) => {
+  await clear(page);
+  const { compare, run } = await compared(page, vue ? "2" : "3", { reference_steps: 0 });
+  await run();
+  const panel = vue ? page.locator(`[data-node-id="${compare}"] .fewstep-panel`) : page.locator(".fewstep-panel:visible");
+  await panel.getByRole("button", { name: "Compare two" }).click();
+  assert.equal(await panel.locator(".fewstep-chosen").count(), 2);
+  await followsThePointer(page, panel.locator(".fewstep-slider"));
+});
+
 both("two pictures are laid one over the other", async ({ page, vue }) => {
   await clear(page);
   const { compare, run } = await compared(page, vue ? "2" : "2, 3");
@@ -1369,11 +1379,11 @@ both("two pictures are laid one over the other", async ({ page, vue }) => {
   await followsThePointer(page, slider);
 });
 
-/** A small comparison on the demo model in the graph; `run` waits until it has been run. */
-async function compared(page, steps) {
+/** A small comparison on the demo model in the graph, with `more` values of widgets; `run` waits until it has been run. */
+async function compared(page, steps, more = {}) {
   const [model, latent] = [await add(page, "FewStepDemoModel", [-400, 0]), await add(page, "FewStepDemoLatent", [-400, 300])];
   const compare = await add(page, "FewStepCompare", [200, 0]);
-  const values = { samplers: "dpmpp_2m\nfewstep_unipc order=2", schedules: "fewstep_karras*", steps, cfg: 3, reference_steps: 8, tile: 64 };
+  const values = { samplers: "dpmpp_2m\nfewstep_unipc order=2", schedules: "fewstep_karras*", steps, cfg: 3, reference_steps: 8, tile: 64, ...more };
   for (const [name, value] of Object.entries(values)) await set(page, compare, name, value);
   for (const [k, input] of ["model", "positive", "negative"].entries()) await connect(page, model, k, compare, input);
   await connect(page, latent, 0, compare, "latent_image");
