@@ -90,7 +90,7 @@ export function addSlider(node) {
   });
   widget.serialize = false;
   widget.shows = (output) => {
-    if (!output?.a_images) return;
+    if (!output?.a_images || !output.b_images) return; // of a host that could not write them
     [ones, others, number] = [output.a_images, output.b_images, 0];
     hint.hidden = true;
     turn(0);
