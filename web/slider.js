@@ -54,7 +54,7 @@ export function makeSlider() {
 }
 
 /** The address of a file that the host lists as {filename, subfolder, type}. */
-export function fileAt({ filename, subfolder = "", type = "temp" }) {
+function fileAt({ filename, subfolder = "", type = "temp" }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 

@@ -15,7 +15,7 @@ const DEFAULTS = /^(default|-1)\b/; // the defaults of all samplers, of which th
  * @param value that is chosen in the widget, and `values` that can be
  * @param owner the choice of the node that decides which options there are, and all `owners`
  */
-export function fittingTooltip(text, { value, values = [], owner, owners = [] }) {
+function fittingTooltip(text, { value, values = [], owner, owners = [] }) {
   const lines = text.split("\n").flatMap((line) => {
     if (owners.length && DEFAULTS.test(line)) return [];
     const choices = named(line.match(CHOICES), values);
