@@ -17,11 +17,6 @@ export function linkedValue(node, name) {
   return simple ? from.widgets?.[0]?.value : undefined;
 }
 
-/** Whether a link feeds a widget. */
-export function isFed(node, name) {
-  return source(node, name) !== null;
-}
-
 /** An input by its name. */
 export function slot(node, name) {
   return node.inputs?.find((input) => input.name === name);

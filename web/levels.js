@@ -1,7 +1,6 @@
 /** Levels drawn by hand: a point of the plot of Few-Step Scheduler that is dragged. */
 
-import { isFed } from "./graph.js";
-import { set } from "./widgets.js";
+import { isLinked, set } from "./widgets.js";
 
 const BETWEEN = 1.01; // factor that a level stays away from its neighbours
 const DIGITS = 5; // of a level in the list
@@ -16,7 +15,8 @@ const REST = { denoise: 1, discard_penultimate: false, shift: 0, start_step: 0, 
  * "manual": not before the end, since the box of the list then moves the plot.
  */
 export function takeLevel(node, { sigmas, levels }, i) {
-  if (!sigmas[i] || ["schedule", "sigmas", ...Object.keys(REST), "steps"].some((name) => isFed(node, name))) return null;
+  const written = ["schedule", "sigmas", "steps", ...Object.keys(REST)];
+  if (!sigmas[i] || written.some((name) => isLinked(node, { name }))) return null;
   const high = i ? sigmas[i - 1] / BETWEEN : levels.sigma_max;
   const low = (sigmas[i + 1] || sigmas[i] / 100) * BETWEEN;
   return {
