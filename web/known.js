@@ -7,7 +7,7 @@ const KEPT = 50; // models
 const PLACE = "fewstep.levels"; // in the browser, since a run whose results are kept tells nothing
 const LEVELS_STAY = ["FewStepGuidancePatch", "CFGOverride", "LoraLoader", "LoraLoaderModelOnly"]; // what these patch
 
-const byModel = new Map(stored());
+const byModel = stored();
 
 /** {levels, model} of the model that a node is connected to, or undefined. */
 export function known(node) {
@@ -61,10 +61,11 @@ function values(node) {
   return (node.widgets ?? []).filter((widget) => widget.serialize !== false).map((widget) => widget.value);
 }
 
+/** What the browser has kept; nothing where that cannot be read. */
 function stored() {
   try {
-    return JSON.parse(localStorage.getItem(PLACE)) ?? [];
+    return new Map(JSON.parse(localStorage.getItem(PLACE)) ?? []);
   } catch {
-    return [];
+    return new Map();
   }
 }
