@@ -3,6 +3,8 @@
  * The front end makes the rows; they are marked here, and the style sheet below does the rest.
  */
 
+import { app } from "../../scripts/app.js";
+
 const OFTEN = 300; // ms
 const SPACE = 4; // pixels between a label and its value
 
@@ -26,7 +28,8 @@ addStyle(STYLE);
 
 const pen = document.createElement("canvas").getContext("2d");
 const nodes = new Set();
-setInterval(() => LiteGraph.vueNodesMode && nodes.forEach(mark), OFTEN);
+const seen = () => [...nodes].filter((node) => node.graph === app.canvas.graph); // ids are of one graph, and may recur in others
+setInterval(() => LiteGraph.vueNodesMode && seen().forEach(mark), OFTEN);
 new MutationObserver(() => LiteGraph.vueNodesMode && mendTooltip()).observe(document.body, { childList: true, subtree: true });
 
 /** Has the rows of a node marked for as long as it is there. */
@@ -77,7 +80,7 @@ function relabel(row, { name, label = name, whenEmpty }) {
 function mendTooltip() {
   const tip = document.querySelector("[role=tooltip]");
   const row = tip && document.querySelector(".lg-node-widget:hover");
-  const node = row && [...nodes].find(({ id }) => row.closest("[data-node-id]")?.dataset.nodeId === String(id));
+  const node = row && seen().find(({ id }) => row.closest("[data-node-id]")?.dataset.nodeId === String(id));
   const [, widget] = (node && rowsOf(node).find(([one]) => one === row)) ?? [];
   if (!widget?.shownTooltips) return;
   const now = widget.tooltip;
