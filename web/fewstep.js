@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { after } from "./after.js";
 import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
 import { addPlot, refreshAll } from "./plot.js";
@@ -159,14 +160,4 @@ function chosen({ widgets = [] }) {
   const lists = widgets.filter(({ type, hidden }) => type === "combo" && !hidden);
   const letters = lists.map(({ name, label = name, value }) => `${label}${value}`.length);
   return AROUND + SLIM * Math.max(0, ...letters);
-}
-
-/** Calls `then` after a method, which need not exist. */
-function after(object, name, then) {
-  const before = object[name];
-  object[name] = function (...given) {
-    const result = before?.apply(this, given);
-    then(...given);
-    return result;
-  };
 }

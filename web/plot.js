@@ -8,6 +8,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { after } from "./after.js";
 import { colours } from "./colours.js";
 import { drawError } from "./pictures.js";
 import { t, translated } from "./translate.js";
@@ -156,7 +157,7 @@ export function addPlot(node, { route, request, draw, edit, views = ["log", "lin
     const found = widgetOnPos.apply(this, given);
     return found === plot ? undefined : found; // a part of the node's body, which is dragged and resized there
   };
-  const { onMouseDown, onMouseMove, onMouseLeave, onRemoved } = node;
+  const { onMouseDown } = node;
   node.onMouseDown = function (event, place, canvas) {
     if (onMouseDown?.call(this, event, place, canvas)) return true;
     if (!plot.area || !isInside(plot.area, place) || event.button) return false;
@@ -177,14 +178,8 @@ export function addPlot(node, { route, request, draw, edit, views = ["log", "lin
     };
     return false;
   };
-  node.onMouseMove = function (event, place, canvas) {
-    onMouseMove?.call(this, event, place, canvas);
-    hover(place);
-  };
-  node.onMouseLeave = function (...given) {
-    onMouseLeave?.apply(this, given);
-    hover(null);
-  };
+  after(node, "onMouseMove", (event, place) => hover(place));
+  after(node, "onMouseLeave", () => hover(null));
 
   // In a Vue node
 
@@ -241,10 +236,7 @@ export function addPlot(node, { route, request, draw, edit, views = ["log", "lin
   });
 
   plots.add(plot);
-  node.onRemoved = function (...given) {
-    plots.delete(plot);
-    onRemoved?.apply(this, given);
-  };
+  after(node, "onRemoved", () => plots.delete(plot));
   node.addCustomWidget(plot);
 }
 

@@ -4,6 +4,7 @@
  */
 
 import { app } from "../../scripts/app.js";
+import { after } from "./after.js";
 
 const OFTEN = 300; // ms
 const SPACE = 4; // pixels between a label and its value
@@ -35,11 +36,7 @@ new MutationObserver(() => LiteGraph.vueNodesMode && mendTooltip()).observe(docu
 /** Has the rows of a node marked for as long as it is there. */
 export function markRows(node) {
   nodes.add(node);
-  const { onRemoved } = node;
-  node.onRemoved = function (...given) {
-    nodes.delete(node);
-    onRemoved?.apply(this, given);
-  };
+  after(node, "onRemoved", () => nodes.delete(node));
 }
 
 function mark(node) {
