@@ -6,6 +6,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
+import { answerTo } from "./server.js";
 import { style } from "./style.js";
 import { saysOf, t, translated } from "./translate.js";
 import { find, isLinked } from "./widgets.js";
@@ -113,17 +114,8 @@ export function sayOnce() {
 }
 
 async function faultsIn(texts) {
-  try {
-    const body = JSON.stringify(texts);
-    const response = await api.fetchApi("/fewstep/check", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body,
-    });
-    return (await response.json()).faults ?? {};
-  } catch {
-    return {}; // where the server is gone the host says so
-  }
+  const answer = await answerTo("/fewstep/check", JSON.stringify(texts)).catch(() => ({})); // that it is gone the host says
+  return answer.faults ?? {};
 }
 
 /**
@@ -157,7 +149,7 @@ function addButton(widget, kind, typed) {
 /** A list with a search field at a button. A choice is added; Escape or a click beside it closes it. */
 async function openList(button, kind, add) {
   document.querySelector(".fewstep-list")?.close();
-  names ??= await (await api.fetchApi("/fewstep/names")).json();
+  names ??= await answerTo("/fewstep/names");
   const field = element("input", { type: "search", placeholder: t("Search"), ariaLabel: t("Search names") });
   const results = element("div", { className: "fewstep-results", role: "listbox" });
   const about = element("div", { className: "fewstep-about", textContent: t("Point at a name to read about it.") });

@@ -1,7 +1,6 @@
 /** The front-end extension of Few-Step: plots in the nodes, widgets that fit the choice, search words. */
 
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
 import { after } from "./after.js";
 import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
@@ -13,6 +12,7 @@ import { takeLevel } from "./levels.js";
 import { drawGuidance, drawPlan, drawRun, drawSigmas } from "./pictures.js";
 import { guidanceRequest, planRequest, sigmasRequest } from "./requests.js";
 import { addSearchWords, searchByWords } from "./search.js";
+import { answerTo } from "./server.js";
 import { addSlider } from "./slider.js";
 import { showTexts } from "./status.js";
 import { cutTooltips, fitTooltips } from "./tooltips.js";
@@ -65,8 +65,7 @@ app.registerExtension({
   getSelectionToolboxCommands: (item) => (takesPresets(item) ? ["FewStep.Presets"] : []), // Vue nodes of 1.32.9 have no menu
 
   async init() {
-    const answers = await Promise.all(["options", "words"].map((name) => api.fetchApi(`/fewstep/${name}`)));
-    [options, words] = await Promise.all(answers.map((answer) => answer.json()));
+    [options, words] = await Promise.all(["options", "words"].map((name) => answerTo(`/fewstep/${name}`)));
     followPlans();
     readPresets();
     showTexts();

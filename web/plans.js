@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
 import { everyNode } from "./graph.js";
+import { answerTo } from "./server.js";
 import { t, translated } from "./translate.js";
 import { find, lookAgain, set } from "./widgets.js";
 import { actionsOf, openTable, renaming } from "./window.js";
@@ -116,8 +117,7 @@ function use(node, file) {
 
 /** The answer of the server; throws what it refuses. */
 async function asked(route, request) {
-  const json = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) };
-  const answer = await api.fetchApi(route, request && json).then((found) => found.json()).catch(() => null); // prettier-ignore
+  const answer = await answerTo(route, request && JSON.stringify(request)).catch(() => null);
   if (!answer || answer.error) throw new Error(answer?.error ?? t("ComfyUI does not answer"));
   return answer;
 }

@@ -6,11 +6,11 @@
  * what is drawn, too), a drag moves the node, or the point where the plot can be edited.
  */
 
-import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { after } from "./after.js";
 import { colours } from "./colours.js";
 import { drawError } from "./pictures.js";
+import { answerTo } from "./server.js";
 import { t, translated } from "./translate.js";
 
 const HEIGHT = 170; // at least: a node that is made higher has a higher plot
@@ -89,17 +89,7 @@ export function addPlot(node, { route, request, draw, edit, views = ["log", "lin
   const shown = () => (views.includes(node.properties.plot) ? node.properties.plot : views[0]);
 
   async function ask(body) {
-    let answer;
-    try {
-      const response = await api.fetchApi(route, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body,
-      });
-      answer = await response.json();
-    } catch {
-      answer = { error: t("ComfyUI does not answer") };
-    }
+    const answer = await answerTo(route, body).catch(() => ({ error: t("ComfyUI does not answer") }));
     if (body !== plot.asked) return; // another one is on its way
     plot.answer = answer;
     plot.answered = body;
