@@ -8,6 +8,7 @@ import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
 import { answerTo } from "./server.js";
 import { style } from "./style.js";
+import { toast } from "./toast.js";
 import { saysOf, t, translated } from "./translate.js";
 import { find, isLinked } from "./widgets.js";
 
@@ -127,7 +128,7 @@ function tellQueued(node, name) {
   const errors = app.lastNodeErrors?.[node.id]?.errors ?? [];
   const called = [name, find(node, name)?.label ?? name];
   const error = errors.find(({ details }) => called.some((word) => details?.startsWith(word)));
-  if (error) app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: error.details, life: 15000 });
+  if (error) toast("error", node.title, error.details, 15000);
 }
 
 // The list to add names from

@@ -3,10 +3,10 @@
  * the graph, and two cells are laid one over the other.
  */
 
-import { app } from "../../scripts/app.js";
 import { element } from "./elements.js";
 import { makeSlider } from "./slider.js";
 import { style } from "./style.js";
+import { toast } from "./toast.js";
 import { counted, t, translated } from "./translate.js";
 import { both, placesFor, titled, whyNone } from "./use.js";
 
@@ -119,13 +119,12 @@ export function addResults(node) {
   function offer(event, number) {
     const pair = pairOf(number);
     const places = placesFor(node, pair);
-    const tell = (severity, detail) => app.extensionManager.toast.add({ severity, summary: node.title, detail, life: 6000 });
-    if (!places.length) return tell("warn", whyNone(pair));
+    if (!places.length) return toast("warn", node.title, whyNone(pair));
     const set = (place) => {
       const made = place.set();
       const names = both(...(made ?? place.nodes).map(titled));
       const values = { cell: named(number), names };
-      tell("success", made ? t("{cell}: added {names}.", values) : t("{cell}: set in {names}.", values));
+      toast("success", node.title, made ? t("{cell}: added {names}.", values) : t("{cell}: set in {names}.", values));
     };
     if (places.length === 1) return set(places[0]);
     new LiteGraph.ContextMenu(

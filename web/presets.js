@@ -6,6 +6,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
+import { toast } from "./toast.js";
 import { t } from "./translate.js";
 import { isLinked, set } from "./widgets.js";
 import { actionsOf, openTable, openWindow, renaming } from "./window.js";
@@ -221,7 +222,7 @@ function store(change) {
 // Texts
 
 function tell(severity, detail) {
-  app.extensionManager.toast.add({ severity, summary: t("Presets"), detail, life: 6000 });
+  toast(severity, t("Presets"), detail);
 }
 
 function nameOf(type) {
