@@ -149,8 +149,10 @@ function addButton(widget, kind, typed) {
 
 /** A list with a search field at a button. A choice is added; Escape or a click beside it closes it. */
 async function openList(button, kind, add) {
-  document.querySelector(".fewstep-list")?.close();
-  names ??= await answerTo("/fewstep/names");
+  const answer = names ?? (await answerTo("/fewstep/names").catch(() => null));
+  if (!answer?.[kind]) return toast("error", title(), translated(answer?.error) ?? t("ComfyUI does not answer"));
+  names = answer;
+  document.querySelector(".fewstep-list")?.close(); // now: a second click may have opened one meanwhile
   const field = element("input", { type: "search", placeholder: t("Search"), ariaLabel: t("Search names") });
   const results = element("div", { className: "fewstep-results", role: "listbox" });
   const about = element("div", { className: "fewstep-about", textContent: t("Point at a name to read about it.") });
