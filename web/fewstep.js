@@ -15,10 +15,11 @@ import { addSearchWords, searchByWords } from "./search.js";
 import { answerTo } from "./server.js";
 import { addSlider } from "./slider.js";
 import { showTexts } from "./status.js";
+import { addStyle } from "./style.js";
 import { cutTooltips, fitTooltips } from "./tooltips.js";
 import { translateDefinitions, translateMessages, translateNode, translateWorkflow } from "./translate.js";
 import { showWhole } from "./view.js";
-import { addStyle, markRows } from "./vue.js";
+import { markRows } from "./vue.js";
 import { find, fitWidgets, keepBounds, keepDigits, showDefaults, showFamilies } from "./widgets.js";
 
 /** The plots: the route that computes one, the request for it, the drawing, what a drag of a point does, other views. */

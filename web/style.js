@@ -1,5 +1,7 @@
 /** The looks of our elements, in the colours of the host's theme. */
 
+import { element } from "./elements.js";
+
 /** The theme's colour of lesser text, nearer to that of other text: in the dark theme its contrast is 4.3, below 4.5 (WCAG 1.4.3). */
 export const QUIET = "color-mix(in srgb, var(--descrip-text, #999) 70%, var(--input-text))";
 
@@ -72,9 +74,11 @@ let done = false;
 
 /** Puts the rules into the page, once. */
 export function style() {
-  if (done) return;
+  if (!done) addStyle(RULES);
   done = true;
-  const sheet = document.createElement("style");
-  sheet.textContent = RULES;
-  document.head.append(sheet);
+}
+
+/** Puts a style sheet into the page. */
+export function addStyle(textContent) {
+  document.head.append(element("style", { textContent }));
 }

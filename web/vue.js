@@ -5,6 +5,7 @@
 
 import { app } from "../../scripts/app.js";
 import { after } from "./after.js";
+import { addStyle } from "./style.js";
 
 const OFTEN = 300; // ms
 const SPACE = 4; // pixels between a label and its value
@@ -20,10 +21,6 @@ const STYLE = `
 .lg-node-widget [data-fewstep-label] { width: var(--fewstep-label) !important; }
 `;
 const [AFTER_BUTTON, AT_LEFT] = ["36px", "9px"]; // where numbers and choices begin
-
-export function addStyle(textContent) {
-  document.head.append(Object.assign(document.createElement("style"), { textContent }));
-}
 
 addStyle(STYLE);
 
