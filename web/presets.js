@@ -8,7 +8,7 @@ import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
 import { toast } from "./toast.js";
 import { t } from "./translate.js";
-import { isLinked, set } from "./widgets.js";
+import { choicesOf, isLinked, set } from "./widgets.js";
 import { actionsOf, openTable, openWindow, renaming } from "./window.js";
 
 const FILE = "fewstep.presets.json"; // in the user's folder of the host
@@ -153,8 +153,8 @@ function apply(node, { name, values }) {
 function whyNot(node, widget, value) {
   const input = labelOf(widget);
   if (isLinked(node, widget)) return t("{input} is set by a link", { input });
-  const { values, min = -Infinity, max = Infinity } = widget.options ?? {};
-  const choices = typeof values === "function" ? values(widget, node) : values;
+  const { min = -Infinity, max = Infinity } = widget.options ?? {};
+  const choices = choicesOf(widget, node);
   const fits = Array.isArray(choices)
     ? choices.includes(value)
     : typeof value === typeof widget.value && (typeof value !== "number" || (value >= min && value <= max));

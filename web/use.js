@@ -1,7 +1,7 @@
 /** Sets the nodes of the graph that choose a sampler and a schedule to a pair of Few-Step Compare, or adds such nodes. */
 
 import { t } from "./translate.js";
-import { find, set } from "./widgets.js";
+import { choicesOf, find, set } from "./widgets.js";
 
 const BOTH = {
   FewStepKSampler: { sampler: "sampler_name", schedule: "scheduler", own: true },
@@ -66,8 +66,9 @@ function takes(node, { sampler, schedule, own }, pair) {
 
 /** Whether a widget can be set to what a name stands for: a list of the host has names alone, without options. */
 function fits(node, { input, own }, named) {
-  const name = nameIn(own, named);
-  return valuesOf(node, input).includes(name) && (own || !changed(named));
+  const widget = find(node, input);
+  const choices = (widget && choicesOf(widget, node)) ?? [];
+  return choices.includes(nameIn(own, named)) && (own || !changed(named));
 }
 
 /** A name in a list of ours, which has ours alone, or in one of the host, where ours have a prefix. */
@@ -112,8 +113,8 @@ function choose(node, input, named, own) {
   const { ours, options } = named;
   set(node, input, nameIn(own, named));
   if (!own) return;
+  const defaults = node.fewstepOptions?.find(({ choice }) => choice === input)?.widgets[ours] ?? {};
   for (const widget of node.widgets) {
-    const defaults = [node.fewstepOptions ?? []].flat().find(({ choice }) => choice === input)?.widgets[ours] ?? {};
     if (widget.name in options) set(node, widget.name, asShown(widget, options[widget.name]));
     else if (widget.name in defaults) set(node, widget.name, unset(widget, defaults[widget.name]));
   }
@@ -127,11 +128,6 @@ function unset(widget, value) {
 
 function asShown(widget, value) {
   return typeof value === "boolean" && widget.options?.values ? (value ? "on" : "off") : value;
-}
-
-function valuesOf(node, input) {
-  const values = find(node, input)?.options?.values ?? [];
-  return typeof values === "function" ? values() : values;
 }
 
 /** A node by its title and number. */

@@ -152,6 +152,12 @@ export function find(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
+/** What a widget offers to choose from; undefined of one that is no choice. */
+export function choicesOf(widget, node) {
+  const values = widget.options?.values;
+  return typeof values === "function" ? values(widget, node) : values;
+}
+
 /** Sets a widget as a user does; nothing where it has the value, or is not there. */
 export function set(node, name, value) {
   const widget = find(node, name);
