@@ -78,11 +78,14 @@ function row(dialog, preset, node) {
     }
     await dialog.refresh();
   };
-  const rename = async (to) => {
-    const fault = faultOf(to) ?? (to.trim() !== name && same(type, to.trim()) ? t("There is a preset of this name already") : null);
-    if (fault) return dialog.say(fault);
-    await edit((all) => all.map((one) => (is(one, type, name) ? { ...one, name: to.trim() } : one)));
-  };
+  const rename = (to) =>
+    edit((all) => {
+      const wanted = to.trim();
+      const taken = wanted !== name && all.some((one) => is(one, type, wanted));
+      const fault = faultOf(to) ?? (taken ? t("There is a preset of this name already") : null);
+      if (fault) throw new Error(fault);
+      return all.map((one) => (is(one, type, name) ? { ...one, name: wanted } : one));
+    });
   const actions = {
     use: node && (() => (dialog.close(), apply(node, preset))),
     rename: () => renaming(cell, name, rename),
@@ -116,11 +119,12 @@ function save(node) {
     const values = Object.fromEntries(boxes.filter(({ box }) => box.checked).map(({ widget }) => [widget.name, widget.value]));
     const fault = faultOf(name.value) ?? (Object.keys(values).length ? null : t("Choose at least one value"));
     if (fault) return dialog.say(fault);
-    if (same(own.type, own.name) && button.textContent !== t("Replace")) {
-      button.textContent = t("Replace");
-      return dialog.say(t("There is a preset of this name already. Replace it?"));
-    }
     try {
+      const taken = (await read()).some((one) => is(one, own.type, own.name));
+      if (taken && button.textContent !== t("Replace")) {
+        button.textContent = t("Replace");
+        return dialog.say(t("There is a preset of this name already. Replace it?"));
+      }
       await store((all) => [...all.filter((one) => !is(one, own.type, own.name)), { ...own, values }]);
     } catch (error) {
       return dialog.say(error.message);
@@ -173,10 +177,6 @@ function presetsOf(type) {
 
 function is(preset, type, name) {
   return preset.type === type && preset.name === name;
-}
-
-function same(type, name) {
-  return presets.some((preset) => is(preset, type, name));
 }
 
 function faultOf(name) {
