@@ -88,8 +88,9 @@ export function renaming(cell, name, rename) {
   box.onkeydown = async (event) => {
     if (event.isComposing) return; // Enter ends a Chinese word
     if (event.key === "Escape") event.preventDefault(); // the window stays
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    box.onkeydown = null; // once: what it renames has another name then
     if (event.key === "Enter") await rename(box.value);
-    else if (event.key !== "Escape") return;
     if (cell.isConnected) back();
   };
   box.onblur = back;
