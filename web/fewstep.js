@@ -1,10 +1,11 @@
 /** The front-end extension of Few-Step: plots in the nodes, widgets that fit the choice, search words. */
 
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 import { after } from "./after.js";
 import { boxesIn, makeBox, nameBoxes, sayOnce } from "./boxes.js";
 import { addBrowser, browse, followPlans } from "./plans.js";
-import { addPlot, refreshAll } from "./plot.js";
+import { addPlot, askAgain, refreshAll } from "./plot.js";
 import { managePresets, presetItems, readPresets, selectedNode, takesPresets } from "./presets.js";
 import { addResults } from "./compare.js";
 import { learn } from "./known.js";
@@ -68,6 +69,7 @@ app.registerExtension({
   async init() {
     [options, words] = await Promise.all(["options", "words"].map((name) => answerTo(`/fewstep/${name}`)));
     followPlans();
+    api.addEventListener("reconnected", askAgain);
     readPresets();
     showTexts();
     sayOnce();

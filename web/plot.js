@@ -235,6 +235,12 @@ export function refreshAll() {
   for (const plot of plots) plot.refresh();
 }
 
+/** Asks all anew once the server is there again: it may have been gone when it was asked, and may know other plans. */
+export function askAgain() {
+  for (const plot of plots) plot.asked = null;
+  refreshAll();
+}
+
 /** Tells the element of a node of what the pointer does on a widget, which the front end keeps from it. */
 function passOn(event, body) {
   if (!body || event.target === body) return;
