@@ -4,6 +4,7 @@
  */
 
 import { element } from "./elements.js";
+import { short } from "./numbers.js";
 import { makeSlider } from "./slider.js";
 import { style } from "./style.js";
 import { toast } from "./toast.js";
@@ -78,7 +79,7 @@ export function addResults(node) {
   function place(number) {
     const { evaluations, error, best, fault } = found.cells[number];
     const button = element("button", { type: "button", className: "fewstep-cell" });
-    const text = evaluations === null ? (fault ? t("failed") : t("not run")) : error === null ? t("done") : short(error);
+    const text = evaluations === null ? (fault ? t("failed") : t("not run")) : error === null ? t("done") : short(error, 2);
     button.textContent = `${text}${best ? " ★" : ""}`;
     button.title = fault ? translated(fault) : about(number);
     button.classList.toggle("fewstep-best", best);
@@ -161,8 +162,4 @@ function inSteps(steps) {
 
 function heading(text) {
   return element("th", { scope: "col", textContent: text });
-}
-
-function short(number) {
-  return number === 0 ? "0" : String(+number.toPrecision(2));
 }

@@ -7,6 +7,7 @@
  */
 
 import { colours } from "./colours.js";
+import { short } from "./numbers.js";
 import { counted, t, translated } from "./translate.js";
 
 const MARGIN = { left: 44, right: 14, top: 38, bottom: 36 };
@@ -85,7 +86,7 @@ export function drawGuidance(pen, area, answer, view) {
   axes.line(levels, axes.colours.levels);
   axes.scales(guidance, true);
   axes.dots(levels, (i) => guidance[i] === 1);
-  axes.below(t("cfg"), evaluations.length <= SCALES ? guidance.map(short) : []);
+  axes.below(t("cfg"), evaluations.length <= SCALES ? guidance.map((scale) => short(scale)) : []);
   axes.legend([[t("cfg"), axes.colours.guidance]]);
   return axes.finish(over(answer), levels, (i) => {
     const said = t("evaluation {n}: sigma {sigma}", { n: i + 1, sigma: short(levels[i]) });
@@ -309,8 +310,4 @@ class Axes {
 
 function sameLevels(a, b) {
   return a.length === b.length && a.every((level, i) => Math.abs(level - b[i]) <= SAME * level);
-}
-
-function short(number) {
-  return String(+number.toPrecision(3));
 }

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { element } from "./elements.js";
 import { everyNode } from "./graph.js";
+import { short } from "./numbers.js";
 import { answerTo } from "./server.js";
 import { t, translated } from "./translate.js";
 import { find, lookAgain, set } from "./widgets.js";
@@ -122,11 +123,7 @@ async function asked(route, request) {
   return answer;
 }
 
-function short(number) {
-  return String(+number.toPrecision(3));
-}
-
 /** An error with two digits, as the nodes write it: 0.030. */
 function two(number) {
-  return number >= 1e-4 && number < 10 ? number.toPrecision(2) : short(+number.toPrecision(2));
+  return number >= 1e-4 && number < 10 ? number.toPrecision(2) : short(number, 2);
 }

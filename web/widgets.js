@@ -1,6 +1,7 @@
 /** A node that chooses a sampler or schedule offers the options of all: shows those of the choice, and their defaults. */
 
 import { app } from "../../scripts/app.js";
+import { short } from "./numbers.js";
 import { t } from "./translate.js";
 
 const UNSET = [-1, "default"]; // what stands in a widget that leaves its option at the default of the choice
@@ -110,7 +111,7 @@ export function keepDigits(node) {
     say(widget, () => {
       const { value } = widget;
       const hidden = Math.abs(value - Number(value.toFixed(options.precision)));
-      return hidden > HIDDEN * Math.abs(value) ? String(Number(value.toPrecision(DIGITS))) : null;
+      return hidden > HIDDEN * Math.abs(value) ? short(value, DIGITS) : null;
     });
   }
 }
