@@ -82,15 +82,22 @@ def in_batches(fields: dict[str, Any], sigmas: Sequence[float], pairs: Sequence[
 
 
 class Table:
-    """The rows of docs/GUIDANCE.md, as they are measured."""
+    """The rows of docs/GUIDANCE.md, as they are measured.
+
+    Raises:
+        RuntimeError: if the training images cannot be had.
+    """
 
     def __init__(self, evaluations: int, images: int):
+        data = load_data()
+        if data is None:
+            raise RuntimeError("docs/GUIDANCE.md needs the training images, for its Fréchet distances")
+        latents, words = data
         self.evaluations = evaluations
         self.pairs = Size().reported_on(DEMO)
         self._few = cells.make_levels(DEMO, SAMPLER, SCHEDULE, evaluations)
         self._many = cells.make_levels(DEMO, *REFERENCE, MANY_STEPS)
         self._plain = self._limit(ROWS["constant"])
-        latents, words = load_data() or (torch.empty(0), [])
         self._shown = [cells.Pair(prompt, 5 * 10**6 + k) for k, prompt in enumerate(words[:images])]
         self._axes = distances.principal_axes(latents.flatten(1), AXES)
         self._data = latents.flatten(1) @ self._axes
