@@ -89,6 +89,8 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     left_out = frozenset(o.leave_out)
+    if not left_out <= {*range(1, o.evaluations)}:
+        parser.error(f"--leave-out: 1 to {o.evaluations - 1} can be named; the first evaluation, 0, has both passes")
     prompts = DEMO.prompts[:8]
 
     def goal(pairs: Sequence[cells.Pair]) -> Goal:
