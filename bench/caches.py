@@ -232,7 +232,7 @@ def main() -> None:
         found.append(row)
         print(row, flush=True)
     if not o.only:
-        PAGE.write_text(page(found))
+        PAGE.write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main() -> None:
             evaluations=o.evaluations, sampler=SAMPLER, schedule=SCHEDULE, w=W, pairs=len(table.pairs), many=MANY_STEPS,
             images=o.images, axes=AXES,
         )  # fmt: skip
-        (ROOT / "docs" / "GUIDANCE.md").write_text("\n".join([text.rstrip(), *rows, ""]))
+        (ROOT / "docs" / "GUIDANCE.md").write_text("\n".join([text.rstrip(), *rows, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

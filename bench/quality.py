@@ -144,7 +144,7 @@ def write(results: Results, bench: Bench, folder: Path) -> str:
     if isinstance(subject, Checkpoint) and results.complete:
         draw_sheet(bench, folder / "sheet.png")
         text += "\n![The same seeds, sampled by the best of each kind](sheet.png)\n"
-    (folder / f"{subject.stem.upper()}.md").write_text(text)
+    (folder / f"{subject.stem.upper()}.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -154,7 +154,7 @@ def leaders(scores: dict[Cell, Score], source: str, count: int) -> list[Entry]:
 
 def write_csv(rows: list[Row], path: Path) -> None:
     part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
+    with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column.name for column in fields(Row))
         for row in rows:
