@@ -16,7 +16,7 @@ against the distribution of the training images and of many-step samples. Each s
 best for it on other prompts and seeds than the ones reported. Writes docs/quality.csv, .png and QUALITY.md.
 
 Settings, as options or in the environment: FULL, BUDGETS="4 8", PAIRS, SAMPLES, SAMPLERS="dpmpp_2m host:euler",
-MINUTES, WORKERS, FORM, CHECKPOINT, PROMPTS, WIDTH, HEIGHT, CFG.
+SCHEDULES, MINUTES, WORKERS, FORM, CHECKPOINT, PROMPTS, WIDTH, HEIGHT, CFG.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ALIKE = 1.005  # a ratio of errors up to this is rounding: solvers that do the s
 
 @dataclass
 class Row:
-    """A line of docs/quality.csv. Errors are in units of the pixel range; empty: not measured."""
+    """A line of docs/quality.csv. Errors are in the unit of the subject (`Subject.unit`); empty: not measured."""
 
     sampler: str
     source: str

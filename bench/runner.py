@@ -1,4 +1,4 @@
-"""Runs jobs on all workers, out of the cache where they were run before, and says how long it will take."""
+"""The workers of the benchmark."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Runner:
             self.expected[stage] = max(self.expected[stage] - cost, 0)
 
     def _finish(self, todo: list[Job]) -> Iterator[Job]:
-        """The jobs, each once it is done. Never more of them are under way than there are workers."""
+        """The jobs, each once it is done. Two for each worker are handed out, so that none waits for the next."""
         if todo and not self._work_started:
             self._work_started = time.monotonic()
         if self._workers <= 1:

@@ -90,11 +90,11 @@ class Size:
     minutes: float = 37.0
 
     def chosen_on(self, subject: Subject) -> list[Pair]:
-        """The pairs on which schedules are chosen: with the first 8 prompts, if there are more."""
+        """The pairs on which schedules are chosen: with the first prompts, as many as there are pairs."""
         return _pairs(subject, 0, self.choosing[1])
 
     def reported_on(self, subject: Subject) -> list[Pair]:
-        """The pairs of the report, with the other prompts as long as there are enough."""
+        """The pairs of the report: with the prompts after these, and after the first 8, as long as there are enough."""
         return _pairs(subject, max(8, self.choosing[1]), self.pairs)
 
 
