@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from mixture import SIGMA_MAX, SIGMA_MIN, X1, denoiser, levels, relative_error, solution  # noqa: E402
 
 from samplers import SAMPLERS  # noqa: E402
+from samplers.checks import counted  # noqa: E402
 from samplers.phi import phi  # noqa: E402
 
 COLLOCATION = {
@@ -85,8 +86,7 @@ def rows() -> Iterator[tuple[str, list[float]]]:
         yield f"`{name}`", [run_explicit(name, budget) for budget in BUDGETS]
     for name in COLLOCATION:
         for sweeps in SWEEPS:
-            count = "1 sweep" if sweeps == 1 else f"{sweeps} sweeps"
-            yield f"{name}, {count}", [run_collocated(name, sweeps, budget) for budget in BUDGETS]
+            yield f"{name}, {counted(sweeps, 'sweep')}", [run_collocated(name, sweeps, budget) for budget in BUDGETS]
 
 
 def main() -> None:

@@ -242,8 +242,7 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
             if plan is not None:
                 raise ValueError(
                     f"end_at_step = {end_at_step}: the plan has {counted(steps, 'step')}, and only its last one leads "
-                    "to the "
-                    f"clean image: enable return_with_leftover_noise, or set end_at_step to {steps}"
+                    f"to the clean image: enable return_with_leftover_noise, or set end_at_step to {steps}"
                 )
             part = torch.cat([part[:-1], part.new_zeros(1)])
         return part[start_at_step:] if start_at_step < len(part) - 1 else part[:0]

@@ -30,7 +30,7 @@ from .runs import announce, announce_each, follow, resolve
 from .sampling import schedule_sigmas
 from .session import Inside, Sample, Session
 from .students import PREFIX, StudentLora, read_lora
-from .training import AMED_SCHEDULES, sum_over_processes
+from .training import AMED_SCHEDULES, SLOWEST, sum_over_processes
 from .work import check_choice, check_counts, measured, origin
 
 MOST = 8
@@ -50,7 +50,6 @@ TEACHER_SCHEDULES = (AUTO, *AMED_SCHEDULES)
 LARGE = 100_000_000
 """Weights of a network from which on its activations are computed a second time, in place of being kept."""
 
-SLOWEST = 0.1  # of the learning rate, at the end
 _RARELY = 100  # iterations between two validations, at most
 _BACKWARD = 1  # cost of a gradient beside its evaluation, in guided evaluations
 

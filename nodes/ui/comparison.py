@@ -148,7 +148,7 @@ def _named(named: Named[Any]) -> dict[str, Any]:
 
 
 def _evaluations(count: int) -> str:
-    return f"{count} evaluation{'s' * (count != 1)}"
+    return counted(count, "evaluation")
 
 
 def _schedule(work: Comparison, cell: Cell) -> str:
