@@ -177,10 +177,11 @@ class Comparison:
         for cell in self.cells:
             try:
                 sigmas = make_sigmas(*cell[:2], sampling, cell.steps, denoise)
+                run = self._run(cell.sampler, sigmas)
                 if self.reference_steps:
                     start = float(sampling.sigma_max if denoise > 0.9999 else sigmas[0])
                     self._references[cell] = _reference(sampling, self.reference_steps, start)
-                self._runs[cell] = self._run(cell.sampler, sigmas)
+                self._runs[cell] = run
             except Exception as error:  # of a schedule; the host's raise what they like
                 self.faults[cell] = str(error) or type(error).__name__
 
