@@ -119,7 +119,7 @@ def flux_schnell(clip_from: Path) -> tuple[Any, Any, Any]:
     import comfy.supported_models
     from comfy.taesd.taesd import TAESD
 
-    config = comfy.supported_models.FluxSchnell(dict(FLUX))
+    config = comfy.supported_models.FluxSchnell(for_this_host(FLUX))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({})
     pools: dict[int, torch.Tensor] = {}
@@ -132,6 +132,14 @@ def flux_schnell(clip_from: Path) -> tuple[Any, Any, Any]:
     _, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(clip_from), output_vae=False)
     weights = {name: _filled(name, value.shape, pools).float().clone() for name, value in vae.state_dict().items()}
     return patcher, clip, comfy.sd.VAE(sd=weights)
+
+
+def for_this_host(flux: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a Flux network with what newer hosts ask for beside them."""
+    from comfy.ldm.flux.model import FluxParams
+
+    more = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__annotations__ else {}
+    return flux | more
 
 
 NODE = '''"""In the place of the loader of FLUX.1 schnell."""
