@@ -52,8 +52,8 @@ class FewStepDemoModel(io.ComfyNode):
             node_id="FewStepDemoModel",
             display_name="Demo Model (emoji)",
             category=CATEGORY,
-            description="A small text-to-emoji model that comes with Few-Step: nothing to download. In two forms, like "
-            "Stable Diffusion (noise prediction) and like SD3 and Flux (rectified flow).",
+            description="A small text-to-emoji model that comes with Few-Step: nothing to download. It has two forms: "
+            "noise prediction as in Stable Diffusion, and rectified flow as in SD3 and Flux.",
             inputs=[
                 io.String.Input(
                     "prompt",

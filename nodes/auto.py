@@ -116,7 +116,7 @@ def why_not(plan: CalibratedPlan, model: Mapping[str, Any], budget: int, cfg: fl
     except ValueError as error:
         return str(error)
     if plan.recipe.nfe > budget:
-        return f"it makes {counted(plan.recipe.nfe, 'evaluation')} and the budget is {budget}"
+        return f"it makes {counted(plan.recipe.nfe, 'evaluation')} and evaluations = {budget}"
     if not same_guidance(plan, cfg):
         return f"it was made at guidance {plan.about.guidance:g} and cfg is {cfg:g}"
     return None
@@ -248,7 +248,8 @@ def _advice(family: Family, name: Any, levels: LevelRange, cfg: float | None, va
     shifts = list(dict.fromkeys(one.shift for one in fitting or family.settings if one.shift is not None))
     if levels.flow and shifts and not any(math.isclose(shift, levels.shift, rel_tol=0.05) for shift in shifts):
         lines.append(
-            f"The shift of the connected model is {levels.shift:.4g}: {shift_node(name)} sets it to {either(shifts)}."
+            f"The shift of the connected model is {levels.shift:.4g}: set it to {either(shifts)} with "
+            f"{shift_node(name)}."
         )
     return lines
 
@@ -273,12 +274,12 @@ def _as_student(student: Student, budget: int, denoise: float, cfg: float | None
     sigmas = student_sigmas(student, denoise)
     steps = len(sigmas) - 1
     if steps > budget:
-        notes.append(f"The connected student was trained for steps = {student.steps}: give it as many evaluations.")
+        notes.append(f"The connected student was trained for steps = {student.steps}: set evaluations to that number.")
         return None
     part = "" if steps == student.steps else f", the last {steps} of {student.steps}"
     text = f"{student.sampler} on trained: steps = {steps}{part}."
     if budget > steps:
-        notes.append("It was not trained for more: train a student for each number of evaluations.")
+        notes.append("The student was not trained for more: train one for each number of evaluations.")
     lines = [text, *student_notes(student, cfg=cfg), *notes]
     return Choice(SAMPLERS[student.sampler], {}, None, sigmas, "\n".join(lines))
 
@@ -304,7 +305,7 @@ def _as_trained(
     fits = [n for n in known if kept[n] <= budget]
     if not fits:
         numbers = steps_in_words(entry) if known == steps_of(entry) else either(known)
-        notes.append(f"{entry['name']} was trained for {counted(numbers, 'step')}: give it as many evaluations.")
+        notes.append(f"{entry['name']} was trained for {counted(numbers, 'step')}: set evaluations to match.")
         return None
     steps = max(fits) if wanted is None else min(fits, key=lambda n: (abs(n - wanted), -n))
     sigmas = sigmas_over(SCHEDULES["trained"], levels, steps, distilled=distilled)[-kept[steps] - 1 :]
@@ -323,7 +324,7 @@ def _as_trained(
     elif wanted is None and model.one_number and len(known) > 1:
         lines.append(
             f"Each file of {entry['name']} was trained for one number of steps, which the name of this one does not "
-            f"say: {steps} are taken. If it was made for another number, give as many evaluations."
+            f"say: {steps} are taken. If it was made for another number, set evaluations to that number."
         )
     lines += trained_notes(levels, distilled, steps, cfg)
     return Choice(SAMPLERS[model.sampler], model.options, None, sigmas, "\n".join([*lines, *notes]))
@@ -357,8 +358,8 @@ class FewStepAuto(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="How many times the model may run; with guidance, both prompts together count as one. "
-                    "It decides how long an image takes. A sampler with several evaluations in a step makes fewer "
-                    "steps.",
+                    "This number decides how long an image takes. A sampler with several evaluations in a step makes "
+                    "fewer steps.",
                 ),
                 io.Combo.Input(
                     "variety",

@@ -238,10 +238,9 @@ class FewStepTrainAMED(io.ComfyNode):
                 PLAN.Input(
                     "start",
                     optional=True,
-                    tooltip="A plan to begin with: one from Few-Step Calibrate, or a predictor from Few-Step Load "
-                    "Plan that is to be trained further. Its own base, afs and schedule are then used, and scale_dir "
-                    "and scale_time only where they are wider than the plan needs. If training does not help, the "
-                    "output is this plan.",
+                    tooltip="A plan to begin with: a calibrated plan, or an AMED plan to train further. Its base, afs "
+                    "and schedule replace those that are chosen here. scale_dir and scale_time are used only if they "
+                    "are wider than the plan needs. If training does not help, the output is this plan.",
                 ),
             ],
             outputs=_outputs(),

@@ -47,8 +47,8 @@ class FewStepCompare(io.ComfyNode):
             "missing is run.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
-                io.Conditioning.Input("positive", tooltip="What the image shows."),
-                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input("negative", tooltip="What the image should not show."),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent of the size you want, or an image to start from with denoise below 1.",

@@ -48,7 +48,7 @@ class FewStepDistill(io.ComfyNode):
                     "network; with guidance it would be two. Train one student for each number.",
                     most=MOST,
                     default=4,
-                    use="The guidance scale that goes into the student. The student itself is sampled at cfg 1.",
+                    use="The guidance scale whose effect the student learns. The student itself is sampled at cfg 1.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -80,7 +80,7 @@ class FewStepDistill(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="Number of images in a batch. If they do not fit into memory at once, they are taken in "
-                    "parts, which teaches the same.",
+                    "parts, with the same result.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -102,14 +102,14 @@ class FewStepDistill(io.ComfyNode):
                     "teacher_sampler",
                     options=list(TEACHERS),
                     default="dpmpp_2m",
-                    tooltip="The sampler whose way from noise to image the student follows.",
+                    tooltip="The sampler whose path from noise to image the student follows.",
                 ),
                 io.Combo.Input(
                     "teacher_schedule",
                     options=list(TEACHER_SCHEDULES),
                     default=AUTO,
-                    tooltip="The noise levels of the teacher. Those of the student are some of them. auto: karras, "
-                    "and time_uniform for flow models.",
+                    tooltip="The noise levels of the teacher. The student has some of these levels. auto: karras, or "
+                    "time_uniform for flow models.",
                 ),
                 io.Int.Input(
                     "teacher_steps",
@@ -126,18 +126,18 @@ class FewStepDistill(io.ComfyNode):
                 PLAN.Input(
                     "teacher",
                     optional=True,
-                    tooltip="A plan from Few-Step Calibrate that is the teacher, in the place of a sampler and a "
-                    "schedule. It must have twice as many evaluations as the student, or another multiple, and the "
-                    "same guidance.",
+                    tooltip="A plan from Few-Step Calibrate as the teacher. It replaces teacher_sampler, "
+                    "teacher_schedule and teacher_steps. It must have 2, 3 or more times the evaluations of the "
+                    "student, and must be made at the same cfg.",
                 ),
                 io.Combo.Input(
                     "start_from",
                     options=[NONE, *folder_paths.get_filename_list(FOLDER)],
                     default=NONE,
                     optional=True,
-                    tooltip="A student of this model to go on with, such as one whose training was stopped. Its own "
-                    "rank is then used. It may be one for more evaluations: a student of 4 is a good beginning for "
-                    "one of 2.",
+                    tooltip="A student of this model to train further, such as one whose training was stopped. Its own "
+                    "rank is then used. It may have more evaluations: a student for 4 evaluations is a good beginning "
+                    "for one for 2.",
                 ),
             ],
             outputs=[

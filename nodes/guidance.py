@@ -75,8 +75,8 @@ class FewStepGuidance(io.ComfyNode):
                     max=100000.0,
                     step=0.01,
                     round=False,
-                    tooltip="Noise level at which it ends. 0 is automatic: 0.28 for the interval (0.22 in rectified "
-                    "flow), the clean image for ramps.",
+                    tooltip="Noise level at which the interval or the ramp ends. 0 is automatic: 0.28 for the interval "
+                    "(0.22 in rectified flow), the clean image for ramps.",
                 ),
                 io.Float.Input(
                     "power",
@@ -187,8 +187,8 @@ class FewStepGuider(io.ComfyNode):
             description="A CFGGuider for SamplerCustomAdvanced whose guidance changes from step to step.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
-                io.Conditioning.Input("positive", tooltip="What the image shows."),
-                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input("negative", tooltip="What the image should not show."),
                 GUIDANCE.Input("guidance", tooltip="From Few-Step Guidance."),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
@@ -212,8 +212,8 @@ class FewStepGuidancePatch(io.ComfyNode):
             node_id="FewStepGuidancePatch",
             display_name="Few-Step Guidance Patch",
             category=CATEGORY,
-            description="Guidance that changes from step to step, for KSampler and every other sampler node. Their own "
-            "cfg is then not used.",
+            description="Guidance that changes from step to step, for KSampler and every other sampler node. The cfg "
+            "of the sampler node is then not used.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
                 GUIDANCE.Input("guidance", tooltip="From Few-Step Guidance."),

@@ -138,13 +138,13 @@ class FewStepDiffEditMask(io.ComfyNode):
             node_id="FewStepDiffEditMask",
             display_name="Few-Step DiffEdit Mask",
             category=CATEGORY,
-            description="Finds where an image has to change to show what another prompt says. Noise is added to it, "
-            "the model predicts it with both prompts, and the mask is where the predictions differ (DiffEdit, Couairon "
-            "et al. 2022, arXiv 2210.11427).",
+            description="Makes a mask of the places where an image has to change to fit another prompt. Noise is added "
+            "to the image, the model predicts the clean image with each prompt, and the mask is where the predictions "
+            "differ (DiffEdit, Couairon et al. 2022, arXiv 2210.11427).",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample the edit."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
-                io.Conditioning.Input("target", tooltip="What the image is to show."),
+                io.Conditioning.Input("target", tooltip="What the image should show."),
                 io.Latent.Input("latent_image", tooltip="The image."),
                 io.Float.Input(
                     "noise_level",
@@ -163,7 +163,7 @@ class FewStepDiffEditMask(io.ComfyNode):
                     default=5,
                     min=1,
                     max=256,
-                    tooltip="How many of them at once. Use fewer if memory is short.",
+                    tooltip="How many noises are sampled at once. Use fewer if memory is short.",
                 ),
                 io.Float.Input(
                     "threshold",

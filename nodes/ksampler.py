@@ -53,12 +53,12 @@ def _choices(steps: str) -> list[io.Input]:
     """From steps to the latent, in the host's order and by its names: a KSampler can be changed for the node."""
     return [
         steps_input(steps),
-        cfg_input(7.0, "Guidance scale: how strongly the prompt guides the image. 1 is none. If a guidance schedule is "
-                  "connected, that one is used."),
+        cfg_input(7.0, "Guidance scale: how strongly the prompt guides the image. 1 means no guidance. If the input "
+                  "guidance is connected, it replaces this value."),
         sampler_input("sampler_name"),
         schedule_input("scheduler"),
-        io.Conditioning.Input("positive", tooltip="What the image shows."),
-        io.Conditioning.Input("negative", tooltip="What it does not show."),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What the image should not show."),
         io.Latent.Input("latent_image", tooltip="An empty latent of the size you want, or an image to start from."),
     ]  # fmt: skip
 
@@ -77,8 +77,9 @@ def _more_inputs() -> list[io.Input]:
         PLAN.Input(
             "plan",
             optional=True,
-            tooltip="A calibrated plan. It brings its own sampler, noise levels and steps, in the place of those that "
-            "are chosen here. With denoise below 1, that share of its steps is run, the last ones.",
+            tooltip="A calibrated plan. It replaces the sampler, the schedule and the steps that are chosen here. If "
+            "only a part of the run is sampled (denoise below 1, or start_at_step and end_at_step), only that part of "
+            "the plan is run.",
         ),
     ]
 
@@ -87,7 +88,9 @@ def _outputs() -> list[io.Output]:
     return [
         io.Latent.Output(display_name="LATENT", tooltip="The image. It has noise left if the run ended early."),
         io.Latent.Output(
-            display_name="denoised", tooltip="What the model expects the clean image to be after the last step."
+            display_name="denoised",
+            tooltip="The clean image that the model predicted at the last step. It is the image itself, unless noise "
+            "is left.",
         ),
     ]
 
@@ -110,7 +113,7 @@ class FewStepKSampler(io.ComfyNode):
             inputs=[
                 *_model_inputs(),
                 seed_input("Seed of the noise."),
-                *_choices("Number of steps. 8 to 12 suffice for most models."),
+                *_choices("Number of steps: 10 to 20 for most models with dpmpp_2m on karras."),
                 denoise_input(),
                 *_more_inputs(),
             ],
@@ -187,7 +190,7 @@ class FewStepKSamplerAdvanced(io.ComfyNode):
                     "return_with_leftover_noise",
                     options=[DISABLE, ENABLE],
                     default=DISABLE,
-                    tooltip="If the run ends before its last step. enable: the noise of that level stays in the "
+                    tooltip="Used if the run ends before its last step. enable: the noise of that level stays in the "
                     "latent, for the node that goes on. disable: the last step here leads to the clean image.",
                 ),
                 *_more_inputs(),

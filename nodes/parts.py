@@ -71,16 +71,16 @@ class FewStepSplitAtSigma(io.ComfyNode):
             node_id="FewStepSplitAtSigma",
             display_name="Few-Step Split at Sigma",
             category=CATEGORY,
-            description="Cuts noise levels in two where a model of two experts (Wan 2.2) changes from the expert for "
-            "high noise to the one for low noise, whatever the schedule and the number of steps. The steps that begin "
-            "at the boundary or above are in high.",
+            description="Splits noise levels in two for a model of two experts (Wan 2.2): one part for the expert for "
+            "high noise, one for the expert for low noise. It works with every schedule and number of steps. The steps "
+            "that begin at the boundary or above are in high.",
             inputs=[
                 io.Sigmas.Input("sigmas", tooltip="The noise levels of the whole run, descending."),
                 io.Combo.Input(
                     "boundary",
                     options=[*BOUNDARIES, OWN],
                     default=next(iter(BOUNDARIES)),
-                    tooltip=f"The noise level at which the model changes. {OWN}: the value of sigma.",
+                    tooltip=f"The noise level at which the model changes. {OWN}: the value of the input sigma.",
                 ),
                 io.Float.Input(
                     "sigma",

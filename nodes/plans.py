@@ -111,8 +111,8 @@ class FewStepSavePlan(io.ComfyNode):
                 PLAN.Output(display_name="PLAN", tooltip="The same plan."),
                 io.String.Output(
                     display_name="text",
-                    tooltip="The plan as text, for Few-Step Load Plan. A predictor cannot be written as text: its "
-                    "text is the fixed plan that it follows where it cannot read the network.",
+                    tooltip="The plan as text, for Few-Step Load Plan. The network of an AMED plan does not fit into a "
+                    "text. Its text has fixed parameters, the same for all images.",
                 ),
             ],
             is_output_node=True,
@@ -148,15 +148,16 @@ class FewStepPlanSampler(io.ComfyNode):
             display_name="Few-Step Plan Sampler",
             category=CATEGORY,
             description="Follows a calibrated plan. Connect both outputs to SamplerCustom or SamplerCustomAdvanced. "
-            "For img2img, use a part of the sigmas (SplitSigmas).",
+            "For img2img, use the last part of the sigmas (low_sigmas of SplitSigmas).",
             inputs=[
                 PLAN.Input("plan", tooltip="The plan to follow."),
                 io.Boolean.Input(
                     "see_bottleneck",
                     default=True,
                     optional=True,
-                    tooltip="A predictor (AMED) reads the middle of the network while it samples and gives every image "
-                    "its own parameters. Off: all images have the same, fixed ones. Other plans have no predictor.",
+                    tooltip="Only for AMED plans. On: the network of the plan reads the middle of the model's network "
+                    "during sampling, and gives every image its own parameters. Off: all images have the same "
+                    "parameters.",
                 ),
                 io.Model.Input(
                     "model",

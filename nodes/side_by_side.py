@@ -21,7 +21,8 @@ class FewStepSideBySide(io.ComfyNode):
             display_name="Few-Step Side by Side",
             category=CATEGORY,
             description="Shows two pictures in one place, with a line between them that follows the pointer: left of "
-            "it is image_a, right of it image_b. Of batches, the pictures with the same number are shown together.",
+            "it is image_a, right of it image_b. If batches are connected, pictures with the same number are shown "
+            "together.",
             inputs=[
                 io.Image.Input("image_a", tooltip="The picture on the left."),
                 io.Image.Input("image_b", tooltip="The picture on the right."),

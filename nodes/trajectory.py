@@ -45,8 +45,8 @@ class FewStepTrajectory(io.ComfyNode):
             "components. AMED builds on this (Zhou et al. 2024, arXiv 2312.00094, section 3.1).",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
-                io.Conditioning.Input("positive", tooltip="What the images show."),
-                io.Conditioning.Input("negative", tooltip="What they do not show."),
+                io.Conditioning.Input("positive", tooltip="What the images should show."),
+                io.Conditioning.Input("negative", tooltip="What the images should not show."),
                 io.Latent.Input("latent_image", tooltip="An empty latent: its size is used, its content is not."),
                 cfg_input(7.5),
                 seed_input("Seed of the noise that the trajectories start from."),
@@ -165,8 +165,8 @@ class FewStepFilmStrip(io.ComfyNode):
             "evaluation: when the picture is decided, and which evaluations still change it.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled."),
-                io.Conditioning.Input("positive", tooltip="What the image shows."),
-                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input("negative", tooltip="What the image should not show."),
                 io.Sampler.Input(
                     "sampler", tooltip="Any sampler. Every evaluation is shown, also where one step has several."
                 ),

@@ -29,8 +29,8 @@ DISCARD_PENULTIMATE = Option(
 SHIFT = Option(
     "shift",
     0.0,
-    "Time shift of rectified-flow models; above 1 it moves the steps to high noise, 1 is none. 0 is automatic: the "
-    "model's own where the schedule runs in its time (time_uniform, simple, beta and others), none elsewhere.",
+    "Time shift of rectified-flow models. Above 1 moves the steps to higher noise; 1 is no shift. 0 is automatic: the "
+    "model's own shift if the schedule runs in its time (time_uniform, simple, beta and others), otherwise no shift.",
     0.0,
     100.0,
 )

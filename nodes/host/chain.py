@@ -62,7 +62,7 @@ def sample_fewstep_chain(
     """
     if first is None or second is None:
         raise ValueError(
-            "chain: this sampler has lost its two samplers: connect Few-Step Chain, which makes it of them"
+            "chain: this sampler has lost its two samplers: connect Few-Step Chain directly to the node that samples"
         )
     one, other = ours(first, sigmas), ours(second, sigmas)
     if one is not None and other is not None:
@@ -108,7 +108,7 @@ def _noise_device(*parts: Ours) -> str | None:
     """
     wanted = {part.options.get(NOISE_DEVICE.name, NOISE_DEVICE.default) for part in parts if part.spec.stochastic}
     if len(wanted) > 1:
-        raise ValueError("noise_device: first and second differ in it, and a run has one source of noise: set it alike")
+        raise ValueError("noise_device: first and second have different values: choose the same value in both samplers")
     return next(iter(wanted), None)
 
 

@@ -143,8 +143,8 @@ class Distillation:
         every, rest = divmod(len(self._sigmas) - 1, evaluations)
         if rest or every < 2:
             raise ValueError(
-                f"teacher: its number of steps, {len(self._sigmas) - 1}, is no multiple of evaluations = "
-                f"{evaluations}, twice or more: each step of the student takes the place of as many of the teacher's"
+                f"teacher: its number of steps, {len(self._sigmas) - 1}, must be 2, 3 or more times evaluations = "
+                f"{evaluations}: each step of the student replaces several of the teacher's"
             )
         self._followed["steps"] = len(self._sigmas) - 1
         self.levels = self._sigmas[::every]

@@ -128,7 +128,9 @@ def sample_fewstep_plan(
         ValueError: if the plan is missing, was made for another kind of model, or the sigmas are not its own.
     """
     if plan is None:
-        raise ValueError("plan: this sampler has lost its plan: connect Few-Step Plan Sampler, which makes it with one")
+        raise ValueError(
+            "plan: this sampler has lost its plan: connect Few-Step Plan Sampler directly to the node that samples"
+        )
     return _sample_plan(plan, model, x, sigmas, extra_args, callback, disable, see_bottleneck=see_bottleneck)
 
 

@@ -210,7 +210,7 @@ def denoise_input() -> io.Input:
     )
 
 
-def cfg_input(default: float, tooltip: str = "Guidance scale; 1 is none.") -> io.Input:
+def cfg_input(default: float, tooltip: str = "Guidance scale; 1 means no guidance.") -> io.Input:
     """The scale of guidance, as the host's sampler nodes have it."""
     return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
 

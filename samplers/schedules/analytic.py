@@ -271,7 +271,7 @@ def laplace(
         float, Bounds(0.01, 100.0), "Noise level around which most steps lie; 1 is as much noise as signal."
     ] = 1.0,
     scale: Annotated[
-        float, Bounds(0.01, 10.0), "Width in log sigma, b in the paper: smaller puts them closer together."
+        float, Bounds(0.01, 10.0), "Width in log sigma, b in the paper. Smaller: the steps are closer together."
     ] = 0.5,
     flow: bool = False,
 ) -> Tensor:

@@ -50,8 +50,8 @@ def bong_tangent(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fal
     return of_flow(torch.cat([(1 + above[:-1]) / 2, below[:-1] / 2]), sigma_max, flow)
 
 
-Width = Annotated[int, Bounds(16, 16384), "Of the image, in pixels."]
-Height = Annotated[int, Bounds(16, 16384), "Of the image, in pixels."]
+Width = Annotated[int, Bounds(16, 16384), "Width of the image, in pixels."]
+Height = Annotated[int, Bounds(16, 16384), "Height of the image, in pixels."]
 
 
 def _tokens(width: int, height: int) -> float:
@@ -77,8 +77,8 @@ def flux(
     *,
     width: Width = 1024,
     height: Height = 1024,
-    base_shift: Annotated[float, Bounds(0.0, 10.0), "mu at 256 tokens, which are 256 by 256 pixels."] = 0.5,
-    max_shift: Annotated[float, Bounds(0.0, 10.0), "mu at 4096 tokens, which are 1024 by 1024 pixels."] = 1.15,
+    base_shift: Annotated[float, Bounds(0.0, 10.0), "Logarithm of the shift (mu) for 256 x 256 pixels."] = 0.5,
+    max_shift: Annotated[float, Bounds(0.0, 10.0), "Logarithm of the shift (mu) for 1024 x 1024 pixels."] = 1.15,
     flow: bool = False,
 ) -> Tensor:
     """sigma_i = e^mu / (e^mu + 1/t_i - 1), t_i = 1 - i/n, with mu linear in the tokens of the image.
@@ -122,7 +122,7 @@ def optimal_steps(
     sigma_min: float,
     sigma_max: float,
     *,
-    table: Annotated[Literal["flux", "wan", "chroma"], "The model it was optimised for."] = "flux",
+    table: Annotated[Literal["flux", "wan", "chroma"], "The model that the levels were optimised for."] = "flux",
     flow: bool = False,
 ) -> Tensor:
     """The levels that a search by dynamic programming chose for a model.

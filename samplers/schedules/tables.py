@@ -69,7 +69,7 @@ def ays(
     sigma_min: float,
     sigma_max: float,
     *,
-    table: Annotated[Table, "The model that it was optimised for; it is stretched to other ranges of levels."] = "sd15",
+    table: Annotated[Table, "The model that the levels were optimised for; for others they are stretched."] = "sd15",
     flow: bool = False,
 ) -> Tensor:
     """Align Your Steps: the levels optimised for a model, published for 10 steps.

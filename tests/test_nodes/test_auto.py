@@ -310,7 +310,7 @@ def test_a_connected_plan_comes_first(comfyui, folder):
 @pytest.mark.parametrize(
     ("inputs", "why"),
     [
-        ({"evaluations": 4}, "8 evaluations and the budget is 4"),
+        ({"evaluations": 4}, "8 evaluations and evaluations = 4"),
         ({"variety": VARIED}, "plans add no noise"),
         ({"denoise": 0.7}, "denoise is below 1"),
         ({"model": "FLOW"}, "made for another model: sampling is"),

@@ -350,7 +350,7 @@ def test_a_teacher_that_does_not_fit_is_said(comfyui, loras):
     with torch.inference_mode(False):
         predictor = plans.Predictor()
     for plan, named in (
-        (plans.CalibratedPlan(odd), "teacher: its number of steps, 3, is no multiple of evaluations = 2"),
+        (plans.CalibratedPlan(odd), "teacher: its number of steps, 3, must be 2, 3 or more times evaluations = 2"),
         (
             plans.CalibratedPlan(even, about=about(guidance=7.0)),
             "teacher: .* at guidance 7 and cfg is 2.5: set cfg",
@@ -450,7 +450,7 @@ def test_trained_and_auto_have_its_levels(comfyui, student):
     _, part, _ = comfyui.nodes["FewStepAuto"].execute(student, 2, "exact seed", 0.5).result
     assert torch.equal(part, levels[1:])
     *_, few = comfyui.nodes["FewStepAuto"].execute(student, 1, "exact seed", 1.0).result
-    assert "was trained for steps = 2: give it as many evaluations" in few
+    assert "was trained for steps = 2: set evaluations to that number" in few
     *_, strong = comfyui.nodes["FewStepAuto"].execute(student, 2, "exact seed", 1.0, cfg=7.0).result
     assert "this run has cfg 7" in strong
     with pytest.raises(ValueError, match="SDXL-Lightning"):  # another model is chosen

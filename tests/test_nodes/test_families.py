@@ -120,7 +120,7 @@ def test_recommended_where_they_do_not(choose):
 def test_shift_and_cfg_that_differ_are_told(choose):
     qwen = FLOW | {"family": "QwenImage", "shift": 1.15}
     text = choose(qwen, cfg=9.0).text
-    assert "shift of the connected model is 1.15: ModelSamplingAuraFlow sets it to 3.1 or 1." in text
+    assert "shift of the connected model is 1.15: set it to 3.1 or 1 with ModelSamplingAuraFlow." in text
     assert "cfg is 9, outside" in text
     fits = choose(qwen | {"shift": 3.1}, cfg=4.0).text
     assert "connected model is" not in fits and "outside" not in fits
@@ -163,7 +163,7 @@ def test_of_several_models_of_one_class_each_may_be_the_one(choose):
     wan = FLOW | {"family": "WAN21_T2V"}
     for cfg, shift in ((6.0, 8.0), (3.5, 12.0), (3.5, 5.0), (4.0, 8.0)):
         assert not REMARKS.search(choose(wan | {"shift": shift}, 20, cfg=cfg).text)
-    assert "ModelSamplingSD3 sets it to 8." in choose(wan | {"shift": 12.0}, 20, cfg=6.0).text
+    assert "set it to 8 with ModelSamplingSD3." in choose(wan | {"shift": 12.0}, 20, cfg=6.0).text
     assert "cfg is 9, outside" in choose(wan | {"shift": 8.0}, 20, cfg=9.0).text
     flux2 = FLOW | {"family": "Flux2"}
     assert "cfg is 3, outside" in choose(flux2, 20, cfg=3.0).text
@@ -230,7 +230,7 @@ def test_its_own_levels_within_the_budget(choose, families, id, budget):
         if levels is not None:
             torch.testing.assert_close(found.sigmas, levels.float())
     else:
-        assert "was trained for" in found.text and "give it as many evaluations" in found.text
+        assert "was trained for" in found.text and "set evaluations to match" in found.text
 
 
 def test_the_makers_options_are_set_and_variety_is_left_out_aloud(choose):
@@ -274,7 +274,7 @@ def test_a_file_of_one_step_is_taken_by_its_name_only(choose):
     """Those of SDXL-Lightning and DMD2 are other files, and that of the first predicts the image."""
     for id in ("sdxl_lightning", "dmd2_sdxl"):
         facts = SD | {"family": "SDXL", "distilled": id}
-        assert "give it as many evaluations" in choose(facts, 1).text
+        assert "set evaluations to match" in choose(facts, 1).text
         named = choose(facts | {"distilled_steps": 1}, 1)
         assert len(named.sigmas) == 2 and ("set the model to x0" in named.text) == (id == "sdxl_lightning")
 

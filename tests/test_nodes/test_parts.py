@@ -170,7 +170,7 @@ def test_what_cannot_be_chained_is_said(comfyui):
         ours(comfyui, "dpmpp_2m_sde", noise_device="cpu"),
         3,
     )
-    with pytest.raises(ValueError, match="noise_device: first and second differ in it"):
+    with pytest.raises(ValueError, match="noise_device: first and second have different values"):
         custom(comfyui, model, made, sigmas_of(comfyui, model))
 
 
