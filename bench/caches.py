@@ -161,19 +161,25 @@ def measure(pairs: Sequence[cells.Pair], samplers: Sequence[str]) -> Iterator[Ro
 
 PAGE_TEXT = """# Step caches
 
-EasyCache and LazyCache, which come with ComfyUI, leave out passes of the network: where the sample has changed little,
-they answer with the last difference between output and input. Such an answer contains the change of the sample itself,
-and solvers that remember predictions take the differences of these for the change of the network.
+EasyCache and LazyCache, which come with ComfyUI, leave out passes of the network. Where the sample has changed little,
+they do not run the network: they add the last difference between its output and input to the present input. The output
+then changes only because the sample itself has changed. Solvers that remember predictions take this for a change of the
+network's prediction.
 
-Measured by `make bench-caches` (`bench/caches.py`): the demo model, karras, guidance {w:g}, median over {images}
-images; the error is that to {many} steps without a cache. *passes* are the evaluations for which the network ran; *as
-many steps* is the error of the same sampler without a cache in as many steps as these, which costs the same.
+The table at the end was measured by `make bench-caches` (`bench/caches.py`) with the demo model, the schedule karras
+and guidance {w:g}. Errors are medians over {images} images.
+
+* *error*: the distance to the image of {many} steps, without a cache.
+* *passes*: the evaluations for which the network ran.
+* *error with it*: the error with the cache.
+* *times*: by how much the cache multiplies the error.
+* *as many steps*: the error without a cache in as many steps as there were passes, which costs the same.
 
 {findings}
 
 TeaCache, MagCache and First Block Cache, which other packs bring, leave out passes in the same way. They are made for
 certain transformers (Flux, Wan, HunyuanVideo and others) and cannot run the demo model, so they were not measured. The
-node warns of them, too, where it recognizes them by what they put into the options of the model.
+node that samples warns of them, too, if it recognizes them in the options of the model.
 
 | steps | sampler | error | cache, threshold | passes | error with it | times | as many steps |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -200,18 +206,18 @@ def findings(rows: Sequence[Row]) -> str:
         for kind, found in ratios.items()
         if found
     )
+    by = f", in the median by a factor of {statistics.median(worse):.1f}" if worse else ""
     sentences = (
         "**What follows.**",
         f"A cache left out passes in {len(used)} of {len(rows)} cases.",
-        f"In {len(worse)} of these, fewer steps without a cache have the smaller error at the same cost,",
-        f"in the median by a factor of {statistics.median(worse):.1f}:" if worse else "none:",
-        "so the node that samples warns of a step cache.",
-        f"The cache multiplies the error by (median): {medians}.",
-        f"The error of the samplers that remember predictions, beside that of `euler` with the same cache: {beside}.",
-        "A lower order would not remove what the answers of the cache cost, which `euler` pays as well,",
-        "and so the order is left as it is.",
-        "A large model, whose passes differ less from step to step, may bear a cache better:",
-        "the demo model is small, and this is what was measured.",
+        f"In {len(worse)} of these, fewer steps without a cache have a smaller error at the same cost{by}.",
+        "The node that samples therefore shows a warning if the model has a step cache.",
+        f"By sampler, the cache multiplies the error in the median by: {medians}.",
+        f"The error of the samplers that remember predictions, relative to `euler` with the same cache, is {beside}.",
+        "A lower order would not remove the error that the cache causes, because `euler`, of order 1, has it as well.",
+        "So Few-Step leaves the order as it is.",
+        "In a large model the predictions differ less from step to step, so it may lose less with a cache.",
+        "The demo model is small, and no other model was measured.",
     )
     return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
 

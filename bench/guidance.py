@@ -121,16 +121,16 @@ def _error(latents: Tensor, exact: Tensor) -> float:
 
 INTRODUCTION = """# Guidance along a run
 
-What schedules of the guidance scale save, and what they change. The [help page](../web/docs/FewStepGuidance.md) of
-*Few-Step Guidance* says when to use which.
+How much time a changing guidance scale saves, and how it changes the images. The
+[help page](../web/docs/FewStepGuidance.md) of *Few-Step Guidance* says when to use which schedule.
 
-Written by `bench/guidance.py --evaluations {evaluations}`: the demo model, {sampler} on {schedule} with {evaluations}
-evaluations, guidance {w:g}. Ramps have this scale as their mean in time.
+Measured by `bench/guidance.py --evaluations {evaluations}` with the demo model, {sampler} on {schedule} and
+{evaluations} evaluations, at guidance {w:g}. The scale of a ramp has this value as its mean over time.
 
 * *passes*: how often the network runs for one image.
 * *error, own limit*: the error of the final latent as in [QUALITY.md](QUALITY.md), median over {pairs} images, against
-  the same guidance in {many} steps. It is the error of the sampler. CFG++ has no limit, since its scale grows with the
-  number of steps.
+  the same guidance in {many} steps. It is the error of the sampler. CFG++ has no such limit, because it guides more
+  with more steps.
 * *error, constant guidance*: the same against constant guidance in {many} steps. It says how much the image has
   changed.
 * *Fréchet distance* of {images} samples to the training images, on {axes} axes. Lower is closer to the data, much of
