@@ -278,7 +278,7 @@ class FewStepScript(scripts.Script):
                 placeholder=f"the text of a plan, or {', '.join(PUBLISHED)}",
                 elem_id=self.elem_id("plan"),
             )
-            with gr.Accordion("Which options there are", open=False):
+            with gr.Accordion("List of all options", open=False):
                 gr.Markdown(options_table())
         widgets = [sampler_options, schedule_options, guidance, cfg_end, sigma_start, sigma_end, power, plan]
         self.infotext_fields = list(zip(widgets, KEYS.values(), strict=True))
