@@ -207,7 +207,7 @@ def demo_image_to_image(g: Graph) -> None:
         "Image to image",
         "The first KSampler makes an image of *Before*. The second adds noise to it and makes an image "
         "of *After* from there. Its **denoise** says how much is replaced: 0.4 keeps nearly all, 0.8 little.\n\n"
-        "Nothing to download. For a picture of your own, put *Load Image* and *Demo Encode* in the place of the first.",
+        "Nothing to download. For your picture, put *Load Image* and *Demo Encode* in the place of the first KSampler.",
         "cat face",
         4,
         "dog face",
@@ -296,7 +296,7 @@ def demo_distil(g: Graph) -> None:
         "Distil, and use the student",
         "Trains a **LoRA** with which a few evaluations without guidance give nearly the image of many with guidance. "
         "It is written to **models/loras**.\n\nNothing to download. This takes some minutes without a GPU, and shows "
-        "how it is done: a good student has learned for hours. If you stop it, the best student so far is kept.",
+        "how it is done: a good student is trained for hours. If you stop it, the best student so far is kept.",
         "cat face",
         4,
         stacked=True,
@@ -356,7 +356,7 @@ def demo_inversion(g: Graph) -> None:
         g,
         "Edit by inversion",
         "The first KSampler makes an image of *Before*. *Few-Step Invert* finds the noise from which "
-        "the sampler makes this very image. Sampled with the prompt *After*, this noise gives the image changed.\n\n"
+        "the sampler makes this very image. Sampled with the prompt *After*, this noise gives a changed picture.\n\n"
         "Nothing to download. Write the first prompt into *After*, and you get the image back.",
         "cat face",
         4,
@@ -421,8 +421,8 @@ def sd15_auto(g: Graph) -> None:
         g,
         SD15,
         "Auto, 8 evaluations",
-        "Say how many evaluations of the model you can wait for. Few-Step Auto chooses the "
-        "sampler and the schedule that were best at that number, and says what it chose and why.",
+        "Set **evaluations** of *Few-Step Auto*: how many times the model may run. The node chooses the "
+        "sampler and the schedule that were best at that number, and says why.",
     )
     g.group("3. Choice", 340)
     sampler, sigmas, _ = g.add("FewStepAuto", model=model, evaluations=8, cfg=7.0)
@@ -599,7 +599,7 @@ def sd15_inversion(g: Graph) -> None:
         SD15,
         "Edit by inversion",
         "*Few-Step Invert* finds the noise from which the sampler makes your picture. Sampled with another prompt, "
-        "this noise gives your picture changed. A higher **cfg** of the sampling changes more.",
+        "this noise gives a changed picture. A higher **cfg** in the sampler changes it more.",
         what_it_shows=GIRL,
         what_it_is_to_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
         negative_prompt="",
@@ -645,7 +645,7 @@ def sd15_prompts(g: Graph, title: str, text: str, stacked: bool = False) -> tupl
     if not stacked:
         g.column(210)
     model, clip, vae = checkpoint(g, SD15)
-    g.group("2. Your prompts" if stacked else "2. Prompts like yours", 210)
+    g.group("2. Your prompts", 210)
     texts = [SCENE, "portrait of an old fisherman, wrinkles, soft light, photograph"]
     first, second, negative = prompts(g, clip, stacked, prompt_1=texts[0], prompt_2=texts[1], negative_prompt=POOR)
     if not stacked:
@@ -658,7 +658,7 @@ def sd15_prompts(g: Graph, title: str, text: str, stacked: bool = False) -> tupl
 
 def sd15_calibrate(g: Graph) -> None:
     model, vae, both, first = sd15_prompts(
-        g, "Calibrate a plan, and use it", "Fits a plan to your model. Later, use *Few-Step Load Plan*."
+        g, "Calibrate a plan, and use it", "Fits a plan to your model. Later, load it with *Few-Step Load Plan*."
     )
     calibrate(g, 3, model, both, first, None, vae, 7.0, 6, "sd15_cfg7_6")
 
@@ -667,7 +667,8 @@ def sd15_distil(g: Graph) -> None:
     model, vae, both, first = sd15_prompts(
         g,
         "Distil, and use the student",
-        "Trains a **LoRA** for 4 evaluations at cfg 1, for hours on a GPU. Later, use *Load LoRA* and *Few-Step Auto*.",
+        "Trains a **LoRA** for 4 evaluations at cfg 1. It takes hours on a GPU. Later, use *Load LoRA* and *Few-Step "
+        "Auto*.",
         stacked=True,
     )
     g.under(vae)
