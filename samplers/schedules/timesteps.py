@@ -45,7 +45,7 @@ def _table_time(sigma_min: float, sigma_max: float, flow: bool) -> tuple[float, 
 @schedule(
     "Normal",
     paper="Song et al. 2020, arXiv 2010.02502",
-    help="Equal steps in the time of Stable Diffusion, both ends included: linspace of diffusers.",
+    help="Equal steps in the time of Stable Diffusion, both ends included. Called linspace in diffusers.",
     curated=True,
     in_time=True,
 )
@@ -81,7 +81,7 @@ def sgm_uniform(n: int, sigma_min: float, sigma_max: float, *, flow: bool = Fals
 @schedule(
     "Simple",
     paper="Lin et al. 2023, arXiv 2305.08891",
-    help="Equal steps in time from pure noise to 0: trailing of diffusers. For flow models and distilled ones.",
+    help="Equal steps in time from pure noise to 0. Called trailing in diffusers. For flow and distilled models.",
     curated=True,
     ends_at_sigma_min=False,
     in_time=True,
@@ -99,7 +99,7 @@ def simple(n: int, sigma_min: float, sigma_max: float, *, flow: bool = False) ->
 @schedule(
     "DDIM uniform",
     paper="Song et al. 2020, arXiv 2010.02502",
-    help="Equal steps in time that begin below pure noise, far below with few steps: leading of diffusers.",
+    help="Equal steps in time that begin below pure noise, far below with few steps. Called leading in diffusers.",
     curated=True,
     starts_at_sigma_max=False,
     ends_at_sigma_min=False,

@@ -205,8 +205,8 @@ def res_5s(levels: Levels) -> Iterator[Stage]:
 @sampler(
     "RES 6S",
     paper="Luan 2021, doi 10.1007/s10543-020-00834-z",
-    help="Fourth order, six evaluations a step, about as exact as res_5s for as many evaluations. For "
-    "reference images.",
+    help="Fourth order, six evaluations a step, about as exact as res_5s with the same number of "
+    "evaluations. For reference images.",
     order=4,
 )
 def res_6s(levels: Levels) -> Iterator[Stage]:

@@ -52,8 +52,8 @@ BASES = {name: _whole(solver) for name, solver in zip(get_args(Base), _ALL, stri
 @sampler(
     "Restart",
     paper="Xu et al. 2023, arXiv 2306.14878",
-    help="A deterministic solver that goes through a part of the run again, from added noise. It mends errors of the "
-    "first pass at the price of more evaluations. For many steps.",
+    help="A deterministic solver that goes through a part of the run again, from added noise. It corrects "
+    "earlier errors, at the price of more evaluations. For many steps.",
     order=2,
 )
 def restart(

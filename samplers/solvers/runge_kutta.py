@@ -160,7 +160,7 @@ def rk4_step(levels: Levels, i: int) -> Iterator[Stage]:
     "Heun++ 2",
     paper="Carzit 2024, sd-webui-samplers-scheduler",
     help="Euler's method with a look at the next two levels, three evaluations a step. First order in the limit of many"
-    " steps: there is better for as many evaluations.",
+    " steps: with the same number of evaluations others are better.",
     order=1,
 )
 def heunpp2(levels: Levels) -> Iterator[Stage]:
