@@ -70,7 +70,7 @@ def _in_chinese(table: str) -> str:
 
 
 _CHINESE = {
-    r"the same, more variety": "同左，more variety",
+    r"with more variety": "同左，more variety",
     r" \((\d+) evaluations a step\)": r"（每步 \1 次求值）",
     r" \(order (\d+)\)": r"（\1 阶）",
     r"evaluations": "求值次数",
@@ -226,9 +226,9 @@ def _picked() -> str:
         (
             "evaluations",
             "SD1.5, SD2, SDXL",
-            "the same, more variety",
+            "with more variety",
             "SD3, Flux, Wan, Qwen-Image",
-            "the same, more variety",
+            "with more variety",
         ),
         ([budget, *cells] for budget, (_, cells) in zip(budgets, found, strict=True)),
     )

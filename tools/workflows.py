@@ -455,7 +455,7 @@ def sdxl_lightning(g: Graph) -> None:
         LIGHTNING,
         "SDXL Lightning, 4 steps",
         "A distilled model gives its best image at the noise levels that it was trained on: "
-        "schedule **trained**. It needs no guidance (cfg 1), so that the negative prompt is not used. For a file of 2 "
+        "schedule **trained**. It needs no guidance (cfg 1), so the negative prompt is not used. For a file of 2 "
         "or 8 steps, set **steps** to that number.",
     )
     sampler, sigmas = solver(g, 3, model, "euler", "trained", 4, distilled="sdxl_lightning")
@@ -472,7 +472,7 @@ def flux_schnell(g: Graph) -> None:
         SCHNELL,
         "Flux schnell, 4 steps",
         "A distilled model gives its best image at the noise levels that it was trained on: "
-        "schedule **trained**, with 1 to 4 steps. It needs no guidance (cfg 1), so that the "
+        "schedule **trained**, with 1 to 4 steps. It needs no guidance (cfg 1), so the "
         "negative prompt is not used.",
         prompt=SCENE,
         negative_prompt="",
@@ -601,7 +601,7 @@ def sd15_inversion(g: Graph) -> None:
         "*Few-Step Invert* finds the noise from which the sampler makes your picture. Sampled with another prompt, "
         "this noise gives a changed picture. A higher **cfg** in the sampler changes it more.",
         what_it_shows=GIRL,
-        what_it_is_to_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
+        what_it_should_show=GIRL.replace("pink dress", "blue coat").replace("green hill", "snowy hill"),
         negative_prompt="",
     )
     latent, _ = picture(g, vae, 512)
@@ -617,7 +617,7 @@ def sd15_diffedit(g: Graph) -> None:
         "Your picture changes only where two prompts differ (Couairon et al. 2022). A lower **threshold** changes "
         "more.",
         what_it_shows=GIRL,
-        what_it_is_to_show=GIRL.replace("pink dress", "blue coat"),
+        what_it_should_show=GIRL.replace("pink dress", "blue coat"),
         negative_prompt="",
     )
     latent, _ = picture(g, vae, 512)

@@ -48,10 +48,8 @@ def student_notes(student: Student, steps: int | None = None, cfg: float | None 
     """
     notes = [f"{student_summary(student)}. The noise levels are its own."]
     if steps is not None and steps != student.steps:
-        notes.append(
-            f"Warning: steps is {steps}, and the student was trained for {student.steps}: {student.steps} steps are "
-            "run."
-        )
+        own = student.steps
+        notes.append(f"Warning: steps is {steps}, and the student was trained for {own}: it is sampled in {own}.")
     if cfg is None:
         notes.append("It is sampled at cfg 1.")
     return [*notes, *(f"Warning: {fault}." for fault in other_cfg(student, cfg))]
