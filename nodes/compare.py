@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers.checks import counted
-from .host.comparison import Comparison
+from .host.comparison import STOPPING, Comparison
 from .host.display import Display, preview_image, show, telling
 from .host.progress import Progress
 from .host.protocols import Conditioning
@@ -163,7 +162,7 @@ class FewStepCompare(io.ComfyNode):
         with Progress(Display(model).show) as progress:
             try:
                 work.run(progress)
-            except comfy.model_management.InterruptProcessingException:
+            except STOPPING:
                 with telling("the images that are finished cannot be shown"):
                     show(output(finished := shown(), finished.sheet(tile)))
                 there = sum(work.outcome(cell) is not None for cell in work.cells)

@@ -103,9 +103,16 @@ function addPair(compare, pair) {
   setPair(...made, pair);
   set(made[1], "denoise", find(compare, "denoise").value);
   const link = compare.getInputLink(compare.inputs.findIndex(({ name }) => name === "model"));
-  const model = link && compare.graph.getNodeById(link.origin_id);
-  model?.connect(link.origin_slot, made[1], made[1].inputs.findIndex(({ name }) => name === "model"));
+  const to = made[1].inputs.findIndex(({ name }) => name === "model");
+  if (link) feed(compare.graph, link, made[1], to);
   return made;
+}
+
+/** Connects an input to what a link comes from: a node, or an input of the subgraph around it. */
+function feed(graph, { origin_id: id, origin_slot: slot }, node, to) {
+  const from = graph.getNodeById(id);
+  if (from) from.connect(slot, node, to);
+  else graph.inputs?.[slot]?.connect(node.inputs[to], node);
 }
 
 /** Sets a choice, and the options of it: those that are not given to their defaults. */

@@ -44,9 +44,13 @@ export async function openTable(kind, { title, search, columns, tools = [], line
     for (const line of body.rows) line.hidden = !line.textContent.toLowerCase().includes(words);
   };
   filter.oninput = find;
+  let asked = 0;
   dialog.refresh = async () => {
+    const number = ++asked;
     try {
-      body.replaceChildren(...(await lines(dialog)));
+      const rows = await lines(dialog);
+      if (number !== asked) return; // it was asked anew meanwhile
+      body.replaceChildren(...rows);
     } catch (error) {
       return dialog.say(translated(error.message));
     }

@@ -146,7 +146,8 @@ class Comparison:
             progress: each step counts.
 
         Raises:
-            InterruptProcessingException: as the host does. What is finished is kept, also for the next comparison.
+            InterruptProcessingException, OutOfMemoryError: as the host does. What is finished is kept, also for the
+                next comparison.
         """
         waiting: dict[CellRun, str] = {}
         for number, cell in enumerate(self.cells, 1):

@@ -1277,6 +1277,32 @@ both("the boxes of Compare say what is wrong while one types, and have a list to
   ]);
 });
 
+check("in a subgraph, nodes that a cell of Compare adds have its model", async ({ page }) => {
+  await clear(page);
+  const { compare } = await compared(page, "4");
+  const open = (inside) => page.evaluate((inside) => app.canvas.setGraph(inside ? [...app.graph.rootGraph.subgraphs.values()].at(-1) : app.graph.rootGraph), inside);
+  await page.evaluate((id) => void app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])), compare);
+  await open(true);
+  try {
+    await page.evaluate(() => app.queuePrompt(0));
+    await page.waitForFunction(() => app.canvas.graph.nodes[0].widgets.find(({ name }) => name === "results").results(), null, { timeout: 60000 });
+    await page.evaluate(() => app.canvas.ds.fitToBounds?.(app.canvas.graph.nodes[0].boundingRect) ?? app.canvas.setDirty(true, true));
+    const panel = page.locator(".fewstep-panel:visible");
+    await panel.locator(".fewstep-cell").first().click();
+    await panel.getByRole("button", { name: "Use this" }).click();
+    const origins = () =>
+      page.evaluate(() => app.canvas.graph.nodes.filter(({ type }) => /Compare|FewStepScheduler/.test(type)).map((node) => {
+        const link = node.getInputLink(node.inputs.findIndex(({ name }) => name === "model"));
+        return link && [link.origin_id, link.origin_slot].join();
+      }));
+    await eventually(page, async () => assert.equal((await origins()).length, 2));
+    const [wanted, made] = await origins();
+    assert.ok(wanted && made === wanted, `${made}, and Compare has ${wanted}`);
+  } finally {
+    await open(false);
+  }
+});
+
 check("what is wrong in a box is blamed once where another output is queued", async ({ page, complaints }) => {
   await clear(page);
   const { compare } = await compared(page, "4");

@@ -390,6 +390,23 @@ def stopped(comfyui, of, at: int, **inputs) -> None:
     of.asked.stop_at = None
 
 
+def test_out_of_memory_shows_what_is_done(comfyui, counted, temp, monkeypatch):
+    """As an interruption does; the host hears of it."""
+    sample = module(comfyui, "host.comparison").Comparison._sample
+    finished = []
+
+    def short_of_memory(self, run, progress):
+        if finished:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finished.append(run)
+        return sample(self, run, progress)
+
+    monkeypatch.setattr(module(comfyui, "host.comparison").Comparison, "_sample", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        compare(comfyui, counted, samplers="euler\nheun", seed=12, reference_steps=0)
+    assert len(list(temp.glob("*.png"))) == 1 + 1, "the sheet, and the finished image"
+
+
 def test_stopping_keeps_what_is_done(comfyui, counted, temp):
     """The finished images are shown at once, and the next run does the rest alone."""
     inputs = {"samplers": "euler\nheun\nfewstep_dpmpp_2m", "steps": "2, 4", "reference_steps": 5}
