@@ -5,6 +5,7 @@ HOST_PYTHON = $(VENV_PYTHON)
 # Compiled files are kept: ComfyUI and the tests are loaded by many processes.
 PYTEST = PYTHONDONTWRITEBYTECODE= TMPDIR=$(CURDIR)/.host/cache/tmp OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest \
   -n 3 --dist loadfile --no-loadscope-reorder --basetemp=.host/cache/pytest
+BROWSER = tests/test_comfyui/test_browser.py
 
 # Another ComfyUI in the place of ours, for `test`, `serve` and `demo`: HOST is its folder, HOST_PYTHON the Python of its
 # environment, FRONTEND a version of its front end (docs/HOSTS.md). A HOST in the environment may be the machine's name.
@@ -18,14 +19,18 @@ ifeq ($(origin FRONTEND),command line)
 export FEWSTEP_FRONTEND = $(FRONTEND)
 endif
 
-.PHONY: demo test test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
+.PHONY: demo test test-slow test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
 
 demo: setup  ## render the demo workflow in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
 
-test: setup check  ## formatting, types, then all tests, those in the running ComfyUI included
-	$(PYTEST) tests --ignore=tests/test_comfyui/test_browser.py
-	$(PYTEST) -n 0 tests/test_comfyui/test_browser.py  # by itself: a browser that waits for others is late
+test: setup check  ## formatting, types, then the tests, those in the running ComfyUI and in a browser included
+	$(PYTEST) -m "not slow" tests --ignore=$(BROWSER)
+	$(PYTEST) -m "not slow" -n 0 $(BROWSER)  # by itself: a browser that waits for others is late
+
+test-slow: setup  ## the other tests: training, processes, benchmarks, plain kernels, the newest front end
+	$(PYTEST) -m slow tests --ignore=$(BROWSER)
+	$(PYTEST) -m slow -n 0 $(BROWSER)
 
 test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and two threads
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) tests

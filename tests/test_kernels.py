@@ -19,6 +19,7 @@ PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_N
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="kernels are chosen already")
+@pytest.mark.slow
 def test_networks_on_the_plainest_kernels(tmp_path: Path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "network"]
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.network" in path.read_text()]

@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_damaged_comfyui_is_unpacked_again(folder, capsys):
     """A file gone, or cut short as by an interruption, is named; files that were added are no damage."""
     comfyui = folder / "comfyui"
@@ -42,6 +43,7 @@ def test_a_damaged_comfyui_is_unpacked_again(folder, capsys):
     assert fetch() == "" and (comfyui / "added.txt").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_unpacking_is_begun_again(folder, monkeypatch):
     comfyui, unpack = folder / "comfyui", host._unpack
 
@@ -73,6 +75,7 @@ def test_a_stamp_that_says_nothing_is_none(folder, stamp):
         assert todo
 
 
+@pytest.mark.slow
 def test_a_damaged_virtual_environment_is_made_again(folder, monkeypatch, capsys):
     """With one small requirement in the place of all."""
     requirements = folder / "requirements.txt"

@@ -21,6 +21,7 @@ def test_they_have_their_order(name, order):
 
 
 @pytest.mark.parametrize("budget", [12, 24, 60, 120])
+@pytest.mark.slow
 def test_an_explicit_method_is_better_for_as_many_evaluations(budget):
     explicit = min(implicit.run_explicit(name, budget) for name in implicit.EXPLICIT)
     for name in implicit.COLLOCATION:

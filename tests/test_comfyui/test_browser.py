@@ -1,5 +1,5 @@
 """The pack in a real browser: each check of tests/browser/checks.mjs, all in one session of headless Chromium for each
-front end: the one that comes with the host, and the newest that was seen to work (or that of FRONTEND alone).
+front end: the one that comes with the host, and the newest that was seen to work, which is slow (or that of FRONTEND).
 
 Skipped where there is no Chromium, or no Node.js with npm that can fetch playwright-core.
 """
@@ -22,7 +22,7 @@ from host import FRONT_END, NEWEST_FRONT_END, ROOT, SetupError, environment, ser
 CHECKS = SCRIPTS / "checks.mjs"
 FOUND = re.findall(r'^(check|both)\("(.+)", ', CHECKS.read_text(), re.MULTILINE)
 NAMES = [name + more for kind, name in FOUND for more in ("", ", with Vue nodes")[: 1 + (kind == "both")]]
-FRONT_ENDS = [FRONT_END] if FRONT_END else [None, NEWEST_FRONT_END]
+FRONT_ENDS = [FRONT_END] if FRONT_END else [None, pytest.param(NEWEST_FRONT_END, marks=pytest.mark.slow)]
 """The host's own is None."""
 SECONDS = 900
 
@@ -36,9 +36,10 @@ class Session(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory) -> Iterator[dict[str | None, Session]]:
-    """One for each front end, all at the same time, since most of it is waiting. Each has a server with folders of its
-    own, so that none sees the plans of another."""
+def sessions(tmp_path_factory, request) -> Iterator[dict[str | None, Session]]:
+    """One for each front end that is asked for, all at the same time, since most of it is waiting. Each has a server
+    with folders of its own, so that none sees the plans of another."""
+    asked_for = {item.callspec.params["results"] for item in request.session.items if item.path == request.path}
     try:
         given = {"chromium": chromium(), "modules": str(playwright()), "root": str(ROOT)}
         command = [node(), str(CHECKS)]
@@ -46,7 +47,7 @@ def sessions(tmp_path_factory) -> Iterator[dict[str | None, Session]]:
         pytest.skip(str(missing))
     with contextlib.ExitStack() as stack:
         started = {}
-        for version in FRONT_ENDS:
+        for version in asked_for:
             base = tmp_path_factory.mktemp("browser")
             (base / "custom_nodes").mkdir()
             os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)

@@ -122,6 +122,7 @@ def schedule(comfyui, model, name: str, steps: int, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spec", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.slow
 def test_every_sampler_on_every_family(comfyui, family, spec):
     """Images and video, from pure noise to the end, with added noise (the same from the same seed) and without."""
     sigmas = schedule(comfyui, family.model, "time_uniform", 4)

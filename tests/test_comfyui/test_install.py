@@ -62,6 +62,7 @@ def images() -> list[np.ndarray]:
     return []
 
 
+@pytest.mark.slow
 def test_version_is_as_promised(installed):
     version = installed.get("/system_stats")["system"]["comfyui_version"]
     if "oldest" in installed.log.parent.name:

@@ -82,6 +82,7 @@ def test_demo_workflow_renders(running_host, prompt):
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "euler_ancestral"])
+@pytest.mark.slow
 def test_a_stochastic_sampler_writes_the_same_file_twice(running_host, prompt, sampler):
     """From the same seed, byte for byte; the host's cache is emptied in between. Another seed, another file."""
     node(prompt, "FewStepSampler")["sampler"] = sampler
@@ -207,6 +208,7 @@ async def texts_while_running(url: str, prompt: dict, stop_at: str = "") -> tupl
     raise AssertionError("the host went away")
 
 
+@pytest.mark.slow
 def test_calibration_over_http(running_host, prompt):
     """It shows progress and its error in words; stopped, it keeps the best in a file, and the host goes on."""
     folder = BASE / "models" / "fewstep"

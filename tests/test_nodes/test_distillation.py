@@ -69,6 +69,7 @@ def student_of(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.slow
 def test_a_student_learns_what_guidance_does(comfyui, loras, model_type):
     """On samples that it was not trained on it is nearer to the teacher than the model at the same levels without."""
     training = work(comfyui, small_model(model_type), iterations=12)
@@ -136,6 +137,7 @@ LITTLE = {"evaluations": 1, "teacher_steps": 2, "iterations": 1, "batch": 1, "sa
 
 
 @pytest.mark.parametrize("kind", ["SD15", "SDXL"])
+@pytest.mark.slow
 def test_the_file_is_an_ordinary_lora(comfyui, loras, checkpoints, kind, caplog, monkeypatch):
     """With LoraLoader it gives the image of the MODEL output, bit for bit: both have the tensors of the file. The names
     are those of the network's layers, which ComfyUI and, for these two, the WebUIs read."""
@@ -163,6 +165,7 @@ def test_the_file_is_an_ordinary_lora(comfyui, loras, checkpoints, kind, caplog,
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.slow
 def test_weights_of_fewer_bits_can_be_trained_over(comfyui, loras, checkpoints, dtype):
     model, inputs = network_of(checkpoints["SD15"], dtype)
     assert model.model.get_dtype() == dtype
@@ -203,6 +206,7 @@ def test_metadata_say_what_it_is(comfyui, loras):
 # Going on, stopping, too little memory
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_further(comfyui, loras):
     """It begins where the file ends, and with noise that it has not seen."""
     execute(comfyui, iterations=6)

@@ -242,6 +242,7 @@ def there_and_back(comfyui, model, positive, negative, image, cfg, id, sigmas, *
 
 
 @pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.network), CFG])
+@pytest.mark.slow
 def test_goal_of_a_fifth_of_the_error_of_ddim_inversion(comfyui, cfg):
     """At 20 steps of the demo model, in as many evaluations: plain DDIM inversion climbs the levels above 0."""
     model, positive, negative, image = demo(comfyui, "cat face", 5)
@@ -360,6 +361,7 @@ def test_mask_finds_what_the_prompts_disagree_about(comfyui):
     torch.testing.assert_close(shares, wanted / (100 * wanted.mean()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_samplers_offered_are_those_that_can_be_inverted(comfyui):
     """Each of them, with the options that FewStepSampler gives it, comes back from its own inversion."""
     model = small_model("EPS")

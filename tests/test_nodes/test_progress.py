@@ -224,6 +224,7 @@ def test_every_long_work_says_how_far_it_is(comfyui, told, loras, node):
 
 
 @pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED", "FewStepDistill", "FewStepCompare"])
+@pytest.mark.slow
 def test_the_time_of_it_all_is_said_after_one_evaluation(comfyui, told, loras, node):
     comfyui.nodes[node].execute(told.model, **inputs_of(comfyui, node))
     batches = "about 3 batches of 4 images"
@@ -235,6 +236,7 @@ def test_the_time_of_it_all_is_said_after_one_evaluation(comfyui, told, loras, n
 
 
 @pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED", "FewStepDistill"])
+@pytest.mark.slow
 def test_the_cost_that_was_said_is_the_cost(comfyui, told, loras, node):
     """The whole of the bar as it was first said, but for rounds that end early or go on."""
     comfyui.nodes[node].execute(told.model, **inputs_of(comfyui, node))
@@ -263,6 +265,7 @@ def test_every_long_work_says_that_it_was_stopped(comfyui, told, folder, loras, 
 
 
 @pytest.mark.parametrize("node", ["FewStepCalibrate", "FewStepTrainAMED"])
+@pytest.mark.slow
 def test_stopped_late_the_node_says_where_the_plan_is(comfyui, told, folder, node):
     """By the name that Load Plan has for it."""
     import comfy.model_management
@@ -278,6 +281,7 @@ def test_stopped_late_the_node_says_where_the_plan_is(comfyui, told, folder, nod
     assert comfyui.nodes["FewStepLoadPlan"].execute(path.name).result[0].about.interrupted
 
 
+@pytest.mark.slow
 def test_stopped_late_the_node_says_where_the_student_is(comfyui, told, loras):
     """By the name that the loaders of LoRAs have for it."""
     import comfy.model_management

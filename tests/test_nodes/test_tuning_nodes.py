@@ -154,6 +154,7 @@ def test_calibration_lowers_the_error_and_its_file_samples(comfyui, folder):
 
 
 @pytest.mark.parametrize("model_type", ["V_PREDICTION", "FLOW"])
+@pytest.mark.slow
 def test_calibration_of_other_models(comfyui, model_type):
     plan, *_ = execute(comfyui, "FewStepCalibrate", small_model(model_type), samples=2, cfg=1.0, base="euler")
     assert plan.recipe.flow == (model_type == "FLOW")
@@ -190,6 +191,7 @@ def test_samples_for_validation_are_others(comfyui):
 
 
 @pytest.mark.parametrize("goal", ["last sample", "each step"])
+@pytest.mark.slow
 def test_training_lowers_the_loss(comfyui, goal):
     """On the model of the demo, on the same batch in every iteration."""
     demo = demo_model(comfyui, ["cat face"])
@@ -207,6 +209,7 @@ def test_a_predictor_can_be_trained_for_what_can_follow_a_recipe(comfyui):
 
 @pytest.mark.parametrize("base", ["amed", "ipndm"])
 @pytest.mark.parametrize("afs", [False, True])
+@pytest.mark.slow
 def test_training_gives_a_file_that_samples(comfyui, folder, base, afs):
     model = small_model("EPS")
     plan, plot, report = execute(comfyui, "FewStepTrainAMED", model, base=base, afs=afs, iterations=2)
@@ -230,6 +233,7 @@ def calibrated(comfy_process):
         return execute(comfy_process, "FewStepCalibrate", base="ipndm_v")[0]
 
 
+@pytest.mark.slow
 def test_training_begins_with_a_calibrated_plan(comfyui, folder, calibrated):
     """base, schedule and afs are its own; what comes out has its error, or a lower one, and can be trained further."""
     assert calibrated.recipe.guides and any(t.slope for t in calibrated.recipe.tunings)
@@ -274,6 +278,7 @@ def test_a_start_that_does_not_fit_is_said(comfyui, calibrated, changed, named):
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize("derivatives", ["differences", "backpropagation"])
+@pytest.mark.slow
 def test_both_kinds_of_derivatives_lower_the_error(comfyui, derivatives):
     """Of a flow model, which is told its levels exactly, on images that nothing was fitted to. The weights and all
     that belongs to the model are as they were: also those that were made in inference mode."""
@@ -504,6 +509,7 @@ def test_inputs_are_not_modified(comfyui, node):
 
 
 @pytest.mark.parametrize("node", list(OWN))
+@pytest.mark.slow
 def test_what_is_stopped_keeps_the_best(comfyui, folder, monkeypatch, node):
     """The host's own interruption, in the middle of a run."""
     import comfy.model_management as management

@@ -62,6 +62,7 @@ def test_without_scales_the_plugin_is_its_base_on_the_inserted_levels():
 
 @each_solver
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
+@pytest.mark.slow
 def test_with_r_one_half_and_no_scales_it_converges_to_the_solution(solver, flow):
     """Order 2 at least for all but Euler: r = 1/2 is the midpoint rule in lambda."""
     high, low = (0.8, 0.1) if flow else (3.0, 0.1)

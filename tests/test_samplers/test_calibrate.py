@@ -361,6 +361,7 @@ def test_the_objective_is_that_of_the_recipe():
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize(("base", "n"), [("dpmpp_2m", 4), ("dpmpp_2m", 5), ("ipndm_v", 4), ("ipndm_v", 5)])
+@pytest.mark.slow
 def test_backpropagation_reaches_what_differences_reach(base, n):
     *_, differences = run([start(base, n)], rounds=8)
     *_, gradient = run([start(base, n)], rounds=8, backpropagate=DifferentiableGoal(denoiser, *samples(1)))

@@ -166,6 +166,7 @@ def _heun(x: Tensor, sigmas, callback) -> Tensor:
 
 
 @pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.slow
 def test_student_of_two_evaluations_nears_the_teacher(flow: bool):
     """On noise it has not seen its error is well below that of DDIM at these levels, which it was at first."""
     levels, model = (FLOW_LEVELS, flow_denoiser) if flow else (LEVELS, denoiser)
@@ -235,6 +236,7 @@ def test_averaged_weights_are_put_back():
 # The other ways
 
 
+@pytest.mark.slow
 def test_progressive_student_does_two_steps_in_one():
     """One step of DDIM with the trained student is near two with the teacher."""
     levels = (SIGMA_MAX, 3.0, 0.8, 0.0)
@@ -283,6 +285,7 @@ def test_levels_of_a_consistency_pair_come_nearer():
     assert torch.allclose(shares[-1], 1 - (1 + 8 * torch.sigmoid(-t)) / 256)
 
 
+@pytest.mark.slow
 def test_consistency_student_gives_the_image_in_one_evaluation():
     student, x0, held = Student(), data(4, 256), noise(10**6, 256)
     levels = (SIGMA_MAX, 0.0)
@@ -429,6 +432,7 @@ def _trained(part: slice) -> Tensor:
     return torch.cat([weight.detach().flatten() for weight in student.parameters()])
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     """Halves of a batch in two processes: the weights differ by float64's rounding, over what they have moved.
 

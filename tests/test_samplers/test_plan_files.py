@@ -182,6 +182,7 @@ def save_many(folder: Path, copies: int) -> list[Path]:
     return [PLAN.save_new(numbered(folder)) for _ in range(copies)]
 
 
+@pytest.mark.slow
 def test_writers_in_threads_and_processes_overwrite_nothing(tmp_path):
     """Every file that was reported is there, and is one of its own."""
     code = f"""

@@ -250,6 +250,7 @@ def test_afs_does_not_look_at_a_bottleneck_before_there_is_one():
 
 
 @each_base
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_error_for_fresh_noise(base):
     """The bottleneck is the last prediction."""
     torch.manual_seed(0)
