@@ -25,6 +25,7 @@ from .guidance import FewStepGuidance
 from .ksampler import FewStepKSampler, FewStepKSamplerAdvanced
 from .plans import FewStepLoadPlan, FewStepPlanSampler
 from .sampling import FewStepSampler, FewStepScheduler
+from .ui.names import checked_length
 
 LIMIT = 2**20
 """Bytes of a body; a plan of a thousand levels as text takes a fifth of it."""
@@ -174,6 +175,7 @@ _LEVEL = (1e-6, 1e6)
 _SCALE = (-1e6, 1e6)  # of guidance
 _MOST_SCALES = 1000
 _MOST_FACTS = 20
+_LONGEST_LIST = 10_000  # letters: the host's pattern for numbers is quadratic in dots, and half a second for so many
 
 
 def read_request(given: Any) -> dict[str, Any]:
@@ -302,7 +304,7 @@ def _node(name: str, given: Any, wanted: str | None = None, left: int = _DEEPEST
         typed = inputs.get("sigmas")
         if not isinstance(typed, str):
             raise RequestError(f"{name}: sigmas = {shortened(typed)} must be a text")
-        found["sigmas"] = typed
+        found["sigmas"] = checked_length("sigmas", typed, _LONGEST_LIST)
     return checked
 
 

@@ -151,8 +151,8 @@ def read_options(
     own = {option.name: option for option in usable(spec)}
     options: dict[str, Any] = {}
     named = set()
-    plain = unicodedata.normalize("NFKC", text).strip()
-    for part in re.split(r"[\s,;\u3001]+", re.sub(r"\s*=\s*", "=", plain)):
+    plain = " ".join(unicodedata.normalize("NFKC", text).split())
+    for part in re.split(r"[\s,;\u3001]+", re.sub(" ?= ?", "=", plain)):
         name, equals, word = part.partition("=")
         if not part:
             continue

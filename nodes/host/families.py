@@ -172,13 +172,17 @@ def distilled_in(names: Iterable[str]) -> dict[str, Any]:
     for name in map(_plain, names):
         for model in distilled_models():
             if re.search(model.names, name):
-                steps = re.search(r"(\d+)_?steps?(_|$)", name)
+                steps = re.search(r"(?<!\d)0*([1-9]\d{0,2})_?steps?(_|$)", name)
                 return {DISTILLED: model.id} | ({DISTILLED_STEPS: int(steps[1])} if steps else {})
     return {}
 
 
+_LONGEST_NAME = 300
+"""Letters of a name that are looked at: a file may have any text for one."""
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+    return re.sub(r"[\W_]+", "_", name[:_LONGEST_NAME].lower()).strip("_")
 
 
 def names_of(prompt: Mapping[str, Any] | None, node: Any, input: str = "model") -> list[str]:

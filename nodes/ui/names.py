@@ -151,18 +151,18 @@ def _read(
     return read
 
 
-def checked_length(input: str, text: str) -> str:
-    """A text that is read in the server's event loop.
+_LONGEST = 20_000
+
+
+def checked_length(input: str, text: str, longest: int = _LONGEST) -> str:
+    """A text that is read in the server's event loop, or with the lock of Python held.
 
     Raises:
         ValueError: if it is longer than anybody writes.
     """
-    if len(text) > _LONGEST:
-        raise ValueError(f"{input}: {len(text):,} characters, and at most {_LONGEST:,} are read: shorten the text")
+    if len(text) > longest:
+        raise ValueError(f"{input}: {len(text):,} characters, and at most {longest:,} are read: shorten the text")
     return text
-
-
-_LONGEST = 20_000
 
 
 def _elsewhere(input: str, name: str) -> str:

@@ -17,7 +17,7 @@ _TYPE = re.compile(r"\b((numpy|np|torch)\.)?(float\d*|double|half|array|tensor|D
 _ARROW = re.compile(r"[-=–—]{0,3}>|[→⟶⇒]")
 _BETWEEN = r"""\s;|/(){}\[\]"'，、；"""
 _BETWEEN_NUMBERS = re.compile(f"[,{_BETWEEN}]+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # digits are read in one way, so in linear time
 _ONE_OR_TWO_NUMBERS = re.compile(r"[+-]?\d+,\d+")
 
 

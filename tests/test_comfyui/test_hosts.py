@@ -647,6 +647,8 @@ def test_levels_that_are_typed_in_are_drawn(comfyui, monkeypatch):
     assert [evaluation["sigma"] for evaluation in drawn["evaluations"]] == pytest.approx(expected[:-1])
     with pytest.raises(ValueError, match="more than 1000 steps are not drawn"):
         routes.sigmas({"node": {"type": "ManualSigmas", "inputs": {"sigmas": ", ".join(["1"] * 1100)}}})
+    with pytest.raises(ValueError, match="sigmas: 1,000,000 characters, and at most 10,000 are read"):
+        routes.sigmas({"node": {"type": "ManualSigmas", "inputs": {"sigmas": "." * 10**6}}})
     monkeypatch.delitem(comfyui.nodes, "ManualSigmas")
     with pytest.raises(ValueError, match="known when it runs"):
         routes.sigmas({"node": node})

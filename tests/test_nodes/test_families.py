@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import struct
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from in_the_host import module
+from machine import moment
 from small_models import small_model
 
 from samplers import SAMPLERS, SCHEDULES
@@ -211,6 +213,15 @@ def test_a_model_that_is_not_in_the_list_is_chosen_for_as_before(choose):
 def test_files_tell_a_distillation(families, file, id, steps):
     found = families.distilled_in([file])
     assert (found.get("distilled"), found.get("distilled_steps")) == (id, steps)
+
+
+@pytest.mark.parametrize("piece", ["1", "wan22", "0", "_", "1step", "\u0661", "lightx2v"])
+def test_names_of_any_length_are_looked_at_in_no_time(families, piece):
+    """A file may have any text in the fields that name it: of a number of millions of digits, too."""
+    start = time.process_time()
+    found = families.distilled_in([f"wan22_{piece * (10**6 // len(piece))}_lightning", f"lcm_{piece * 5000}steps"])
+    assert time.process_time() - start < moment()
+    assert found.get("distilled_steps", 1) < 1000
 
 
 @pytest.mark.parametrize("id", trained_models())

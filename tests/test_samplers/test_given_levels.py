@@ -1,6 +1,7 @@
 """Schedules whose levels are given: by the makers of a distilled model, or by the user."""
 
 import re
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given as over
 from hypothesis import settings
 from hypothesis import strategies as st
+from machine import moment
 from small_models import small_model
 
 from samplers import SCHEDULES
@@ -243,6 +245,18 @@ def test_a_printed_list_is_read_to_the_last_bit(numbers, between):
 def test_what_is_wrong_with_a_list_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         manual(text, 4)
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "1.", ".", " ", "a", "a ", "-", "dtype=a", "np.", "float1", "1,", "[", "1e", "e+1", "=", "\u0661"]
+)
+@pytest.mark.parametrize("before", ["", "14, 5, ", "tensor([14, "])
+def test_a_list_is_read_in_time_that_grows_with_its_length(before, piece):
+    """The front end asks for it while it is typed; a pattern holds the lock of Python."""
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"^(sigmas|manual): "):
+        manual(before + piece * (100_000 // len(piece)) + "x", 4)
+    assert time.process_time() - start < 5 * moment()
 
 
 def test_a_flow_model_takes_levels_up_to_1():

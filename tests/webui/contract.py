@@ -301,6 +301,7 @@ def check_options_are_read_as_they_are_typed(host):
         "order=2\uff0csolver_type\uff1dheun",
         "order = 2\u3001solver_type = heun",
         "order=2;\nsolver_type=heun ",
+        f"order{' ' * 10**6}=\t2, solver_type=heun",  # an hour, if its time went by the square of its length
     ):
         p = host.processing(name, steps=STEPS, values=(text,))
         assert torch.equal(host.sample(p), wanted), text
