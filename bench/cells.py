@@ -210,9 +210,7 @@ def sample(
     guider = _Guider(patcher)
     guider.set_cfg(subject.guidance)
     if entry.source == "ours":
-        sampler = comfy.samplers.KSAMPLER(
-            SAMPLERS[entry.name].function, dict(entry.options) | {"flow": subject.levels.flow}
-        )
+        sampler = comfy.samplers.KSAMPLER(SAMPLERS[entry.name].function, dict(entry.options) | dict(subject.space))
     elif entry.source == "calibrated":
         sampler = comfy.samplers.KSAMPLER(pack().nodes.host.sampling.plan_function(calibrated(entry)))
     else:

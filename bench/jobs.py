@@ -50,7 +50,7 @@ class Job:
     @functools.cached_property
     def key(self) -> str:
         """Changes with all that the outcome depends on, and with nothing else."""
-        does = _identity(self.entry, self.levels, self.subject.levels.flow)
+        does = _identity(self.entry, self.levels, self.subject.space)
         parts = (VERSION, *self.subject.identity, does, self.pairs)
         return digest(parts, self.reference, self.basis)
 
@@ -95,7 +95,7 @@ def digest(*parts: Any) -> str:
 
 
 @functools.cache
-def _identity(entry: Entry, levels: tuple[float, ...], flow: bool) -> tuple[Any, ...]:
+def _identity(entry: Entry, levels: tuple[float, ...], space: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """What the sampler does on these levels. Samplers that do the same share it, and so their cells.
 
     Of ours it is what comes out on a model that costs nothing: it changes with their behaviour, not with their code.
@@ -108,7 +108,7 @@ def _identity(entry: Entry, levels: tuple[float, ...], flow: bool) -> tuple[Any,
         file = digest(entry.file.read_bytes())
         function = functools.partial(calibrated(entry).function, set_guidance=lambda factor: None)
         return "calibrated", file, *_behaviour(function, levels)
-    options = dict(entry.options) | ({"flow": True} if flow else {})
+    options = dict(entry.options) | dict(space)
     return _behaviour(functools.partial(SAMPLERS[entry.name].function, seed=0, **options), levels)
 
 

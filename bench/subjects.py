@@ -98,10 +98,24 @@ class Subject(ABC):
         """The `LevelRange` of the model."""
         return _levels(self)
 
+    @property
+    def space(self) -> tuple[tuple[str, Any], ...]:
+        """What our samplers are told of the noise of the model, by the names of `SamplerSpec.function`, as the nodes
+        tell them; what is as it mostly is left out."""
+        return _space(self)
+
 
 @functools.cache
 def _levels(subject: Subject) -> Any:
     return pack().nodes.host.model.level_range(subject.patcher.get_model_object("model_sampling"))
+
+
+@functools.cache
+def _space(subject: Subject) -> tuple[tuple[str, Any], ...]:
+    scale = pack().nodes.host.model.noise_scale(subject.patcher.get_model_object("model_sampling"))
+    levels = subject.levels
+    told = (("flow", levels.flow, False), ("model_shift", levels.shift, 1.0), ("noise_scale", scale, 1.0))
+    return tuple((name, fact) for name, fact, mostly in told if fact != mostly)
 
 
 pack = functools.cache(import_pack)

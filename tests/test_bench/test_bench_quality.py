@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +169,42 @@ def test_stochastic_samplers_are_told_from_the_others(bench):
         found[entry.source, bench.cells.is_stochastic(bench.demo, entry)].add(entry.name)
     assert {"dpmpp_2m_sde", "euler_ancestral", "ddpm"} <= found["ours", True] & found["host", True]
     assert {"dpmpp_2m", "euler", "ddim", "deis"} <= found["ours", False] & found["host", False]
+
+
+@pytest.mark.parametrize("id", ["sa_solver", "euler_ancestral", "dpmpp_2m"])
+def test_samplers_are_told_of_the_noise_of_the_model_as_by_the_nodes(bench, id):
+    """Of its scale and the time shift, on which the added noise depends, in what is run and in the key."""
+    import comfy.samplers
+
+    @dataclass(frozen=True)
+    class Scaled(bench.subjects.Demo):
+        @property
+        def patcher(self):
+            return patcher
+
+    cells, demo = bench.cells, bench.subjects.Demo("rectified flow")
+    patcher = demo.patcher.clone()
+    sampling = copy.deepcopy(patcher.get_model_object("model_sampling"))
+    sampling.set_parameters(shift=3.0)
+    sampling.noise_scale = 8.0
+    patcher.add_object_patch("model_sampling", sampling)
+    scaled = Scaled("rectified flow")
+    assert demo.space == (("flow", True),) and bench.demo.space == ()
+    assert dict(scaled.space) == {"flow": True, "model_shift": pytest.approx(3.0), "noise_scale": 8.0}
+
+    def noise(sigma, sigma_next):
+        return torch.cos(torch.arange(math.prod(demo.shape)) * (1 + sigma + 2 * sigma_next)).reshape(1, *demo.shape)
+
+    levels, pairs = (0.95, 0.8, 0.5, 0.2, 0.0), (cells.Pair(demo.prompts[0], 1),)
+    entry = cells.Entry("ours", id, (("noise_sampler", noise),) if id != "dpmpp_2m" else ())
+    found, _ = cells.sample(scaled, entry, levels, pairs)
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.set_cfg(scaled.guidance)
+    spec, function = cells.SAMPLERS[id], bench.subjects.pack().nodes.host.sampling.sampler_function
+    sampler = comfy.samplers.KSAMPLER(function(spec), dict(entry.options))
+    torch.testing.assert_close(found, cells.run(scaled, guider, sampler, levels, pairs), rtol=0, atol=0)
+    keys = {bench.jobs.Job(one, cells.Entry("ours", id), levels, pairs).key for one in (demo, scaled)}
+    assert len(keys) == (1 if id == "dpmpp_2m" else 2)
 
 
 def test_failing_sampler_is_recorded(bench, tmp_path: Path):
