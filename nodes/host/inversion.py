@@ -172,7 +172,8 @@ def prediction_difference(
     for first in range(0, noises, batch):
         count = min(batch, noises - first)
         many = image.repeat(count, *[1] * (image.ndim - 1))
-        noise = torch.randn(many.shape, generator=generator)
+        drawn = torch.randn((count, *image.shape[1:]), generator=generator)
+        noise = drawn.repeat_interleave(len(image), 0)  # the same for all images: a mask does not depend on the others
         difference = inside(guider, evaluate, torch.tensor([sigma, 0.0]), noise, many, seed=seed)
         difference = reduce(difference.abs(), "b c ... -> b ...", "mean")
         total = total + reduce(difference, "(noise b) ... -> b ...", "sum", noise=count)

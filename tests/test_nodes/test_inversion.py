@@ -361,6 +361,20 @@ def test_mask_finds_what_the_prompts_disagree_about(comfyui):
     torch.testing.assert_close(shares, wanted / (100 * wanted.mean()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.network
+def test_the_mask_of_an_image_does_not_depend_on_the_others(comfyui):
+    """In any row of a batch it is that of the image alone, for the same noises."""
+    model, both = small_model("EPS"), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+
+    def shares(images, batch):
+        given = model, conditioning(1), conditioning(2), {"samples": images}
+        return node(comfyui, "FewStepDiffEditMask", *given, 0.5, 3, batch, 0.5, 100.0, 7)[1]
+
+    together = shares(both, 2)
+    torch.testing.assert_close(torch.cat([shares(image[None], 3) for image in both]), together, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(shares(both.flip(0), 1), together.flip(0), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_samplers_offered_are_those_that_can_be_inverted(comfyui):
     """Each of them, with the options that FewStepSampler gives it, comes back from its own inversion."""
