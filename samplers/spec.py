@@ -94,7 +94,7 @@ class Registry(Mapping[str, SpecT], Generic[SpecT]):
         except KeyError:
             near = difflib.get_close_matches(str(key), self._specs, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._specs)}"
-            raise UnknownIdError(f"unknown {self._kind} {key!r}; {hint}") from None
+            raise UnknownIdError(f"unknown {self._kind} {shortened(key)}; {hint}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)

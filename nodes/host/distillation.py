@@ -469,15 +469,14 @@ class _Change:
             key = f"{PREFIX}{name.replace('.', '_')}"
             parts = [tensors.get(f"{key}.lora_{part}.weight") for part in ("up", "down")]
             wanted = adapter.lora_up.weight, adapter.lora_down.weight
+            scale = tensors.get(f"{key}.alpha", torch.tensor(float(len(adapter.lora_down.weight))))
             for part, weight in zip(parts, wanted, strict=True):
-                if part is None or part.flatten(1).shape != weight.shape:
+                if part is None or part.ndim < 2 or part.flatten(1).shape != weight.shape or scale.numel() != 1:
                     raise ValueError(
                         f"start_from: it is no student of this model: {key} is missing or has another shape"
                     )
                 weight.copy_(part.flatten(1))
-            scale = tensors.get(f"{key}.alpha")
-            if scale is not None:
-                adapter.lora_up.weight.mul_(float(scale) / len(adapter.lora_down.weight))
+            adapter.lora_up.weight.mul_(float(scale) / len(adapter.lora_down.weight))
 
 
 class _Wrapper:

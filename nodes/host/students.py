@@ -19,6 +19,7 @@ from torch import Tensor
 from ...samplers.calibrated.file import write, write_new
 from ...samplers.distill import Student, read_student, student_in
 from ...samplers.guidance import NONE
+from ...samplers.integrate import FLOATS
 from .display import server, telling
 from .families import family_name, files_of, metadata_of
 from .guider import guidance_scale, guider_of, run_guidance
@@ -286,11 +287,14 @@ def read_lora(path: Path) -> FoundLora:
         with safe_open(path, "pt") as file:
             student = student_in(file.metadata() or {})
             tensors = {} if student is None else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in tensors.items():
+            if tensor.dtype not in FLOATS or not tensor.isfinite().all():
+                raise ValueError(f"tensor {name} does not hold finite floating-point numbers of 16 to 64 bits")
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"start_from: {path.name} cannot be read ({error}): choose another") from None
     if student is None:
         raise ValueError(f"start_from: {path.name} is no student of Few-Step Distill: choose one, or none")
-    ranks = [len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_down.weight")]
+    ranks = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_down.weight") and tensor.ndim]
     images = student.training.get("images", 0)
     known = isinstance(images, int) and not isinstance(images, bool) and 0 <= images < _MOST_IMAGES
     return FoundLora(tensors, max(ranks, default=1), images if known else 0)

@@ -239,6 +239,19 @@ def test_a_start_that_does_not_fit_is_said(comfyui, loras):
     ):
         with pytest.raises(ValueError, match=named):
             execute(comfyui, start_from=file)
+    alpha, plain = next(name for name in tensors if "alpha" in name), "does not hold finite floating-point numbers"
+    for key, odd, named in (
+        (name, tensors[name].to(torch.float8_e4m3fn), plain),
+        (name, tensors[name].int(), plain),
+        (name, tensors[name].to(torch.complex64), plain),
+        (name, torch.full_like(tensors[name], torch.nan), plain),
+        (alpha, torch.tensor(torch.inf), plain),
+        (alpha, torch.ones(2), "start_from: it is no student of this model"),
+        (name, torch.ones(()), "start_from: it is no student of this model"),
+    ):
+        save_file({**tensors, key: odd}, loras / "odd.safetensors", known)
+        with pytest.raises(ValueError, match=f"start_from.*{named.removeprefix('start_from')}"):
+            execute(comfyui, start_from="odd.safetensors")
 
 
 def test_what_is_stopped_keeps_the_best(comfyui, loras, monkeypatch):

@@ -362,6 +362,7 @@ def test_schedule_with_an_unknown_option(spec):
         (SAMPLERS, "zzz", "unknown sampler 'zzz'; known: dpmpp_2s, "),
         (SCHEDULES, "karas", "unknown schedule 'karas'; did you mean 'karras'"),
         (SCHEDULES, "zzz", "unknown schedule 'zzz'; known: karras, "),
+        (SCHEDULES, "z" * 10**6, "^unknown schedule 'z{59} ...; known: karras, "),
     ],
 )
 def test_unknown_id_suggests_the_near_one(registry, key, message):
