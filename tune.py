@@ -68,7 +68,12 @@ def _common(made: str, *, evaluations: int, samples: int, teacher_steps: int, fi
         metavar="FILE",
         help="a text file with one prompt on each line",
     )
-    add("--out", required=True, metavar="NAME", help=f"name of the {made}, or a path")
+    add(
+        "--out",
+        required=True,
+        metavar="NAME",
+        help=f"name of the {made}, or a path, where a finished one replaces what is there",
+    )
     add("--negative", default="", metavar="TEXT", help="the negative prompt")
     add("--width", type=int, default=512, help="width of the images, in pixels (%(default)s)")
     add("--height", type=int, default=512, help="height of the images, in pixels (%(default)s)")
@@ -267,7 +272,9 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Callable[[str], Any]]:
     return getattr(importlib.import_module(module), function)()
 
 
-def begin(options: argparse.Namespace, prompts: list[str], *, quiet: bool = False) -> tuple[Any, Callable[[Any], Path]]:
+def begin(
+    options: argparse.Namespace, prompts: list[str], *, quiet: bool = False
+) -> tuple[Any, Callable[[Any, bool], Path]]:
     """The work that is asked for, and what saves its plan or student and says where."""
     import torch
 
@@ -286,10 +293,14 @@ def begin(options: argparse.Namespace, prompts: list[str], *, quiet: bool = Fals
     if not is_path:
         files.free_paths(options.out, kind=kind)  # complains now, not after the work
 
-    def save(plan: Any) -> Path:
+    place = (path.stem, str(path.parent)) if is_path else (options.out,)
+
+    def save(found: Any, finished: bool) -> Path:
+        """A file of that path is replaced by what is finished alone; all else gets a name with a number."""
+        there = is_path and (finished or not path.exists())
         if options.command == "distill":
-            return plan.keep(lambda: plan.write(path) if is_path else plan.save(options.out))
-        return files.keep(plan, lambda: plan.save(path) if is_path else files.save(plan, options.out))
+            return found.keep(lambda: found.write(path) if there else found.save(*place))
+        return files.keep(found, lambda: found.save(path) if there else files.save(found, *place))
 
     with torch.inference_mode():
         patcher, encode = load_model(options)
@@ -343,7 +354,7 @@ def _stop(*_: Any) -> None:
     raise Stopped
 
 
-def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) -> int:
+def carry_out(work: Any, save: Callable[[Any, bool], Path], *, quiet: bool = False) -> int:
     """Do it, and write what comes out; also what there is when it is stopped. Gives the exit code."""
     import torch
 
@@ -366,7 +377,7 @@ def carry_out(work: Any, save: Callable[[Any], Path], *, quiet: bool = False) ->
         try:
             found = None if quiet else said.result(work)
             if found is not None:
-                path = save(said.unfinished(found) if code else found)
+                path = save(said.unfinished(found) if code else found, not code)
                 print(said.stopped(work, path) if code else f"saved as {path}", flush=True)
                 print(said.outcome(found), flush=True)
             elif code == 130 and not quiet:

@@ -255,10 +255,14 @@ def test_torchrun_hands_on_every_option(command):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_best(folder):
+    """It does not take the place of a file that is there."""
+    START.save(folder / "stopped.safetensors")
     code, printed, complaints = tune(folder, "train", "stopped.safetensors", "--iterations", "1000", loader="stopped")
     assert code == 130, complaints
-    assert f"Stopped. Best plan saved as {folder / 'stopped.safetensors'}; choose it in Load Plan" in printed
-    assert 0 < load(folder / "stopped.safetensors").about.iterations < 1000
+    kept = folder / "stopped_00001_.safetensors"
+    assert f"Stopped. Best plan saved as {kept}; choose it in Load Plan" in printed
+    assert 0 < load(kept).about.iterations < 1000
+    assert load(folder / "stopped.safetensors").text() == START.text()
 
 
 @pytest.mark.slow
