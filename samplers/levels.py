@@ -114,6 +114,12 @@ REPEATS = "some of the sigmas repeat the one before; such steps change nothing a
 """What the log says of it."""
 
 
+def without_repeats(values: Sequence[float]) -> tuple[int, ...]:
+    """The places of levels that are not those after them too."""
+    last = len(values) - 1
+    return tuple(i for i, sigma in enumerate(values) if i == last or sigma != values[i + 1])
+
+
 class GivenLevels(NamedTuple):
     """The levels of a run, and what the caller knows them by."""
 
@@ -175,8 +181,7 @@ def check_run(given: tuple[float, ...], flow: bool = False, shift: float = 1.0) 
                 f"sigmas[{i}] = {sigma}: a rectified-flow model has levels between 0 and 1; "
                 "was this schedule made for another model?"
             )
-    last = len(values) - 1
-    numbers = tuple(i for i, sigma in enumerate(values) if i == last or sigma != values[i + 1])
+    numbers = without_repeats(values)
     ascending = len(numbers) > 1 and values[numbers[1]] > values[numbers[0]]
     for i, j in itertools.pairwise(numbers):
         if (values[j] > values[i]) != ascending:

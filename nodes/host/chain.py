@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...samplers import SAMPLERS, SamplerSpec
 from ...samplers.chain import chained
-from ...samplers.levels import first_below, read_sigmas
+from ...samplers.levels import REPEATS, first_below, read_sigmas, without_repeats
 from ...samplers.sampler import NOISE_DEVICE
 from .runs import partial_options
 from .sampling import PREFIX, sampler_function
@@ -122,7 +123,8 @@ def _run(
     disable: bool | None,
     begun: int = 0,
 ) -> Tensor:
-    """A part of a run by a sampler as it is, which knows nothing of the other part.
+    """A part of a run by a sampler as it is, which knows nothing of the other part. Levels that repeat are left out, from
+    which the host's make NaN.
 
     The host's samplers draw their noise by the seed from the first draw on: the second part has another seed, so that
     its noise is not that of the first again. Ours draw it by level, and keep the seed.
@@ -131,11 +133,16 @@ def _run(
     if begun and isinstance(arguments.get("seed"), int) and not _is_ours(sampler):
         arguments["seed"] = (arguments["seed"] + 1) % 2**64
 
+    numbers = without_repeats(read_sigmas(sigmas))
+    if len(numbers) < len(sigmas):
+        logging.warning("chain: %s", REPEATS)
+
     def later(given: dict[str, Any]) -> Any:
-        return callback({**given, "i": given["i"] + begun})
+        i = given["i"]  # that of a sampler which chooses its steps may be beyond
+        return callback({**given, "i": (numbers[i] if i < len(numbers) else i) + begun})
 
     return sampler.sampler_function(
-        model, x, sigmas.clone(), extra_args=arguments, callback=callback and later, disable=disable,
+        model, x, sigmas[list(numbers)], extra_args=arguments, callback=callback and later, disable=disable,
         **sampler.extra_options,
     )  # fmt: skip
 

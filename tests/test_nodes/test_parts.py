@@ -90,6 +90,38 @@ def test_with_a_sampler_of_the_host_it_is_one_run_after_the_other(comfyui, kind,
     assert relative_error(found, same) < FLOAT32
 
 
+@pytest.mark.parametrize(("first", "second"), [("euler", "heun"), ("dpmpp_2m", "fewstep_dpmpp_2m"), ("ours", "euler")])
+def test_levels_that_repeat_are_no_steps_of_the_host_either(comfyui, caplog, first, second):
+    """From which its samplers make NaN. Steps keep the numbers of the given levels."""
+    import comfy.samplers
+
+    model, steps = small_model("EPS"), []
+    samplers = [
+        ours(comfyui, "dpmpp_2m") if name == "ours" else node(comfyui, "KSamplerSelect", name)
+        for name in (first, second)
+    ]
+    repeated, plain = [14.0, 14.0, 6.0, 2.0, 2.0, 0.5, 0.0, 0.0], [14.0, 6.0, 2.0, 0.5, 0.0]
+
+    def run(sigmas, step):
+        made = chain(comfyui, *samplers, step)
+
+        def function(model, x, sigmas, extra_args, callback, disable, **options):
+            return made.sampler_function(
+                model, x, sigmas, extra_args, lambda given: steps.append(given["i"]), disable, **made.extra_options
+            )
+
+        return custom(comfyui, model, comfy.samplers.KSAMPLER(function), torch.tensor(sigmas))
+
+    found = run(repeated, 3)
+    assert steps == [1, 2, 4, 5] and "chain: some of the sigmas repeat" in caplog.text
+    torch.testing.assert_close(found, run(plain, 2), rtol=0, atol=0)
+    for sigmas in ([14.0], [14.0, 14.0], [0.0, 0.0]):
+        steps.clear()
+        at_rest = {"samples": torch.ones(1, 4, 8, 8)}
+        same = custom(comfyui, model, chain(comfyui, *samplers, 1), torch.tensor(sigmas), at_rest, add_noise=False)
+        torch.testing.assert_close(same, at_rest["samples"])
+
+
 def test_noise_of_the_host_is_not_drawn_twice(comfyui):
     """Its ancestral sampler draws by the seed from the first draw on, also in the second part."""
     model = small_model("EPS")
