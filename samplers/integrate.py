@@ -226,6 +226,11 @@ class Evaluations:
         self._answer, *rest = answer if isinstance(answer, Guided) else (answer,)
         for part in (self._answer, *rest):
             check_like(part, self._shape, "model must return the denoised sample")
+            if part.device != self._device:
+                raise ValueError(
+                    f"the model must return the denoised sample where x is, on {self._device}; it returned a tensor on "
+                    f"{part.device}: look for what moves it in the model or in what wraps it"
+                )
         if written is not None and x._version != written:
             raise ValueError(
                 "the model wrote into the sample x that it was given, from which the sampler goes on: look for an "
@@ -383,9 +388,12 @@ def check_sample(x: Tensor) -> None:
 
 
 def check_like(answer: Any, shape: torch.Size, what: str) -> None:
-    """Raise ValueError unless an answer is a floating-point tensor of the shape of x."""
-    if not isinstance(answer, Tensor) or answer.shape != shape:
-        got = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+    """Raise ValueError unless an answer is a dense floating-point tensor of the shape of x."""
+    dense = isinstance(answer, Tensor) and answer.layout == torch.strided and not answer.is_nested
+    if not dense or answer.shape != shape:
+        got = type(answer).__name__
+        if isinstance(answer, Tensor):
+            got = f"a tensor of shape {list(answer.shape)}" if dense else "a tensor that is not dense"
         raise ValueError(f"the {what}, shaped like x, {list(shape)}; it returned {got}")
     if answer.dtype not in FLOATS:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)

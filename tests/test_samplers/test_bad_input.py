@@ -72,6 +72,7 @@ def test_infinities_of_both_signs_do_not_cancel():
         sample(SAMPLERS["ddim"], model=model)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -82,6 +83,9 @@ def test_infinities_of_both_signs_do_not_cancel():
         (lambda x: x > 0, "it returned a tensor of torch.bool"),
         (lambda x: x.to(torch.complex64), "it returned a tensor of torch.complex64"),
         (lambda x: x.to(torch.float8_e4m3fn), "it returned a tensor of torch.float8_e4m3fn"),
+        (lambda x: x.to_sparse(), "it returned a tensor that is not dense"),
+        (lambda x: torch.nested.nested_tensor([x[0], x[1]]), "it returned a tensor that is not dense"),
+        (lambda x: x.to("meta"), "where x is, on cpu; it returned a tensor on meta: look for what moves it"),
     ],
 )
 @each_ode
