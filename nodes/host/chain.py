@@ -123,7 +123,7 @@ def _run(
     disable: bool | None,
     begun: int = 0,
 ) -> Tensor:
-    """A part of a run by a sampler as it is, which knows nothing of the other part. Levels that repeat are left out, from
+    """A part of a run by a sampler as it is, which knows nothing of the other part. Levels that repeat are left out, of
     which the host's make NaN.
 
     The host's samplers draw their noise by the seed from the first draw on: the second part has another seed, so that
