@@ -215,8 +215,6 @@ class FewStepFilmStrip(io.ComfyNode):
         vae: Any = None,
         theme: str = "light",
     ) -> io.NodeOutput:
-        if len(sigmas) < 2:
-            raise ValueError("sigmas hold no step to show: raise denoise, or check where the sigmas are split")
         seen: list[Seen] = []
 
         def watch(sigma: Tensor, denoised: Tensor) -> None:
@@ -228,6 +226,8 @@ class FewStepFilmStrip(io.ComfyNode):
             result = sample(
                 guider, seed, sampler, sigmas, latent_image, lambda step, denoised, x, total: progress.done(1, denoised)
             )
+            if not seen:
+                raise ValueError("sigmas hold no step to show: raise denoise, or check where the sigmas are split")
             progress.stage(f"Decoding {counted(len(seen), 'picture')}")
             latents = torch.cat([model.model.process_latent_out(denoised.cpu()) for _, denoised in seen])
             frames = decode(model, latents, vae)

@@ -503,10 +503,11 @@ def test_frames_are_the_predictions_of_all_evaluations(comfyui, demo, temp):
     assert strip.shape[2] == 6 + 3 * (64 + 6) and strip.shape[1] > 2 * (64 + 17 + 6)
 
 
-def test_film_of_no_steps(comfyui, small):
-    (sampler,) = comfyui.nodes["KSamplerSelect"].execute("euler").result
+@pytest.mark.parametrize("sigmas", [[], [5.0], [5.0, 5.0], [0.0, 0.0]])
+def test_film_of_no_steps(comfyui, small, sigmas):
+    (sampler,) = comfyui.nodes["FewStepSampler"].execute("dpmpp_2m").result
     with pytest.raises(ValueError, match="sigmas hold no step to show"):
-        film(comfyui, small, sampler, torch.FloatTensor([]))
+        film(comfyui, small, sampler, torch.FloatTensor(sigmas))
 
 
 # What is shown
