@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...samplers import SAMPLERS, SCHEDULES, ScheduleSpec
 from ...samplers.calibrated import CalibratedPlan
+from ...samplers.checks import read_number
 from .model import is_flow
 from .protocols import ModelSampling
 from .sampling import plan_function, sampler_function, schedule_sigmas
@@ -45,8 +46,16 @@ def final_samples(session: Session, plan: CalibratedPlan, samples: Sequence[Samp
     return session.run(plan_function(plan), plan.recipe.sigmas, samples)
 
 
+_LARGEST_SEED = 2.0**62  # of the first image; each other one has the next
+
+
 def split(prompts: int, seed: int, training: int, validation: int) -> tuple[list[Sample], list[Sample]]:
-    """Samples to fit to, and others for validation: no noise in common, and from 4 prompts on no prompt either."""
+    """Samples to fit to, and others for validation: no noise in common, and from 4 prompts on no prompt either.
+
+    Raises:
+        ValueError: if the seed is one that no generator of torch takes.
+    """
+    read_number("seed", seed, -_LARGEST_SEED, _LARGEST_SEED)
     everyone = range(prompts)
     kept = [p for p in everyone if p % 4 == 3] or list(everyone)
     others = [p for p in everyone if p not in kept] or list(everyone)

@@ -553,6 +553,8 @@ def test_stopped_at_once_there_is_nothing_to_keep(comfyui, folder):
         ({"samples": 0}, "samples = 0"),
         ({"teacher_steps": 3}, "teacher_steps = 3"),
         ({"batch": -1}, "batch = -1"),
+        ({"seed": 10**20}, "seed = 1[0]{20} must be a finite number between"),
+        ({"seed": -(10**400)}, "seed = a whole number of more than 60 digits must be"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
