@@ -83,10 +83,11 @@ def host_entries() -> list[Entry]:
 
 
 def our_schedules() -> list[Schedule]:
+    """Those of ours for any number of steps, with and without their last level: once, and not by another name, too."""
     return [
         Schedule("ours", name, discard)
         for name, spec in SCHEDULES.items()
-        if spec.any_steps
+        if spec.any_steps and not name.endswith("_discard")
         for discard in (False, True)
     ]
 

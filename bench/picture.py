@@ -12,6 +12,8 @@ from bench.subjects import ROOT
 
 os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".host" / "cache" / "matplotlib"))  # nothing is written outside
 
+NAMES = {"ours": "Few-Step", "host": "ComfyUI"}  # of where a sampler comes from
+
 
 def draw(scores: dict[Cell, Score], floor: float, unit: str, path: Path) -> None:
     """Error against evaluations of the best few samplers, of calibrated plans and of AMED."""
@@ -29,12 +31,12 @@ def draw(scores: dict[Cell, Score], floor: float, unit: str, path: Path) -> None
                 if c.entry == entry and c.source == source and c.budget and not s.failed
             )  # fmt: skip
             colour = matplotlib.colormaps[colours](0.8 * i / max(len(entries), 1))
-            axes.plot(*zip(*line, strict=True), style, marker="o", color=colour, label=f"{source}: {entry}")
+            axes.plot(*zip(*line, strict=True), style, marker="o", color=colour, label=f"{NAMES[source]}: {entry}")
     budgets = sorted({c.budget for c in scores if c.budget})
     for wanted, style, label in (
-        (lambda cell: kind(cell.entry) == "plan", "-sk", "ours: calibrated plans"),
-        (lambda cell: kind(cell.entry) == "amed", ":^k", "ours: AMED, the best at each"),
-        (lambda cell: cell.source == "borrowed", "xr", "host: the best on our schedules"),
+        (lambda cell: kind(cell.entry) == "plan", "-sk", "Few-Step: calibrated plans"),
+        (lambda cell: kind(cell.entry) == "amed", ":^k", "Few-Step: AMED, the best at each"),
+        (lambda cell: cell.source == "borrowed", "xr", "ComfyUI: the best on our schedules"),
     ):
         line = best_line(scores, budgets, wanted)
         if line:

@@ -20,7 +20,7 @@ def describe(results: Results, bench: Bench) -> str:
         frechet = {cell: data.frechet for cell, _, _, data in found if data}
         parts.append(calibrated.describe(subject, results.scores, frechet))
     if results.distribution:
-        parts.append(_describe_distribution(results.distribution, bench))
+        parts.append(_describe_distribution(results.distribution, bench, results.complete))
     if results.failures:
         failed = sorted({f"{cell.entry} ({cell.entry.source})" for cell in results.failures})
         parts.append(f"Failed on some schedule or number of steps (see the CSV): {', '.join(failed)}.\n")
@@ -113,7 +113,7 @@ def _gained_by_schedule(scores: dict[Cell, Score], found: list[Duel]) -> str:
     )
 
 
-def _describe_distribution(distribution: Distribution, bench: Bench) -> str:
+def _describe_distribution(distribution: Distribution, bench: Bench, complete: bool) -> str:
     wasserstein, frechet = distribution.halves()
     size, (entry, schedule) = bench.size, bench.limits.many_steps
     axes, directions = distributions.AXES, distributions.DIRECTIONS
@@ -127,8 +127,8 @@ def _describe_distribution(distribution: Distribution, bench: Bench) -> str:
         f"(SW) and {frechet:.3f} (FD) apart, so that smaller distances mean no difference.",
         "",
         f"Deterministic samplers are listed for comparison. One with {size.many_steps} evaluations, where it is "
-        "listed, has converged: it shows how far the limits with and without noise are apart under guidance. Samplers "
-        "that are missing were not reached within the time limit; the next run continues with them.",
+        "listed, has converged: it shows how far the limits with and without noise are apart under guidance."
+        + ("" if complete else " Samplers that are missing were not reached within the time limit."),
         "",
         "| evaluations | sampler | source | schedule | SW, many-step | FD, many-step | SW, data | FD, data |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

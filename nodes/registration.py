@@ -27,8 +27,8 @@ SAMPLERS_FIRST = (
 
 SCHEDULES_FIRST = (
     "karras", "karras_discard", "beta", "beta_discard", "simple", "sgm_uniform", "exponential", "kl_optimal",
-    "time_quadratic_discard", "ays", "gits", "beta57", "bong_tangent", "normal", "linear_quadratic", "ddim_uniform",
-    "polyexponential", "laplace", "cosine", "time_uniform", "time_quadratic",
+    "beta57", "beta57_discard", "time_quadratic_discard", "ays", "gits", "bong_tangent", "normal", "linear_quadratic",
+    "ddim_uniform", "polyexponential", "laplace", "cosine", "time_uniform", "time_quadratic",
 )  # fmt: skip
 """As `SAMPLERS_FIRST`."""
 

@@ -319,8 +319,8 @@ def _exact(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
 
 def _varied(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Of each budget, among those with added noise that are within a standard error of the nearest to the distribution
-    of many-step samples, one of the highest order. Below the first budget one of a single
-    evaluation a step: of others there would be too few steps.
+    of many-step samples, one with the fewest evaluations a step, and of these one of the highest order. Below the first
+    budget one of a single evaluation a step: of others there would be too few steps.
     """
     rows = [row for row in rows if SAMPLERS[_read(row["sampler"])[0]].stochastic]
     rows = [row for row in rows if row["sampler"] not in FOR_DISTILLED]
@@ -336,7 +336,8 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     least = min(rows, key=_distance)
     limit = _distance(least) + float(least["frechet_many_error"])
     equal = [row for row in rows if _distance(row) <= limit]
-    best = min(equal, key=lambda row: (-SAMPLERS[_read(row["sampler"])[0]].order, _distance(row)))
+    spec = {row["sampler"]: SAMPLERS[_read(row["sampler"])[0]] for row in equal}
+    best = min(equal, key=lambda row: (_evaluations(spec[row["sampler"]]), -spec[row["sampler"]].order, _distance(row)))
     why = (
         f"{_measured(budget)} among samplers with added noise, one of the closest to samples of many steps (Fréchet "
         f"distance {_distance(best):.2g})."

@@ -35,6 +35,7 @@ SCHEDULES: Mapping[str, ScheduleSpec] = Registry(
         "karras_discard",
         "time_quadratic_discard",
         "beta_discard",
+        "beta57_discard",
         "optimal_steps",
         "flux",
         "flux2",

@@ -150,7 +150,7 @@ def test_beta_without_its_last_level_is_the_hosts_before_it_rounds(comfyui, id, 
 
 
 @each_space
-@pytest.mark.parametrize("id", ["karras", "time_quadratic", "beta"])
+@pytest.mark.parametrize("id", ["karras", "time_quadratic", "beta", "beta57"])
 def test_discard_in_the_name_is_discard_penultimate(id, low, high, flow):
     for n in (1, 2, 4, 8, 50):
         for options in ({}, {"denoise": 0.5}, {"shift": 2.0} if flow else {}, {"end_step": 1}):

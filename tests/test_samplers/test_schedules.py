@@ -413,7 +413,7 @@ def test_shift_keeps_the_ends_and_shifts_between_them(spec, shift):
 
 IN_TIME = {
     "time_uniform", "time_quadratic", "beta", "normal", "simple", "sgm_uniform", "ddim_uniform", "beta57",
-    "time_quadratic_discard", "beta_discard",
+    "time_quadratic_discard", "beta_discard", "beta57_discard",
 }  # fmt: skip
 
 
