@@ -228,6 +228,7 @@ NAMES = [
     "Normal", "Simple", "SGM uniform", "DDIM uniform", "Beta 57", "Bong tangent", "Karras without its last level",
     "KL-optimal",
     "Time quadratic without its last level", "Beta without its last level",
+    "Beta 57 without its last level",
     "LMS", "Gradient estimation", "RES 2S", "RES multistep", "SEEDS 2", "ER-SDE", "SA-Solver",
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
-"""The pack in a real browser: each check of tests/browser/checks.mjs, all in one session of headless Chromium for each
-front end: the one that comes with the host, and the newest that was seen to work, which is slow (or that of FRONTEND).
+"""The pack in a real browser: each check of tests/browser/checks.mjs, in two sessions of headless Chromium for each
+front end, one for either design of nodes. Front ends are the one that comes with the host, and the newest that was seen
+to work, which is slow (or that of FRONTEND alone).
 
 Skipped where there is no Chromium, or no Node.js with npm that can fetch playwright-core.
 """
@@ -7,6 +8,7 @@ Skipped where there is no Chromium, or no Node.js with npm that can fetch playwr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -26,6 +28,10 @@ FRONT_ENDS = [FRONT_END] if FRONT_END else [None, pytest.param(NEWEST_FRONT_END,
 """The host's own is None."""
 SECONDS = 900
 
+EVERYWHERE = {"loads without complaints", "nothing of ours complained in the meantime"}
+VUE = {name for name in NAMES if "Vue nodes" in name}
+DESIGNS = [[name for name in NAMES if name in EVERYWHERE or (name in VUE) == vue] for vue in (False, True)]
+
 
 class Session(NamedTuple):
     """A run of checks.mjs."""
@@ -36,8 +42,8 @@ class Session(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory, request) -> Iterator[dict[str | None, Session]]:
-    """One for each front end that is asked for, all at the same time, since most of it is waiting. Each has a server
+def sessions(tmp_path_factory, request) -> Iterator[dict[str | None, list[Session]]]:
+    """Those of each front end that is asked for, all at the same time, since most of it is waiting. Each has a server
     with folders of its own, so that none sees the plans of another."""
     asked_for = {item.callspec.params["results"] for item in request.session.items if item.path == request.path}
     try:
@@ -46,29 +52,31 @@ def sessions(tmp_path_factory, request) -> Iterator[dict[str | None, Session]]:
     except SetupError as missing:
         pytest.skip(str(missing))
     with contextlib.ExitStack() as stack:
-        started = {}
-        for version in asked_for:
+        started = {version: [] for version in asked_for}
+        for version, only in itertools.product(asked_for, DESIGNS):
             base = tmp_path_factory.mktemp("browser")
             (base / "custom_nodes").mkdir()
             os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)
             host = stack.enter_context(server(base / "server.log", "--base-directory", str(base), front_end=version))
             out, err = (stack.enter_context((base / name).open("w")) for name in ("results.json", "checks.log"))
-            own = json.dumps(given | {"url": host.url, "out": str(base)})
+            own = json.dumps(given | {"url": host.url, "out": str(base), "only": only})
             process = subprocess.Popen([*command, own], stdout=out, stderr=err, env=environment())
             stack.callback(process.wait, timeout=30)
             stack.callback(process.terminate)  # the script closes its browser
-            started[version] = Session(process, Path(out.name), Path(err.name))
+            started[version].append(Session(process, Path(out.name), Path(err.name)))
         yield started
 
 
 @pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
 def results(request, sessions) -> dict[str, str | None]:
     """What each check found wrong, by name."""
-    session = sessions[request.param]
-    code = session.process.wait(timeout=SECONDS)
-    out = session.out.read_text()
-    assert code == 0 and out, f"the session did not end well:\n{session.err.read_text()[-3000:]}"
-    return json.loads(out)
+    found: dict[str, str | None] = {}
+    for session in sessions[request.param]:
+        code = session.process.wait(timeout=SECONDS)
+        out = session.out.read_text()
+        assert code == 0 and out, f"the session did not end well:\n{session.err.read_text()[-3000:]}"
+        found |= {name: fault or found.get(name) for name, fault in json.loads(out).items()}
+    return found
 
 
 @pytest.mark.timeout(SECONDS + 60)

@@ -253,6 +253,7 @@ might do the same with the data prediction, by their order or by what they take 
 
 
 @pytest.mark.parametrize("id", SINGLESTEP)
+@pytest.mark.slow
 def test_no_step_is_too_long_for_its_order(id):
     """Where a step of order 1 would do, none of higher order throws the image away."""
     spec, worst = SAMPLERS[id], 0.0

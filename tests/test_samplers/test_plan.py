@@ -190,6 +190,7 @@ def test_one_step(spec):
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 @each_ode
+@pytest.mark.slow
 def test_ascending_levels_lead_back_to_the_start(spec, flow):
     model = flow_denoiser if flow else denoiser
     start = X1 * 0.8

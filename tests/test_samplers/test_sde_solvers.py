@@ -69,6 +69,7 @@ def test_er_sde_adds_less_noise_than_the_sde():
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 @pytest.mark.parametrize("pece", [False, True])
 @pytest.mark.parametrize(("predictor", "corrector", "order"), [(1, 0, 1), (2, 0, 2), (1, 2, 2), (2, 3, 3), (2, 2, 2)])
+@pytest.mark.slow
 def test_the_corrector_of_sa_solver_adds_an_order(predictor, corrector, order, pece, flow):
     """min(p + 1, c), or p without a corrector, from a plain start; as seen where the prediction changes fast."""
     options = {"predictor_order": predictor, "corrector_order": corrector, "pece": pece, "lower_order_final": False}

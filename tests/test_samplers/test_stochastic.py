@@ -125,6 +125,7 @@ def moments(plan, sigmas, flow) -> tuple[float, float, float]:
 
 @both_spaces
 @each_solver
+@pytest.mark.slow
 def test_weak_order_on_gaussian_data(name, options, order, flow):
     """Mean exact, variance of the stated order; halving the steps, from the exact distribution at the first level."""
     errors = []
@@ -158,6 +159,7 @@ def test_the_sde_forgets_its_start_at_the_right_rate(name, eta, flow):
 
 @both_spaces
 @each_solver
+@pytest.mark.slow
 def test_mean_and_variance_of_1e5_samples(name, options, order, flow):
     """The noise as it is drawn: the moments that the plan has with ideal noise, and those of the data, within 4.5
     standard errors (and the error of 24 steps)."""
