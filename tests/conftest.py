@@ -20,8 +20,9 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 LONGEST = [
-    "browser", "kernels", "workflows", "server", "install", "tune_cli", "distillation", "tuning_nodes", "bench_quality",
-    "runs", "stochastic", "comfyui", "hosts", "image_noise", "plan", "inversion",
+    "browser", "kernels", "workflows", "server", "install", "tune_cli", "bench_checkpoint", "runs", "order", "hosts",
+    "tuning_nodes", "comfyui", "distillation", "bench_quality", "inversion", "ksampler", "plan", "flow", "image_noise",
+    "schedules", "stochastic", "levels", "progress", "amed",
 ]  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from standins import write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("a red apple on a table", "a cat in the snow, very long fur " * 12)  # the second fills two windows of CLIP
 
 
@@ -36,7 +38,6 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return [*size, *wanted, *files, "--cache", str(folder / "cache"), "--out", str(folder / "out"), *more]
 
 
-@pytest.mark.slow
 def test_report_of_a_checkpoint(quality, given: Path, capsys: pytest.CaptureFixture[str]):
     """Errors of both kinds of samplers on its own prompts and size, a sheet of images, and nothing to do again."""
     assert quality.main(arguments(given)).calls > 0
@@ -90,7 +91,6 @@ def test_file_without_prompts_is_named(quality, given: Path):
         quality.main(["--quick", "--form", "pixels"])
 
 
-@pytest.mark.slow
 def test_flow_form_is_measured_as_a_flow(quality, tmp_path: Path):
     """Levels from 1 to 0, and each sampler in the form for rectified flow: near its own limit, not the other's."""
     from bench import cells

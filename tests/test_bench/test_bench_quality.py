@@ -15,6 +15,8 @@ import torch
 
 from bench import distances
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ["--quick", "--samplers", "ipndm_v heun calibrated-4", "--schedules", "karras exponential beta simple"]
 
 
@@ -53,7 +55,6 @@ def take(files: list[Path], folder: Path) -> None:
         (folder / "cache" / path.name).hardlink_to(path)
 
 
-@pytest.mark.slow
 def test_table_has_every_cell(finished: Path):
     rows = {(r["source"], r["sampler"], r["budget"]): r for r in read(finished) if r["status"] == "ok"}
     for source in ("ours", "host"):
@@ -83,7 +84,6 @@ def test_calibrated_plans_stand_beside_the_plain_samplers(bench, finished: Path)
     assert f"| {float(row['median']):.4f} (" in text
 
 
-@pytest.mark.slow
 def test_errors_are_those_of_samples(bench, finished: Path):
     """A cell of the table, sampled again beside a finer reference."""
     cells, demo = bench.cells, bench.demo
@@ -147,7 +147,6 @@ def test_choice_and_report_share_no_pair(bench, size: str):
         assert not {pair.prompt for pair in chosen} & {pair.prompt for pair in reported}
 
 
-@pytest.mark.slow
 def test_no_sampler_gets_more_evaluations_than_the_budget(bench):
     """The fitted levels cost at most the budget, and one step more would cost more."""
     cells = bench.cells
@@ -250,7 +249,6 @@ def test_verdict_says_where_ours_is_worse(bench):
     assert results.verdict([even, worse]).endswith("at 4 evaluations; NOT at 8 (1.500 times its error, 1.50 to 1.50).")
 
 
-@pytest.mark.slow
 def test_stochastic_stages(bench, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Few samples: the distances are there, with their spread, and the next run finds them."""
     take(sorted((finished / "cache").iterdir()), tmp_path)

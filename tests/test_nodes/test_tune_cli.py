@@ -21,6 +21,8 @@ from samplers.calibrated.predictor import Predictor
 from samplers.calibrated.recipe import Recipe
 from samplers.calibrated.tuning import Tuning
 
+pytestmark = pytest.mark.slow
+
 LOADER = f"""
 import sys
 
@@ -142,7 +144,6 @@ def done(folder) -> dict[str, SimpleNamespace]:
     }
 
 
-@pytest.mark.slow
 def test_calibrate(folder, done):
     found = done["plan.safetensors"]
     assert found.code == 0, found.complaints
@@ -165,7 +166,6 @@ def test_train_begins_with_a_plan(folder, done):
     assert found.base == "ipndm_v" and [t.slope for t in found.tunings] == [t.slope for t in START.recipe.tunings]
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_does(folder, done):
     """They lead the weights to the same place, compared with the way that these have gone.
 
@@ -208,7 +208,6 @@ def student_of(path: Path) -> dict:
         return json.loads(file.metadata()["fewstep_student"])
 
 
-@pytest.mark.slow
 def test_two_processes_distil_what_one_does(folder, done):
     """They lead the change of each weight, which is 0 at first, to the same place: see the test of AMED."""
     assert done["student1.safetensors"].code == 0, done["student1.safetensors"].complaints
@@ -225,7 +224,6 @@ def test_two_processes_distil_what_one_does(folder, done):
     assert one.any() and (two - one).norm() < 0.01 * one.norm()
 
 
-@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_said(folder):
     code, _, complaints = tune(folder, "distill", "odd.safetensors", *DISTILL, "--batch", "3", processes=2)
     assert code != 0 and "batch = 3 must be a multiple of the number of processes, 2" in complaints
@@ -253,7 +251,6 @@ def test_torchrun_hands_on_every_option(command):
         assert cli.parser().parse_args([command, *needed, name, "plan"]).start == Path("plan")
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_the_best(folder):
     """It does not take the place of a file that is there."""
     START.save(folder / "stopped.safetensors")
@@ -265,7 +262,6 @@ def test_ctrl_c_keeps_the_best(folder):
     assert load(folder / "stopped.safetensors").text() == START.text()
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_student(folder):
     long = (*DISTILL, "--iterations", "1000")
     code, printed, complaints = tune(folder, "distill", "left.safetensors", *long, loader="stopped")
