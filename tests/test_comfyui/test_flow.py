@@ -159,6 +159,7 @@ def test_every_schedule_on_every_family(comfyui, family):
 
 
 @pytest.mark.parametrize("case", FLOW_CASES.values(), ids=FLOW_CASES)
+@pytest.mark.slow
 def test_the_hosts_own_flow_branches(comfyui, family, case):
     """Ours and the host's sampler in the host, on the same added noise: the images agree to the rounding of float32."""
     import comfy.samplers

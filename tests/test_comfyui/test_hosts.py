@@ -360,6 +360,7 @@ def test_a_model_that_holds_itself_is_an_error_too(comfyui):
 
 
 @pytest.mark.parametrize("id", SAMPLERS)
+@pytest.mark.slow
 def test_every_sampler_takes_what_k_diffusion_hands_it(comfyui, id):
     """A noise sampler as an argument or as an option of the SAMPLER; a seed."""
     model = small_model("EPS")
@@ -377,6 +378,7 @@ def test_every_sampler_takes_what_k_diffusion_hands_it(comfyui, id):
 
 
 @pytest.mark.parametrize("id", SAMPLERS)
+@pytest.mark.slow
 def test_every_sampler_is_found_by_its_name(comfyui, id):
     """New hosts make a SAMPLER again from the name of its function and its options."""
     import comfy.samplers

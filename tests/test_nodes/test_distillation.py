@@ -536,6 +536,7 @@ def header_with(student: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", list(DAMAGE))
+@pytest.mark.slow
 def test_a_file_that_is_damaged_or_hostile_is_no_student(comfyui, loras, student, kind):
     path = loras / "mine_00001_.safetensors"
     path.write_bytes(DAMAGE[kind](path.read_bytes()))

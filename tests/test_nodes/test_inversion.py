@@ -51,6 +51,7 @@ def test_refined_to_machine_precision(id, flow):
 
 @pytest.mark.parametrize("flow", [False, True], ids=["edm", "flow"])
 @pytest.mark.parametrize("id", [*MULTISTEP, *OTHERS])
+@pytest.mark.slow
 def test_refined_over_the_way(id, flow):
     """The error falls by a factor each time, however the way up is found."""
     found = errors(round_trip(id, 30, flow, refinements=12))
@@ -277,6 +278,7 @@ MODELS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("by_noise", [pytest.param(True, marks=pytest.mark.network), False], ids=["noise", "latent"])
 @pytest.mark.parametrize("start", [1.0, 0.6], ids=["whole", "part"])
+@pytest.mark.slow
 def test_round_trip_through_the_nodes_of_the_host(comfyui, model_type, by_noise, start):
     """What comes back is what the report says, for every kind of model, from full noise and from less."""
     model = small_model(model_type)

@@ -167,6 +167,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_guidance_is_drawn_as_it_runs(comfyui, routes, kind, shape):
     """The scale of every evaluation, also of those between two levels, and the passes of the network."""
     inputs = {

@@ -250,6 +250,7 @@ def test_training_begins_with_a_calibrated_plan(comfyui, folder, calibrated):
     assert torch.equal(sample(comfyui, loaded, model), sample(comfyui, plan, model))
 
 
+@pytest.mark.slow
 def test_a_start_that_nothing_improves_comes_out_again(comfyui, calibrated, monkeypatch):
     training = module(comfyui, "host.training").Training
     real = training._error

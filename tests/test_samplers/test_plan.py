@@ -227,6 +227,7 @@ GRADIENT_RUNS = {
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize("run", GRADIENT_RUNS.values(), ids=GRADIENT_RUNS)
 @each_ode
+@pytest.mark.slow
 def test_derivative_with_respect_to_the_inner_levels(spec, run):
     """Against finite differences. The ends stay: a level cannot be moved past 0 or 1."""
     sigmas, flow = run

@@ -534,6 +534,7 @@ def test_a_step_gets_what_its_halves_get_together(flow):
 
 @both_spaces
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "euler_ancestral"])
+@pytest.mark.slow
 def test_more_steps_follow_the_same_path(name, flow):
     """With one seed the sample converges with order 1 as the steps are halved; another seed gives another sample.
 
