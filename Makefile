@@ -19,7 +19,7 @@ ifeq ($(origin FRONTEND),command line)
 export FEWSTEP_FRONTEND = $(FRONTEND)
 endif
 
-.PHONY: demo test test-slow test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
+.PHONY: demo test test-all test-kernels test-webui check serve setup screenshots fuzz bench-overhead bench-quality bench-guidance bench-caches train-demo learn-demo workflows
 
 demo: setup  ## render the demo workflow in a headless ComfyUI; says where the image is
 	$(HOST_PYTHON) demo/run.py
@@ -28,9 +28,9 @@ test: setup check  ## formatting, types, then the tests, those in the running Co
 	$(PYTEST) -m "not slow" tests --ignore=$(BROWSER)
 	$(PYTEST) -m "not slow" -n 0 $(BROWSER)  # by itself: a browser that waits for others is late
 
-test-slow: setup  ## the other tests: training, processes, benchmarks, plain kernels, the newest front end
-	$(PYTEST) -m slow tests --ignore=$(BROWSER)
-	$(PYTEST) -m slow -n 0 $(BROWSER)
+test-all: setup check  ## all tests, as CI runs them: also training, processes, benchmarks, plain kernels, a newer front end
+	$(PYTEST) tests --ignore=$(BROWSER)
+	$(PYTEST) -n 0 $(BROWSER)
 
 test-kernels: setup  ## all tests on the plainest kernels, those of AVX2, and two threads
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) tests

@@ -8,14 +8,10 @@ Skipped where there is no Chromium, or no Node.js with npm that can fetch playwr
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from browser import SCRIPTS, chromium, node, playwright
@@ -33,49 +29,34 @@ VUE = {name for name in NAMES if "Vue nodes" in name}
 DESIGNS = [[name for name in NAMES if name in EVERYWHERE or (name in VUE) == vue] for vue in (False, True)]
 
 
-class Session(NamedTuple):
-    """A run of checks.mjs."""
-
-    process: subprocess.Popen
-    out: Path
-    err: Path
-
-
-@pytest.fixture(scope="module")
-def sessions(tmp_path_factory, request) -> Iterator[dict[str | None, list[Session]]]:
-    """Those of each front end that is asked for, all at the same time, since most of it is waiting. Each has a server
-    with folders of its own, so that none sees the plans of another."""
-    asked_for = {item.callspec.params["results"] for item in request.session.items if item.path == request.path}
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
+def results(request, tmp_path_factory) -> dict[str, str | None]:
+    """What each check found wrong, by name. The sessions run at the same time, since most of it is waiting, and each
+    has a server with folders of its own, so that none sees the plans of another."""
     try:
         given = {"chromium": chromium(), "modules": str(playwright()), "root": str(ROOT)}
         command = [node(), str(CHECKS)]
     except SetupError as missing:
         pytest.skip(str(missing))
+    sessions, found = [], {}
     with contextlib.ExitStack() as stack:
-        started = {version: [] for version in asked_for}
-        for version, only in itertools.product(asked_for, DESIGNS):
+        for only in DESIGNS:
             base = tmp_path_factory.mktemp("browser")
             (base / "custom_nodes").mkdir()
             os.symlink(ROOT, base / "custom_nodes" / "fewstep", target_is_directory=True)
-            host = stack.enter_context(server(base / "server.log", "--base-directory", str(base), front_end=version))
-            out, err = (stack.enter_context((base / name).open("w")) for name in ("results.json", "checks.log"))
+            arguments = ("--base-directory", str(base))
+            host = stack.enter_context(server(base / "server.log", *arguments, front_end=request.param))
+            out, err = base / "results.json", base / "checks.log"
+            files = {"stdout": stack.enter_context(out.open("w")), "stderr": stack.enter_context(err.open("w"))}
             own = json.dumps(given | {"url": host.url, "out": str(base), "only": only})
-            process = subprocess.Popen([*command, own], stdout=out, stderr=err, env=environment())
+            process = subprocess.Popen([*command, own], **files, env=environment())
             stack.callback(process.wait, timeout=30)
             stack.callback(process.terminate)  # the script closes its browser
-            started[version].append(Session(process, Path(out.name), Path(err.name)))
-        yield started
-
-
-@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda version: version or "its own front end")
-def results(request, sessions) -> dict[str, str | None]:
-    """What each check found wrong, by name."""
-    found: dict[str, str | None] = {}
-    for session in sessions[request.param]:
-        code = session.process.wait(timeout=SECONDS)
-        out = session.out.read_text()
-        assert code == 0 and out, f"the session did not end well:\n{session.err.read_text()[-3000:]}"
-        found |= {name: fault or found.get(name) for name, fault in json.loads(out).items()}
+            sessions.append((process, out, err))
+        for process, out, err in sessions:
+            code, said = process.wait(timeout=SECONDS), out.read_text()
+            assert code == 0 and said, f"the session did not end well:\n{err.read_text()[-3000:]}"
+            found |= {name: fault or found.get(name) for name, fault in json.loads(said).items()}
     return found
 
 
