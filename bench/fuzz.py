@@ -120,7 +120,8 @@ def drawn_sigmas(run: Run, model: Any) -> list[float]:
     sigmas = [high, *sigmas, *([0.0] if chance.random() < 0.7 else [])]
     if run.levels == "part":
         start = chance.randrange(len(sigmas))
-        return sigmas[start : chance.randint(start, len(sigmas))]
+        part = sigmas[start : chance.randint(start, len(sigmas))]
+        return [] if run.kind == "FLOW" and part == [1.0] else part  # there the host divides the latent by 0
     if run.levels == "repeated":
         k = chance.randrange(len(sigmas))
         return sigmas[:k] + [sigmas[k]] * chance.randint(1, 3) + sigmas[k:]
