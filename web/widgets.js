@@ -105,11 +105,11 @@ export function keepDigits(node) {
     options.maxFractionDigits = PLACES;
     widget.callback = function (...args) {
       callback?.apply(this, args);
-      const bounded = Math.min(Math.max(this.value, options.min), options.max);
+      const bounded = Math.min(Math.max(Number(this.value), options.min), options.max);
       this.value = Number(bounded.toFixed(PLACES)); // 0.1 + 0.2
     };
     say(widget, () => {
-      const { value } = widget;
+      const value = Number(widget.value); // a saved workflow may have a text there
       const hidden = Math.abs(value - Number(value.toFixed(options.precision)));
       return hidden > HIDDEN * Math.abs(value) ? short(value, DIGITS) : null;
     });
