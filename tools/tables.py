@@ -50,11 +50,13 @@ def _yes(fact: bool) -> str:
 
 
 def _evaluations(spec) -> str:
-    """Evaluations of a step in the middle of a run."""
-    if spec.adaptive:
-        return "2 or 3 an attempt"
+    """Evaluations of a step in the middle of a run, in words."""
+    return "2 or 3 an attempt" if spec.adaptive else str(_evaluations_of_a_step(spec))
+
+
+def _evaluations_of_a_step(spec) -> int:
     longer, shorter = ([float(s) for s in range(n, 0, -1)] for n in (9, 8))
-    return str(spec.nfe(longer) - spec.nfe(shorter))
+    return spec.nfe(longer) - spec.nfe(shorter)
 
 
 def _options(spec) -> str:
@@ -336,8 +338,12 @@ def _nearest(start: int, budget: int, rows: Sequence[Mapping[str, str]]) -> dict
     least = min(rows, key=_distance)
     limit = _distance(least) + float(least["frechet_many_error"])
     equal = [row for row in rows if _distance(row) <= limit]
-    spec = {row["sampler"]: SAMPLERS[_read(row["sampler"])[0]] for row in equal}
-    best = min(equal, key=lambda row: (_evaluations(spec[row["sampler"]]), -spec[row["sampler"]].order, _distance(row)))
+
+    def rank(row: Mapping[str, str]) -> tuple[int, int, float]:
+        spec = SAMPLERS[_read(row["sampler"])[0]]
+        return _evaluations_of_a_step(spec), -spec.order, _distance(row)
+
+    best = min(equal, key=rank)
     why = (
         f"{_measured(budget)} among samplers with added noise, one of the closest to samples of many steps (Fréchet "
         f"distance {_distance(best):.2g})."

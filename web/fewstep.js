@@ -130,7 +130,7 @@ app.registerExtension({
     if (plot) addPlot(node, plot);
     if (node.comfyClass === "FewStepLoadPlan") addBrowser(node);
     if (own || plot || panel) node.setSize([node.size[0], node.computeSize()[1]]);
-    node.setSize([Math.max(WIDTH, titled(node), chosen(node), node.size[0]), node.size[1]]);
+    node.setSize([Math.max(WIDTH, widthOfTitle(node), widthOfChoices(node), node.size[0]), node.size[1]]);
     if (STAYS.has(node.comfyClass)) find(node, "control_after_generate").value = "fixed";
     after(node, "onConfigure", () => own && fitWidgets(node, own, { saved: true }));
     after(node, "onConnectionsChange", refreshAll);
@@ -152,13 +152,13 @@ app.registerExtension({
 });
 
 /** The width in which the title of a node is whole, beside what the front ends put there. */
-function titled({ title }) {
+function widthOfTitle({ title }) {
   const wide = title.match(/[\u2e80-\uffef]/g)?.length ?? 0; // Chinese letters
   return BESIDE + LETTER * (title.length + wide);
 }
 
 /** The width in which what is chosen from lists stands whole beside its name. */
-function chosen({ widgets = [] }) {
+function widthOfChoices({ widgets = [] }) {
   const lists = widgets.filter(({ type, hidden }) => type === "combo" && !hidden);
   const letters = lists.map(({ name, label = name, value }) => `${label}${value}`.length);
   return AROUND + SLIM * Math.max(0, ...letters);
