@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class BrownianNoise:
 
     The order of the places makes the skeleton that all runs share: 0, then 4, 8, 16 ... or -4, -8, -16 ..., as far out
     as needed, then the middle of the interval that a level lies in, again and again, until the interval is no longer
-    than 1/4 and than four steps. In it the level itself is placed. So what a step gets is exact in distribution and
+    than 1/4 and than four steps, or `coarseness` times that. In it the level itself is placed. So what a step gets is exact in distribution and
     takes two to three draws, runs of different lengths agree at the skeleton, and that is the finer the more the steps.
 
     The path of an image depends on its seed and on the shape of one image: not on the batch, or on the dtype or the
@@ -56,6 +57,7 @@ class BrownianNoise:
             sample but the prediction, so that there is no path to follow. It takes one draw.
         ends: sigmas of the first and the last level of a run. They are placed before the levels between them, so that
             the parts of a run, each with the level where they meet among its ends, follow one path.
+        coarseness: how many times as long the intervals of the skeleton may be.
 
     Raises:
         ValueError: if a seed is no whole number, or there are not as many as images.
@@ -73,10 +75,11 @@ class BrownianNoise:
         device: torch.device | str = "cpu",
         white: bool = False,
         ends: Sequence[Scalar] = (),
+        coarseness: float = 1.0,
     ):
         self._seeds = _seeds_of_images(seed, len(x))
         self._shape, self._dtype, self._target = x.shape, x.dtype, x.device
-        self._flow, self._white = flow, white
+        self._flow, self._white, self._coarseness = flow, white, coarseness
         self._device = torch.device(device)
         self._places: dict[int, _Place] = {}
         self._ways: dict[float, list[_Place]] = {}  # of the last levels asked for
@@ -86,7 +89,7 @@ class BrownianNoise:
         self.draws = 0
         for sigma in ends:
             if math.isfinite(lam := _lambda(value(sigma), flow)):
-                self._way(lam, _WHITE_LEAF if white else _LEAF)
+                self._way(lam, self._longest(math.inf))
 
     def __call__(self, sigma: Scalar, sigma_next: Scalar) -> Tensor:
         (first, c), *others = self._terms(sigma, sigma_next)
@@ -117,7 +120,7 @@ class BrownianNoise:
         h = high - low if high > low else 0.0
         if h < _CLOSEST:
             raise ValueError(f"no noise between sigma = {s:.9g} and {t:.9g}: the levels are too close, use fewer steps")
-        longest = _WHITE_LEAF if self._white else min(_LEAF, _STEPS * h)
+        longest = self._longest(h)
         self._ways = {lam: self._ways.get(lam) or self._way(lam, longest) for lam in (low, high) if lam > -math.inf}
         if self._white:
             return [(self._normals(self._ways[high][-1].key), 1.0)]
@@ -135,6 +138,10 @@ class BrownianNoise:
         """Let go of all that is kept for the next draw; a later draw makes it again."""
         self._known.clear()
         self._spare.clear()
+
+    def _longest(self, h: float) -> float:
+        """How long an interval may be in which a level of a step of h is placed."""
+        return _WHITE_LEAF if self._white else self._coarseness * min(_LEAF, _STEPS * h)
 
     def _way(self, lam: float, longest: float) -> list[_Place]:
         """The places up to that of `lam` in the order in which they are drawn, each between two of those before it."""
@@ -180,12 +187,15 @@ class BrownianNoise:
 def noise_for(
     plan: Plan, x: Tensor, seed: int | Sequence[int], *, flow: bool = False, device: torch.device | str = "cpu"
 ) -> BrownianNoise:
-    """The noise that a plan is run with. The plan must add some."""
+    """The noise that a plan is run with. The plan must add some. Where a step adds it three times, the skeleton is four
+    times as coarse: its places would be too many beside those of the levels."""
     adding = [stage for stage in plan if stage.noise]
     white = all(stage.update.terms.keys() <= DENOISED.terms.keys() for stage in adding)
     first, *_, last = (stage.noise for stage in (*adding[:1], *adding))
     assert first is not None and last is not None
-    return BrownianNoise(x, seed, flow=flow, device=device, white=white, ends=(first.sigma, last.sigma_next))
+    ends, times = (first.sigma, last.sigma_next), max(Counter(stage.step for stage in adding).values())
+    coarseness = 4.0 if times > 2 else 1.0
+    return BrownianNoise(x, seed, flow=flow, device=device, white=white, ends=ends, coarseness=coarseness)
 
 
 @dataclass(eq=False, slots=True)
