@@ -42,8 +42,9 @@ class BrownianNoise:
 
     The order of the places makes the skeleton that all runs share: 0, then 4, 8, 16 ... or -4, -8, -16 ..., as far out
     as needed, then the middle of the interval that a level lies in, again and again, until the interval is no longer
-    than 1/4 and than four steps, or `coarseness` times that. In it the level itself is placed. So what a step gets is exact in distribution and
-    takes two to three draws, runs of different lengths agree at the skeleton, and that is the finer the more the steps.
+    than 1/4 and than four steps, or `coarseness` times that. In it the level itself is placed. So what a step gets is
+    exact in distribution and takes two to three draws, runs of different lengths agree at the skeleton, and that is the
+    finer the more the steps.
 
     The path of an image depends on its seed and on the shape of one image: not on the batch, or on the dtype or the
     device of `x`. It is drawn on the CPU in float32, or on `device`, whose generator gives other numbers.

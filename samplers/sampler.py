@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import detail
+from .gaussian import too_long
 from .integrate import AdaptiveSolver, Model, NoiseSampler, check_sample, integrate
 from .levels import REPEATS, GivenLevels, Levels, check_run, read_run, read_sigmas
 from .noise import BrownianNoise, noise_for, random_seed
@@ -151,7 +152,8 @@ class SamplerSpec(Spec):
             return PreparedRun(self, run, _make_plan(self.solver, run, of_solver), checked)
         values = read_sigmas(sigmas)
         planned = _planned if len(values) > _LONG else _cached_plan
-        return PreparedRun(self, *planned(self.solver, values, flow, model_shift, tuple(of_solver.items())), checked)
+        run, stages, missed_by = planned(self.solver, values, flow, model_shift, tuple(of_solver.items()))
+        return PreparedRun(self, run, stages, checked, missed_by)
 
     def plan(
         self, sigmas: Tensor | Sequence[float], *, flow: bool = False, model_shift: float = 1.0, **options: Any
@@ -248,6 +250,21 @@ class PreparedRun(NamedTuple):
     options: Mapping[str, Any]
     """All of the sampler's, checked."""
 
+    missed_by: float | None = None
+    """See `too_long`."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of the levels."""
+        said = [REPEATS] if self.run.repeats else []
+        if self.missed_by is not None:
+            said.append(
+                "a step is too long for this sampler: even normally distributed data would come out wrong by "
+                f"{self.missed_by:.1f} standard deviations, and ddim does better with the same sigmas. Use more steps, "
+                "another sampler or a plan"
+            )
+        return said
+
     @property
     def plan(self) -> Plan:
         """The stages.
@@ -287,8 +304,8 @@ class PreparedRun(NamedTuple):
                 device = x.device if self.options.get(NOISE_DEVICE.name) == "gpu" else "cpu"
                 seeds, flow = _noise_seed(seed, extra_args or {}), self.run.levels.flow
                 own_noise = noise_for(stages, x, seeds, flow=flow, device=device)
-        if self.run.repeats:
-            logging.warning("%s: %s", self.spec.id, REPEATS)
+        for text in self.warnings:
+            logging.warning("%s: %s", self.spec.id, text)
         try:
             return integrate(
                 model,
@@ -367,9 +384,10 @@ _LONG = 200  # levels of a plan that is not worth keeping
 
 def _planned(
     solver: Solver, sigmas: tuple[float, ...], flow: bool, shift: float, options: tuple[tuple[str, Any], ...]
-) -> tuple[GivenLevels, Plan]:
-    run = check_run(sigmas, flow, shift)
-    return run, _make_plan(solver, run, dict(options))
+) -> tuple[GivenLevels, Plan, float | None]:
+    run, chosen = check_run(sigmas, flow, shift), dict(options)
+    stages = _make_plan(solver, run, chosen)
+    return run, stages, None if chosen.get(detail.DETAIL.name) else too_long(stages, run.levels)
 
 
 _cached_plan = functools.lru_cache(maxsize=64)(_planned)  # artists run the same few schedules over and over

@@ -50,9 +50,9 @@ def say(text: str) -> None:
     _write(said=text)
 
 
-def warn(warnings: Sequence[str]) -> None:
-    """In the log, and on the node that is running."""
-    for warning in warnings:
+def warn(warnings: Sequence[str], *, logged: bool = False) -> None:
+    """In the log, unless they are `logged` by others, and on the node that is running."""
+    for warning in () if logged else warnings:
         logging.warning(warning)
     if warnings:
         say("\n".join(f"Warning: {warning}." for warning in warnings))

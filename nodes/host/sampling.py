@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...samplers import SamplerSpec, ScheduleSpec
 from ...samplers.calibrated import CalibratedPlan
 from ...samplers.calibrated.published import PUBLISHED
-from ...samplers.levels import read_sigmas
+from ...samplers.levels import pure_noise, read_sigmas
 from .bottleneck import Bottleneck
 from .display import warn
 from .guider import (
@@ -82,7 +82,14 @@ def sampler_function(spec: SamplerSpec) -> SamplerFunction:
         if spec.stochastic:
             seed = (extra_args or {}).get("seed") if seed is None else seed
             seed = image_seeds(model, x, seed) or seed
-        warn([*_step_cache(extra_args), *student_warnings(model, spec.id, run.given)])
+        warn(
+            [
+                *_step_cache(extra_args),
+                *_ends_in_noise(run.given, levels.flow),
+                *student_warnings(model, spec.id, run.given),
+            ]
+        )
+        warn(run.prepared.warnings, logged=True)
         if spec.takes_apart:
             guider = guider_of(model)
             guidance = run_guidance(guider)
@@ -164,11 +171,13 @@ def _sample_plan(
     check_plan(plan, fingerprint(patcher))
     network = patcher.model.diffusion_model if plan.predictor is not None and see_bottleneck else None
     with guidance_of_run(guider) as guidance, Bottleneck(network) as bottleneck:
+        given = plan.recipe.sigmas if sigmas is None else read_sigmas(sigmas)
         warnings = [
             *_other_guidance(plan, run_scale(guider, guidance)),
             *_other_size(plan, x),
             *_step_cache(extra_args),
-            *student_warnings(model, plan.recipe.base, plan.recipe.sigmas if sigmas is None else read_sigmas(sigmas)),
+            *_ends_in_noise(given, plan.recipe.flow),
+            *student_warnings(model, plan.recipe.base, given),
         ]
         warn(warnings)
         run = published or follow(plan, sigmas, predicts=bottleneck.sees)
@@ -193,6 +202,16 @@ def _step_cache(extra_args: Mapping[str, Any] | None) -> list[str]:
     return [
         f"{cache} answers for the network in some steps. In our measurements of EasyCache and LazyCache, fewer steps "
         "without a cache gave a smaller error at the same cost (docs/CACHES.md)"
+    ]
+
+
+def _ends_in_noise(sigmas: Sequence[float], flow: bool) -> list[str]:
+    """A warning of a run of a rectified-flow model that ends at sigma = 1, be it without a step."""
+    if not (flow and sigmas and pure_noise(sigmas[-1]) == 1):
+        return []
+    return [
+        "the sigmas end at 1, which is pure noise for this model. Nothing is left of the latent, since ComfyUI divides "
+        "it by 1 - sigma: end at a lower sigma (in SplitSigmas: after one step or more)"
     ]
 
 

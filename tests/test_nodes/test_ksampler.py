@@ -306,6 +306,28 @@ def test_a_step_cache_is_told_on_the_node_that_samples(comfyui, eps_model, monke
     assert len(shown) == 2 and all(text.startswith(f"Warning: {cache} answers for the network") for text in shown)
 
 
+def test_steps_that_are_too_long_are_told_on_the_node_that_samples(comfyui, eps_model, monkeypatch):
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
+    sample(comfyui, eps_model, sampler_name="heun", steps=3)
+    assert len(shown) == 1 and shown[0].startswith("Warning: a step is too long for this sampler")
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_run_that_ends_in_pure_noise_is_told_of(comfyui, monkeypatch, planned):
+    """SplitSigmas at 0: the host then divides the latent by 1 - sigma = 0, whatever the sampler."""
+    shown: list[str] = []
+    monkeypatch.setattr(module(comfyui, "host.display"), "say", shown.append)
+    model, whole = small_model("FLOW"), (1.0, 0.7, 0.3, 0.0)
+    sampling = module(comfyui, "host.sampling")
+    plan = CalibratedPlan(Recipe("dpmpp_2m", whole, flow=True))
+    solver = sampling.plan_sampler(plan) if planned else comfyui.nodes["FewStepSampler"].execute("dpmpp_2m").result[0]
+    high, low = comfyui.nodes["SplitSigmas"].execute(torch.tensor(whole), 0).result
+    for sigmas in (high, low):
+        wired(comfyui, model, solver, sigmas)
+    assert len(shown) == 1 and shown[0].startswith("Warning: the sigmas end at 1, which is pure noise for this model")
+
+
 class Pack:
     """A node that puts options on a model, and wraps the network in a function that is defined in it."""
 
