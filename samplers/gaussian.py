@@ -68,9 +68,10 @@ def _on_trajectory(levels: Levels, i: int) -> complex:
 
 
 def _distance(x: complex, levels: Levels) -> float:
-    """Of the last sample from its trajectory, in units of its standard deviation."""
+    """Of the last sample from its trajectory, in units of its standard deviation; inf where float64 cannot hold it."""
     end = _on_trajectory(levels, -1)
-    return abs(x - end) / end.real
+    distance = math.hypot(x.real - end.real, x.imag - end.imag) / end.real  # of a complex number, abs may overflow
+    return math.inf if math.isnan(distance) else distance
 
 
 def _denoised(x: complex, sigma: float, flow: bool) -> complex:

@@ -109,6 +109,19 @@ def test_usual_runs_are_not_warned_of(spec):
         assert spec.prepare(flow, flow=True).missed_by is None
 
 
+@pytest.mark.parametrize(
+    ("id", "flow", "sigmas", "told"),
+    [
+        ("sa_solver", False, [5.9e-161, 14.6, 1e5], math.inf),  # a sample beyond float64
+        ("heun", False, [1e38, 1.0, 5e-324, 0.0], math.inf),  # a coefficient
+        ("ddim", False, [5e-324, 1e-300, 1e-10, 1.0, 1e20, 3.4e38], None),  # neither can be computed
+        ("euler", True, [5e-324, 0.99999994], None),
+    ],
+)
+def test_what_float64_cannot_hold_is_no_small_error(id, flow, sigmas, told):
+    assert SAMPLERS[id].prepare(sigmas, flow=flow).missed_by == told
+
+
 def test_the_log_says_that_a_step_is_too_long(caplog):
     sigmas = SCHEDULES["karras"].function(3, 0.0292, 14.6146)
     with caplog.at_level(logging.WARNING):
