@@ -18,13 +18,15 @@ MULTIPLE = 1.5
 
 def too_long(plan: Plan, levels: Levels) -> float | None:
     """By how many standard deviations a plan misses Gaussian data, where that is much and steps of order 1 do better;
-    None where not, and for a plan with noise.
+    None where not, where float64 cannot hold it, and for a plan with noise.
 
     A step that is too long for the order of a sampler throws the sample away from the trajectory, whatever the data.
     """
     if len(levels) < 2 or any(stage.noise for stage in plan):
         return None
     error = gaussian_error(plan, levels)
+    if math.isinf(error):  # nothing is known, and the run itself says that its sample overflows
+        return None
     return error if error > max(FARTHEST, MULTIPLE * first_order_error(levels)) else None
 
 

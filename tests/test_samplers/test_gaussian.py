@@ -110,16 +110,16 @@ def test_usual_runs_are_not_warned_of(spec):
 
 
 @pytest.mark.parametrize(
-    ("id", "flow", "sigmas", "told"),
+    ("id", "flow", "sigmas"),
     [
-        ("sa_solver", False, [5.9e-161, 14.6, 1e5], math.inf),  # a sample beyond float64
-        ("heun", False, [1e38, 1.0, 5e-324, 0.0], math.inf),  # a coefficient
-        ("ddim", False, [5e-324, 1e-300, 1e-10, 1.0, 1e20, 3.4e38], None),  # neither can be computed
-        ("euler", True, [5e-324, 0.99999994], None),
+        ("sa_solver", False, [5.9e-161, 14.6, 1e5]),  # a sample beyond float64
+        ("heun", False, [1e38, 1.0, 5e-324, 0.0]),  # a coefficient
+        ("ddim", False, [5e-324, 1e-300, 1e-10, 1.0, 1e20, 3.4e38]),
+        ("euler", True, [5e-324, 0.99999994]),
     ],
 )
-def test_what_float64_cannot_hold_is_no_small_error(id, flow, sigmas, told):
-    assert SAMPLERS[id].prepare(sigmas, flow=flow).missed_by == told
+def test_what_float64_cannot_hold_is_not_judged(id, flow, sigmas):
+    assert SAMPLERS[id].prepare(sigmas, flow=flow).missed_by is None
 
 
 def test_the_log_says_that_a_step_is_too_long(caplog):
