@@ -12,7 +12,7 @@ FLOORS = [  # of samplers/, from below; an entry is a module or a folder
     {"phi", "checks", "distributed"},
     {"levels", "options"},
     {"plan", "noise", "spec"},
-    {"integrate", "detail"},
+    {"integrate", "detail", "gaussian"},
     {"processes", "sampler", "schedule", "denoisers", "guidance", "trajectory", "inversion"},
     {"solvers", "schedules", "chain"},
     {"calibrated", "distill"},
