@@ -387,7 +387,8 @@ def _planned(
 ) -> tuple[GivenLevels, Plan, float | None]:
     run, chosen = check_run(sigmas, flow, shift), dict(options)
     stages = _make_plan(solver, run, chosen)
-    return run, stages, None if chosen.get(detail.DETAIL.name) else too_long(stages, run.levels)
+    other_ends = chosen.get(detail.DETAIL.name) or chosen.get(S_NOISE.name) == 0  # meant to leave the ODE, or the SDE
+    return run, stages, None if other_ends else too_long(stages, run.levels)
 
 
 _cached_plan = functools.lru_cache(maxsize=64)(_planned)  # artists run the same few schedules over and over

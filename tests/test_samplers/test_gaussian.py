@@ -130,4 +130,5 @@ def test_the_log_says_that_a_step_is_too_long(caplog):
         caplog.clear()
         SAMPLERS["heun"].function(denoiser, X1 * sigmas[0], sigmas.double(), disable=True, detail=0.1)
         SAMPLERS["dpmpp_2m"].function(denoiser, X1 * sigmas[0], sigmas.double(), disable=True)
+        SAMPLERS["ddpm"].function(denoiser, X1 * sigmas[0], sigmas.double(), disable=True, s_noise=0.0)
     assert not caplog.text
