@@ -188,14 +188,14 @@ class BrownianNoise:
 def noise_for(
     plan: Plan, x: Tensor, seed: int | Sequence[int], *, flow: bool = False, device: torch.device | str = "cpu"
 ) -> BrownianNoise:
-    """The noise that a plan is run with. The plan must add some. Where a step adds it three times, the skeleton is four
-    times as coarse: its places would be too many beside those of the levels."""
+    """The noise that a plan is run with. The plan must add some. Where a step adds it three times, at two places
+    within and at its end, the skeleton is four times as coarse: its places would be too many beside the levels."""
     adding = [stage for stage in plan if stage.noise]
     white = all(stage.update.terms.keys() <= DENOISED.terms.keys() for stage in adding)
     first, *_, last = (stage.noise for stage in (*adding[:1], *adding))
     assert first is not None and last is not None
-    ends, times = (first.sigma, last.sigma_next), max(Counter(stage.step for stage in adding).values())
-    coarseness = 4.0 if times > 2 else 1.0
+    within = Counter(stage.step for stage in adding if not stage.completes)
+    ends, coarseness = (first.sigma, last.sigma_next), 4.0 if max(within.values(), default=0) > 1 else 1.0
     return BrownianNoise(x, seed, flow=flow, device=device, white=white, ends=ends, coarseness=coarseness)
 
 

@@ -690,6 +690,19 @@ def test_noise_takes_few_draws(spec, flow, schedule, steps, most):
     assert noise.draws <= most * steps
 
 
+@pytest.mark.parametrize("restarts", [1, 4])
+def test_restarts_are_no_places_within_a_step(restarts):
+    """However often noise is added again, it is that of the usual skeleton."""
+    x, spec = torch.zeros(1, 1, 8, 8), SAMPLERS["restart"]
+    adding = [stage.noise for stage in spec.plan(EDM_LEVELS, restarts=restarts) if stage.noise]
+    noise = BrownianNoise(x, 1, ends=(adding[0].sigma, adding[-1].sigma_next))
+    own, usual = (
+        spec.function(lambda x, sigma: x * 0.5, x, EDM_LEVELS, disable=True, restarts=restarts, **source)
+        for source in ({"seed": 1}, {"noise_sampler": noise})
+    )
+    assert torch.equal(own, usual)
+
+
 STORED_STEPS = {
     False: [(14.6, 7.0), (7.0, 2.2), (2.2, 0.3), (0.3, 0.03)],
     True: [(1.0, 0.97), (0.97, 0.5), (0.5, 0.02)],
