@@ -10,10 +10,10 @@ from .phi import value
 from .plan import DENOISED, UNCONDITIONAL, Combination, Plan
 
 FARTHEST = 0.5
-"""Of such data a run is warned of that misses them by more standard deviations than this, and by more than"""
+"""A run that misses Gaussian data by no more standard deviations is not warned of."""
 
 MULTIPLE = 1.5
-"""times as many as steps of order 1."""
+"""Neither is one that misses them by no more than this many times what steps of order 1 do."""
 
 
 def too_long(plan: Plan, levels: Levels) -> float | None:
@@ -27,7 +27,8 @@ def too_long(plan: Plan, levels: Levels) -> float | None:
     error = gaussian_error(plan, levels)
     if math.isinf(error):  # nothing is known, and the run itself says that its sample overflows
         return None
-    return error if error > max(FARTHEST, MULTIPLE * first_order_error(levels)) else None
+    much = error > FARTHEST and error > MULTIPLE * first_order_error(levels)
+    return error if much else None
 
 
 def gaussian_error(plan: Plan, levels: Levels) -> float:

@@ -387,8 +387,8 @@ def _planned(
 ) -> tuple[GivenLevels, Plan, float | None]:
     run, chosen = check_run(sigmas, flow, shift), dict(options)
     stages = _make_plan(solver, run, chosen)
-    other_ends = chosen.get(detail.DETAIL.name) or chosen.get(S_NOISE.name) == 0  # meant to leave the ODE, or the SDE
-    return run, stages, None if other_ends else too_long(stages, run.levels)
+    leaves_path = chosen.get(detail.DETAIL.name) or chosen.get(S_NOISE.name) == 0  # on purpose, whatever its steps
+    return run, stages, None if leaves_path else too_long(stages, run.levels)
 
 
 _cached_plan = functools.lru_cache(maxsize=64)(_planned)  # artists run the same few schedules over and over
